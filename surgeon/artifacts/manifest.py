@@ -1,0 +1,211 @@
+"""What a bundle says about itself: `manifest.json`, as dataclasses. Torch-free.
+
+The same facts, less file hashes and verification, stand in each ONNX file's `metadata_props` under `surgeon`, as JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+from surgeon.errors import SurgeonError
+
+SCHEMA = 1
+"""Version of the manifest's layout; another version is refused, not guessed at."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """Where the network comes from."""
+
+    name: str
+    source: str  # what `surgeon export` was given: a name, `package.module:factory` or a file
+    weights: str  # a file's name, a torchvision weights name, or "random"
+    licence: str  # of the weights; "unknown" where nobody said
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Choices that are baked into the artifacts at export."""
+
+    gate: str = "soft"  # soft, hard, guided, deconvnet
+    pool: str = "soft"  # soft, hard: the backward of max pooling
+    gate_scope: str = "all"  # all, modules: with "modules", functional ReLUs keep the hard gate, as in the reference
+    edges: str = "lower"  # lower, both: which edges of ReLU6, hardtanh and clamp are softened
+    at: str | None = None  # the layer whose output takes the cotangent; None is the network's own output
+    objective: str = "logit"  # logit, cross-entropy, energy
+    step: str = "unit"  # unit: g/|g|; relative: g/|g| * |x|; raw: g
+    norm: str = "2"  # 1, 2, inf: the norm of step and radius
+    precision: str = "fp32"
+    opset: int = 18
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Values of the runtime inputs that a caller may leave out."""
+
+    temperature: float = 0.3
+    step_size: float = 20.0  # in units of `Recipe.norm` over the whole image in its value range
+    radius: float = 100.0  # likewise; inf switches the projection off
+    steps: int = 5
+
+
+@dataclass(frozen=True)
+class Image:
+    """How a photo becomes an input: decode to RGB, resize, centre crop, scale [0, 255] to `range`.
+
+    A square photo is resized to height x width at once. `mean` and `std` are applied inside the artifact, to pixels in
+    [0, 1]; they are stated here so that nobody applies them twice.
+    """
+
+    channels: int = 3
+    height: int = 224
+    width: int = 224
+    range: tuple[float, float] = (-1.0, 1.0)
+    margin: float = 0.0  # an ascent clamps to [low - margin, high + margin]; inf switches the clamp off
+    resize: int = 256  # the shorter side, before the centre crop
+    interpolation: str = "bilinear"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output of an artifact. `shape` holds integers, and names for dimensions that may vary."""
+
+    name: str
+    dtype: str  # numpy's name: float32, int64
+    shape: tuple[int | str, ...]
+    meaning: str
+    default: float | int | None = None
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One file that computes something: what it takes and gives, in order."""
+
+    format: str  # onnx, torchscript
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of the bundle, by content."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One gate or pool of the network, and the rule that its backward follows."""
+
+    node: str  # name of the forward node in the graph
+    module: str  # dotted name in the source module; "" for the root
+    op: str  # ATen operator, such as aten.relu.default
+    kind: str  # gate, pool
+    rule: str  # soft, hard, guided, deconvnet
+    shape: tuple[int | str, ...]  # of the pre-activation
+    temperature: float | None = None  # None: the runtime input
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One line of the verification report: what was compared with what, and how far apart they were."""
+
+    artifact: str  # file name
+    quantity: str  # output, pullback, perturbed, score
+    condition: str  # such as "batch 3, T 0.7"
+    error: float  # relative L2
+    tolerance: float
+    provider: str  # such as CPUExecutionProvider, or torch for TorchScript
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A bundle's own account of itself."""
+
+    model: Model
+    recipe: Recipe
+    defaults: Defaults
+    image: Image | None  # None where the input is not a picture
+    labels: tuple[str, ...] | None
+    gates: tuple[Gate, ...]
+    artifacts: dict[str, Artifact] = field(default_factory=dict)  # by file name
+    files: dict[str, File] = field(default_factory=dict)  # by file name; the manifest itself is not among them
+    versions: dict[str, str] = field(default_factory=dict)
+    verification: tuple[Comparison, ...] = ()
+    schema: int = SCHEMA
+
+    def to_json(self) -> str:
+        """The text of `manifest.json`: strict JSON, except that infinite numbers are written as strings."""
+        return json.dumps(_plain(dataclasses.asdict(self)), indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Read what `to_json` wrote.
+
+        Raises SurgeonError where the text is not JSON, has another schema version, or lacks or adds a field.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise SurgeonError(f"the manifest is not JSON ({error})", "Export the bundle again") from error
+        schema = data.get("schema") if isinstance(data, dict) else None
+        if schema != SCHEMA:
+            raise SurgeonError(
+                f"the bundle has schema version {schema}, and this surgeon reads version {SCHEMA}",
+                "Export the bundle again with this version",
+            )
+        try:
+            return typing.cast("Manifest", _build(cls, data))
+        except (TypeError, ValueError, KeyError) as error:
+            raise SurgeonError(f"the manifest is damaged ({error})", "Export the bundle again") from error
+
+
+def _plain(value: Any) -> Any:
+    """`value` with infinities as strings, since JSON has no number for them."""
+    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _build(kind: Any, data: Any) -> Any:
+    """`data`, as JSON gave it, as a value of the annotated type `kind`."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if data is None and type(None) in arguments:
+            return None
+        options = [option for option in arguments if option is not type(None)]
+        if len(options) == 1:
+            return _build(options[0], data)
+        if type(data) not in options:
+            raise TypeError(f"{data!r} is none of {options}")
+        return data
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        return kind(**{name: _build(hints[name], item) for name, item in data.items()})
+    if origin is tuple:
+        items = arguments[:1] * len(data) if arguments[-1] is Ellipsis else arguments
+        return tuple(_build(item, value) for item, value in zip(items, data, strict=True))
+    if origin is dict:
+        return {key: _build(arguments[1], value) for key, value in data.items()}
+    if kind is float:
+        return float(data)
+    if not isinstance(data, kind):
+        raise TypeError(f"{data!r} is not {kind.__name__}")
+    return data

@@ -1,0 +1,36 @@
+"""The one family of errors that surgeon raises on purpose; the command line turns them into one line each."""
+
+
+class SurgeonError(Exception):
+    """Something named went wrong, and the user can act on it.
+
+    `message` names what is wrong, `remedy` says what to do about it; `exit_code` is what the command line ends with.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message}. {self.remedy}" if self.remedy else self.message
+
+
+class VerificationError(SurgeonError):
+    """An artifact does not compute what autograd computes, within its tolerance."""
+
+    exit_code = 3
+
+
+class ConversionError(SurgeonError):
+    """A network, or one operator of it, cannot be rewritten; the message names the node and its source module."""
+
+    exit_code = 4
+
+
+class ProviderError(SurgeonError):
+    """The execution provider that was asked for is not there; nothing falls back to another one."""
+
+    exit_code = 5
