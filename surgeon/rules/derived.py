@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._decomp import core_aten_decompositions
 from torch._ops import OpOverload
 from torch.fx import GraphModule
+from torch.fx.experimental import _config as fx_config
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
@@ -39,17 +40,19 @@ class DerivedRule:
         self._operator, self._keywords = operator, keywords
         self._active, self._outputs = list(active), outputs
         leaves, self._spec = pytree.tree_flatten(arguments)
-        self._tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        self._varying = [i for i, leaf in enumerate(leaves) if isinstance(leaf, (Tensor, torch.SymInt))]
         self._graph = self._trace([_example(leaf) for leaf in leaves])
 
     def _trace(self, leaves: list[Any]) -> GraphModule:
-        tensors = [leaves[i] for i in self._tensors]
+        varying = [leaves[i] for i in self._varying]
         shapes = self._select(self._call(leaves))
         cotangents = [torch.zeros_like(out) for out in shapes]
         try:
-            return make_fx(
-                self._pull(leaves), tracing_mode="symbolic", decomposition_table=core_aten_decompositions()
-            )(cotangents, tensors)
+            # No duck sizing: a batch that happens to equal another size must not stand for it.
+            with fx_config.patch(use_duck_shape=False):
+                return make_fx(
+                    self._pull(leaves), tracing_mode="symbolic", decomposition_table=core_aten_decompositions()
+                )(cotangents, varying)
         except (RuntimeError, NotImplementedError, TypeError) as error:
             raise ConversionError(
                 f"PyTorch gives no exportable derivative for {self._operator} ({str(error).splitlines()[0]})",
@@ -62,20 +65,20 @@ class DerivedRule:
     def _select(self, out: Any) -> list[Tensor]:
         return [out] if self._outputs is None else [out[i] for i in self._outputs]
 
-    def _pull(self, leaves: list[Any]) -> Callable[[list[Tensor], list[Tensor]], list[Tensor]]:
-        """cotangents, tensors -> cotangents of the active ones among the tensors."""
-        active = [i for i in self._tensors if self._active[i]]
+    def _pull(self, leaves: list[Any]) -> Callable[[list[Tensor], list[Any]], list[Tensor]]:
+        """cotangents, tensors and symbolic sizes -> cotangents of the active ones among the tensors."""
+        active = [i for i in self._varying if self._active[i]]
 
-        def pull(cotangents: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
+        def pull(cotangents: list[Tensor], varying: list[Any]) -> list[Tensor]:
             values = list(leaves)
-            for i, tensor in zip(self._tensors, tensors, strict=True):
-                values[i] = tensor
+            for i, value in zip(self._varying, varying, strict=True):
+                values[i] = value
 
             def forward(*inputs: Tensor) -> list[Tensor]:
-                varied = list(values)
+                arguments = list(values)
                 for i, value in zip(active, inputs, strict=True):
-                    varied[i] = value
-                return self._select(self._call(varied))
+                    arguments[i] = value
+                return self._select(self._call(arguments))
 
             _, vjp = torch.func.vjp(forward, *(values[i] for i in active))
             return list(vjp(cotangents))
@@ -86,9 +89,9 @@ class DerivedRule:
         leaves, spec = pytree.tree_flatten(arguments)
         outs, gs = self._select(out), [g] if self._outputs is None else [g[i] for i in self._outputs]
         cotangents = [torch.zeros_like(o) if c is None else c for c, o in zip(gs, outs, strict=True)]
-        pulled = self._graph(cotangents, [leaves[i] for i in self._tensors])
+        pulled = self._graph(cotangents, [leaves[i] for i in self._varying])
         entries: list[Any] = [None] * len(leaves)
-        for i, cotangent in zip([i for i in self._tensors if self._active[i]], pulled, strict=True):
+        for i, cotangent in zip([i for i in self._varying if self._active[i]], pulled, strict=True):
             entries[i] = cotangent
         return tuple(pytree.tree_unflatten(entries, spec))
 

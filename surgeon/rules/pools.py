@@ -103,9 +103,9 @@ class Windows:
             y = torch.where(self._inside(x), y, _NEVER)
         e = torch.exp(y)
         weighted = e * y
-        share = g.unsqueeze(2) / e.sum(2, keepdim=True)
-        offset = 1 - weighted.sum(2, keepdim=True) / e.sum(2, keepdim=True)
-        spread = (e * offset + weighted) * share
+        total = e.sum(2, keepdim=True)
+        share = g.unsqueeze(2) / total
+        spread = e * (share * (1 - weighted.sum(2, keepdim=True) / total)) + weighted * share
         return transposed_convolve(
             spread.flatten(1, 2), kernels, self.size, self.stride, self.padding, self.dilation, channels
         )
