@@ -240,25 +240,25 @@ def _ascent(pullback: ModelProto, objective: GraphProto, step: GraphProto) -> Mo
     body_nodes = _needed([*_climbing(pullback, objective), *step.node], ["perturbed", "pullback", "score"])
     inputs = [image, *_read(body_nodes, ports), _scalar("step_size"), _scalar("radius"), _scalar("steps", TensorProto.INT64)]
     invariant, varying = _split_by(body_nodes, "input")
-    inner = {name: "step/" + name for node in varying for name in node.output}
-    inner["input"] = "step/input"
+    inner = {name: "each/" + name for node in varying for name in node.output}
+    inner["input"] = "each/input"
     # `origin` is the image that the loop started from, which the body sees from outside under its own name.
     outer = {"origin": "input"}
     varying = [_copied(node) for node in varying]
     _rename(varying, {**inner, **outer})
     for node in varying:
-        node.name = "step/" + node.name
+        node.name = "each/" + node.name
     body = helper.make_graph(
-        [helper.make_node("Identity", ["step/going"], ["step/goes"]), *varying],
+        [helper.make_node("Identity", ["each/going"], ["each/goes"]), *varying],
         "step",
         [
-            helper.make_tensor_value_info("step/index", TensorProto.INT64, []),
-            helper.make_tensor_value_info("step/going", TensorProto.BOOL, []),
-            _like(image, "step/input"),
-            _like(image, "step/previous"),
+            helper.make_tensor_value_info("each/index", TensorProto.INT64, []),
+            helper.make_tensor_value_info("each/going", TensorProto.BOOL, []),
+            _like(image, "each/input"),
+            _like(image, "each/previous"),
         ],
         [
-            helper.make_tensor_value_info("step/goes", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("each/goes", TensorProto.BOOL, []),
             _like(image, inner["perturbed"]),
             _like(image, inner["pullback"]),
             helper.make_tensor_value_info(inner["score"], TensorProto.FLOAT, [BATCH]),
