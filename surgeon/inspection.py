@@ -40,7 +40,11 @@ class FileReport:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A bundle or one ONNX file, described. `facts` is the manifest as plain data; empty where there is none."""
+    """A bundle or one ONNX file, described.
+
+    `manifest` is the bundle's, or the facts that surgeon wrote into the file (without files and verification); None
+    for an ONNX file from elsewhere. `facts` is the same as plain data.
+    """
 
     path: str
     files: tuple[FileReport, ...]
@@ -74,8 +78,10 @@ def inspect(path: str | Path) -> Inspection:
     if target.suffix != ".onnx":
         raise SurgeonError(f"{target} is neither a bundle's folder nor an .onnx file", "Give one of those")
     model = _load(target)
-    facts = _embedded_facts(target, model)
-    return Inspection(str(target), (_report(target, model, ()),), facts)
+    text = next((entry.value for entry in model.metadata_props if entry.key == "surgeon"), None)
+    manifest = Manifest.from_json(text) if text is not None else None
+    facts = json.loads(text) if text is not None else {}
+    return Inspection(str(target), (_report(target, model, ()),), facts, manifest)
 
 
 def _inspect_bundle(bundle: Bundle) -> Inspection:
@@ -155,15 +161,3 @@ def _load(path: Path) -> onnx.ModelProto:
     if not model.graph.node and not model.opset_import:  # an empty or foreign file may parse as an empty message
         raise SurgeonError(f"{path} is not an ONNX file that can be read", "See that the file is whole")
     return model
-
-
-def _embedded_facts(path: Path, model: onnx.ModelProto) -> dict[str, Any]:
-    """The manifest's facts that surgeon wrote into the file; empty for a file of somebody else's."""
-    for entry in model.metadata_props:
-        if entry.key == "surgeon":
-            try:
-                facts = json.loads(entry.value)
-            except ValueError as error:
-                raise SurgeonError(f"the metadata of {path} is not JSON ({error})", "Export it again") from error
-            return facts if isinstance(facts, dict) else {}
-    return {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import textwrap
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -242,5 +241,12 @@ def _shorten(text: str, size: int, width: int) -> str:
 
 
 def _lines(text: str, width: int) -> list[str]:
-    """`text` in lines that fit the canvas, at about 6.5 pixels a letter."""
-    return textwrap.wrap(text, max(20, int((width - 2 * _MARGIN) / 6.5)))
+    """`text` in lines that fit the canvas."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and _font(13).getlength(longer) <= width - 2 * _MARGIN:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines

@@ -103,7 +103,10 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
     if missing:
         raise SurgeonError(f"the bundle lacks {', '.join(missing)}, which its manifest describes")
     sealed = dataclasses.replace(manifest, files=files)
-    (folder / MANIFEST).write_text(sealed.to_json(), encoding="utf-8")
+    written = folder / MANIFEST
+    written.write_text(sealed.to_json(), encoding="utf-8")
+    for name in files:  # onnx writes weights that only their owner may read
+        (folder / name).chmod(written.stat().st_mode)
     return sealed
 
 

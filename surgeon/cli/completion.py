@@ -7,7 +7,6 @@ from click.shell_completion import get_completion_class
 
 from surgeon.errors import SurgeonError
 
-
 EXAMPLES = """\b
 Examples:
   bash:  eval "$(surgeon completion bash)"              in ~/.bashrc

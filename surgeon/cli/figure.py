@@ -26,7 +26,7 @@ ALMOST_ZERO = 1e-6
 EXAMPLES = """\b
 Examples:
   surgeon figure exported/lite0 cat.jpg fish.jpg -o figure.png
-  surgeon figure exported/lite0 *.jpg --against exported/lite0-hard --target tench --target "golf ball""""
+  surgeon figure exported/lite0 *.jpg --against exported/lite0-hard --target tench --target "golf ball"\n"""
 
 
 @click.command("figure", epilog=EXAMPLES)
@@ -179,7 +179,7 @@ def _climb(
     after = softmax(step.output)
     assert before is not None
     for place, index in enumerate(row):
-        change = f"{100 * before[place, index]:.0f} → {100 * after[place, index]:.0f} %"
+        change = f"{100 * before[place, index]:.0f} % to {100 * after[place, index]:.0f} %"
         caption = f"{_name(session, index)}, {change}" if named else change
         cells.append(_cell(difference(image, step.perturbed[place]), caption, framed=index == own))
     return cells

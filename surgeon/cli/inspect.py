@@ -49,7 +49,8 @@ def command(path: Path, gates: bool, classes: bool, as_json: bool) -> None:
         _print_file(console, file)
     if manifest is not None:
         _print_gates(console, manifest, every=gates)
-        _print_verification(console, manifest)
+        if manifest.files:  # a bundle: a lone file does not know how its verification went
+            _print_verification(console, manifest)
         if classes:
             _print_classes(console, manifest)
     _print_sizes(console, inspection)

@@ -211,12 +211,17 @@ def _interrupted(results: list[Any], photos: Sequence[Path], output: Path) -> Ex
 
 def _print_result(console: Any, result: dict[str, Any], settings: dict[str, Any]) -> None:
     """The photo's most probable classes before and after, side by side."""
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
     target, score = result["target"], result["score"]
-    heading = f"{result['photo']} → {target['label']} ({target['index']})" if target else result["photo"]
-    table = Table(title=Text(heading, style="bold"), title_justify="left")
+    towards = f" → {target['label']} ({target['index']})" if target else ""
+    console.print(Text(result["photo"] + towards, style="bold"), soft_wrap=True)
+    if not result["before"]:
+        console.print(f"score {score[0]:.4g} → {score[-1]:.4g}\n", style="dim")
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("before", "", f"after {settings['steps']} steps", " "):
         table.add_column(column, justify="left" if column.strip() else "right")
     for before, after in zip(result["before"], result["after"], strict=True):
