@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -129,21 +131,28 @@ def _picture(values: Array) -> PIL.Image.Image:
     return PIL.Image.fromarray(levels[:, :, 0] if levels.shape[2] == 1 else levels).convert("RGB")
 
 
+def format_of(path: Path) -> str:
+    """Pillow's name of the format that the path's ending stands for; raises SurgeonError where it stands for none."""
+    format = PIL.Image.registered_extensions().get(path.suffix.lower())
+    if format is None or format not in PIL.Image.SAVE:
+        raise SurgeonError(f"{path} has no ending that names a picture format", "Choose .png or .jpg")
+    return format
+
+
 def save(picture: PIL.Image.Image, path: Path) -> None:
     """Write `picture` beside `path` in the format that its ending names, then rename it.
 
     Raises SurgeonError, and leaves nothing, where the ending names no format or the file cannot be written.
     """
-    format = PIL.Image.registered_extensions().get(path.suffix.lower())
-    if format is None:
-        raise SurgeonError(f"{path} has no ending that names a picture format", "Choose .png or .jpg")
+    format = format_of(path)
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(partial, format=format, quality=90)
         partial.replace(path)
     except BaseException as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # such as a folder that is a file: the first error says so
+            partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise SurgeonError(f"{path} cannot be written ({error.strerror or error})") from error
         raise
@@ -233,6 +242,7 @@ def _font(size: int) -> PIL.ImageFont.ImageFont | PIL.ImageFont.FreeTypeFont:
 
 def _shorten(text: str, size: int, width: int) -> str:
     """`text`, cut and ended by an ellipsis where it is wider than `width` pixels."""
+    text = _drawable(text)
     if _font(size).getlength(text) <= width:
         return text
     while text and _font(size).getlength(text.rstrip() + "…") > width:
@@ -240,10 +250,16 @@ def _shorten(text: str, size: int, width: int) -> str:
     return text.rstrip() + "…"
 
 
+def _drawable(text: str) -> str:
+    """`text` in the letters that Pillow's own font has: accents go, what is not Latin becomes a question mark."""
+    letters = (letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+    return "".join(letters).encode("ascii", "replace").decode("ascii")
+
+
 def _lines(text: str, width: int) -> list[str]:
     """`text` in lines that fit the canvas."""
     lines: list[str] = []
-    for word in text.split():
+    for word in _drawable(text).split():
         longer = f"{lines[-1]} {word}" if lines else word
         if lines and _font(13).getlength(longer) <= width - 2 * _MARGIN:
             lines[-1] = longer

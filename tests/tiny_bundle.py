@@ -136,7 +136,10 @@ def _graphs(gate: str, objective: str) -> dict[str, onnx.GraphProto]:
     steps = [*_step_nodes("input", "origin", "", soft, objective)]
     return {
         "pullback.onnx": graph(
-            _pullback_nodes("input", "cotangent", "", soft), [input, cotangent, *softness], [output, pullback], names[:-2]
+            _pullback_nodes("input", "cotangent", "", soft),
+            [input, cotangent, *softness],
+            [output, pullback],
+            names[:-2],
         ),
         "ascent_step.onnx": graph(
             steps, [input, _value("origin", SHAPE), *taken, *softness, *pace], [perturbed, output, pullback], names
@@ -237,8 +240,18 @@ def _loop_nodes(soft, objective):
             helper.make_node("Identity", ["b_go"], ["b_on"]),
         ],
         "body",
-        [_value("b_count", (), _INT), _value("b_go", (), TensorProto.BOOL), _value("b_here", SHAPE), _value("b_was", SHAPE)],
-        [_value("b_on", (), TensorProto.BOOL), _value("b_perturbed", SHAPE), _value("b_pullback", SHAPE), _value("b_score", ("N",))],
+        [
+            _value("b_count", (), _INT),
+            _value("b_go", (), TensorProto.BOOL),
+            _value("b_here", SHAPE),
+            _value("b_was", SHAPE),
+        ],
+        [
+            _value("b_on", (), TensorProto.BOOL),
+            _value("b_perturbed", SHAPE),
+            _value("b_pullback", SHAPE),
+            _value("b_score", ("N",)),
+        ],
     )
     nodes = [
         helper.make_node("Sub", ["input", "input"], ["nothing"]),

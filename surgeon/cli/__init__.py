@@ -100,7 +100,7 @@ def invoke(arguments: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # whoever read the output has had enough; Python would say so again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return 1
     return code if isinstance(code, int) else 0
 
 

@@ -71,9 +71,10 @@ def command(
     last one at random. With more photos than --columns, the first column holds each photo's own class.
     """
     from surgeon.cli import screen
-    from surgeon.pictures import grid, save
+    from surgeon.pictures import format_of, grid, save
     from surgeon.runtime import load
 
+    format_of(output)  # before the work, not after it
     session = load(bundle, device, threads)
     plain = load(against, device, threads) if against else None
     if session.manifest.recipe.objective == "energy":
