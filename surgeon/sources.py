@@ -330,7 +330,7 @@ def _calibrate(module: nn.Module, input_shape: tuple[int, ...], seed: int) -> No
 
 
 def _resized(image: Image | None, shape: tuple[int, ...]) -> Image | None:
-    """`image` for another input shape, with the share that the centre crop cuts off kept; None where it is no picture."""
+    """`image` for another input shape, with the share that the crop cuts off kept; None where it is no picture."""
     if image is None or len(shape) != 3:
         return None
     channels, height, width = shape
