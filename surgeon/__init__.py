@@ -1,3 +1,31 @@
 """surgeon: rewrite a ReLU network into its pullback graph, and export that graph."""
 
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
+
+# Public names and the modules that define them: imported when first asked for, since conversion needs torch and
+# running an artifact does not.
+_PUBLIC = {
+    "rewrite": "surgeon.pullback",
+    "export": "surgeon.exporting",
+    "load": "surgeon.runtime",
+    "Session": "surgeon.runtime",
+    "Bundle": "surgeon.artifacts.bundle",
+    "SurgeonError": "surgeon.errors",
+}
+
+__all__ = ["Bundle", "Session", "SurgeonError", "__version__", "export", "load", "rewrite"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'surgeon' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

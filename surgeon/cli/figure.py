@@ -1,0 +1,249 @@
+"""`surgeon figure`: the paper's grid, photos against target classes, over the same grid of ordinary gradients."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from surgeon.cli import options
+from surgeon.cli.run import image_of, predicted, read_photo
+from surgeon.errors import SurgeonError
+
+if TYPE_CHECKING:
+    import numpy
+
+    from surgeon.pictures import Cell, Panel
+    from surgeon.runtime import Session
+
+ALMOST_ZERO = 1e-6
+"""The temperature whose soft gates stand in for hard ones: sigmoid(z/T) is a step for all but the tiniest z."""
+
+
+EXAMPLES = """\b
+Examples:
+  surgeon figure exported/lite0 cat.jpg fish.jpg -o figure.png
+  surgeon figure exported/lite0 *.jpg --against exported/lite0-hard --target tench --target "golf ball"\n"""
+
+
+@click.command("figure", epilog=EXAMPLES)
+@options.bundle
+@options.photos
+@options.targets
+@options.steps
+@options.step_size
+@options.radius
+@options.temperature
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="BUNDLE",
+    help="Bundle of the same model with hard gates, for the lower grid.  [default: the same bundle at T near 0]",
+)
+@click.option("--columns", type=click.IntRange(min=1), default=6, show_default=True, help="Most target classes shown.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Chooses the random class of the last column.")
+@click.option("--side", type=click.IntRange(32, 1024), default=192, show_default=True, help="Pixels of a cell's side.")
+@options.device
+@options.threads
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("exported/figure.png"), show_default=True)
+@options.as_json
+def command(
+    bundle: Path,
+    photos: tuple[Path, ...],
+    targets: tuple[str, ...],
+    against: Path | None,
+    columns: int,
+    seed: int,
+    side: int,
+    device: str,
+    threads: int | None,
+    output: Path,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Draw what BUNDLE's pullbacks add to each PHOTO for each class, and beneath it what ordinary gradients add.
+
+    One row per photo: the photo, then a cell per class, each the difference after the steps, scaled to its own range.
+    The classes are the photos' own (what the network sees in them; framed on the diagonal), or those of --target, and
+    last one at random. With more photos than --columns, the first column holds each photo's own class.
+    """
+    from surgeon.cli import screen
+    from surgeon.pictures import format_of, grid, save
+    from surgeon.runtime import load
+
+    format_of(output)  # before the work, not after it
+    session = load(bundle, device, threads)
+    plain = load(against, device, threads) if against else None
+    if session.manifest.recipe.objective == "energy":
+        raise SurgeonError(f"the objective of {bundle} is energy, which has no target classes", "See `surgeon run`")
+    lower = ordinary(session, plain)
+    given = [session.target(target) for target in targets]
+    images = [read_photo(session, photo) for photo in photos]
+    with screen.progress() as progress:
+        task = progress.add_task("looking", total=len(photos))
+        own = []
+        for image in images:
+            own.append(predicted(session, image))
+            progress.advance(task)
+        extra = _random_class(session, [*own, *given], seed)
+        rows = layout(own, given, columns, extra)
+        count = settings["steps"] or session.manifest.defaults.steps
+        progress.update(task, description="climbing", completed=0, total=(1 + bool(lower)) * len(rows) * (count + 1))
+
+        def panel(title: str, climber: Session, temperature: float | None) -> Panel:
+            here = {**settings, "temperature": temperature}
+            return draw_panel(title, climber, images, own, rows, here, lambda: progress.advance(task))
+
+        panels = [panel(upper_title(session, settings), session, settings["temperature"])]
+        if lower:
+            panels.append(panel(*lower))
+    save(grid(panels, title=session.manifest.model.name, footer=footer(session, settings, extra), side=side), output)
+    if as_json:
+        drawn = zip(photos, own, rows, strict=True)
+        cells = [{"photo": str(photo), "own": mine, "targets": row} for photo, mine, row in drawn]
+        screen.print_json({"figure": str(output), "panels": [panel.title for panel in panels], "rows": cells})
+    else:
+        click.echo(f"figure: {output}")
+
+
+def ordinary(session: Session, plain: Session | None) -> tuple[str, Session, float | None] | None:
+    """Title, session and temperature of the lower grid; None where the upper one shows ordinary gradients already."""
+    if plain is not None:
+        _require_same(session, plain)
+        return f"Ordinary gradients (hard gates, {plain.bundle.path.name})", plain, None
+    if session.manifest.recipe.gate == "hard":
+        return None
+    gate = session.manifest.recipe.gate
+    if gate != "soft":
+        raise SurgeonError(
+            f"the bundle {session.bundle.path} has {gate} gates, and no temperature makes them hard",
+            "Give a bundle of the same model with hard gates: --against BUNDLE",
+        )
+    return f"Ordinary gradients (the same artifact at T = {ALMOST_ZERO:g})", session, ALMOST_ZERO
+
+
+def layout(own: Sequence[int], given: Sequence[int], columns: int, extra: int | None) -> list[list[int]]:
+    """Target classes, a list per photo: the paper's square where it fits, else own class first, then shared ones."""
+    shared = list(dict.fromkeys(given or own))
+    last = [] if extra is None else [extra]
+    if given or len(shared) <= columns:
+        return [[*shared[:columns], *last] for _ in own]
+    return [[mine, *[other for other in shared if other != mine][: columns - 1], *last] for mine in own]
+
+
+def draw_panel(
+    title: str,
+    session: Session,
+    images: Sequence[numpy.ndarray],
+    own: Sequence[int],
+    rows: Sequence[Sequence[int]],
+    settings: dict[str, Any],
+    tick: Callable[[], None],
+) -> Panel:
+    """One grid: each photo's row is one batch of ascents, a target class each."""
+    from surgeon.pictures import Panel, to_picture
+
+    drawn = []
+    same = all(list(row) == list(rows[0]) for row in rows)
+    for image, mine, row in zip(images, own, rows, strict=True):
+        cells = _climb(session, image, mine, row, settings, named=not same, tick=tick)
+        drawn.append([_cell(to_picture(image, image_of(session)), _name(session, mine)), *cells])
+    headings = ["photo", *[_name(session, index) for index in rows[0]]]
+    if not same:
+        headings = ["photo", "its own class", *[""] * (len(rows[0]) - 1)]
+    return Panel(title, headings, drawn)
+
+
+def _climb(
+    session: Session,
+    image: numpy.ndarray,
+    own: int,
+    row: Sequence[int],
+    settings: dict[str, Any],
+    named: bool,
+    tick: Callable[[], None],
+) -> list[Cell]:
+    """The cells of one photo: what was added for each class, and the class's probability before and after."""
+    import numpy
+
+    from surgeon.pictures import difference
+    from surgeon.runtime import softmax
+
+    start = numpy.repeat(image[None], len(row), axis=0)
+    before, cells = None, []
+    for step in session.steps(start, session.one_hot(list(row)), **settings):
+        before = softmax(step.output) if before is None else before
+        tick()
+    after = softmax(step.output)
+    assert before is not None
+    for place, index in enumerate(row):
+        change = f"{100 * before[place, index]:.0f} % to {100 * after[place, index]:.0f} %"
+        caption = f"{_name(session, index)}, {change}" if named else change
+        cells.append(_cell(difference(image, step.perturbed[place]), caption, framed=index == own))
+    return cells
+
+
+def upper_title(session: Session, settings: dict[str, Any]) -> str:
+    """What the upper grid shows, and at which temperature."""
+    gate = session.manifest.recipe.gate
+    if gate == "hard":
+        return "Ordinary gradients (hard gates)"
+    if gate != "soft":
+        return f"{gate.capitalize()} gates"
+    temperature = settings["temperature"] or session.manifest.defaults.temperature
+    return f"Excitation pullbacks (T = {temperature:g})"
+
+
+def footer(session: Session, settings: dict[str, Any], extra: int | None) -> str:
+    """How the cells were made."""
+    defaults = session.manifest.defaults
+    steps, size, radius = (settings[name] or getattr(defaults, name) for name in ("steps", "step_size", "radius"))
+    last = "" if extra is None else f" Last column: a random class ({_name(session, extra)})."
+    return (
+        f"Each cell: what {steps} steps of length {size:g} within radius {radius:g} add to the photo, scaled to its "
+        f"own range; beneath it the class's probability before and after. Framed: the class that the network sees in "
+        f"the photo.{last}"
+    )
+
+
+def _cell(picture: Any, caption: str, framed: bool = False) -> Cell:
+    from surgeon.pictures import Cell
+
+    return Cell(picture, caption, framed)
+
+
+def _name(session: Session, index: int) -> str:
+    """The first of a label's names: cells are narrow."""
+    return session.label(index).split(",")[0]
+
+
+def _random_class(session: Session, others: Sequence[int], seed: int) -> int | None:
+    """A class that no photo has; None where every class is taken."""
+    free = sorted(set(range(session.classes)) - set(others))
+    return random.Random(seed).choice(free) if free else None
+
+
+def _require_same(session: Session, plain: Session) -> None:
+    """Raise SurgeonError unless `plain` is the same network with hard gates, taking the same photos."""
+    ours, theirs = session.manifest, plain.manifest
+    if theirs.recipe.gate != "hard" or theirs.recipe.pool != "hard":
+        raise SurgeonError(
+            f"the gates of {plain.bundle.path} are {theirs.recipe.gate}, its pools {theirs.recipe.pool}: not hard",
+            "Export one with `--gate hard`",
+        )
+    same = [
+        ("model", ours.model.source, theirs.model.source),
+        ("weights", ours.model.weights, theirs.model.weights),
+        ("objective", ours.recipe.objective, theirs.recipe.objective),
+        ("way to take photos", ours.image, theirs.image),
+        ("layer", ours.recipe.at, theirs.recipe.at),
+    ]
+    for what, mine, other in same:
+        if mine != other:
+            raise SurgeonError(
+                f"{plain.bundle.path} has another {what} than {session.bundle.path} ({other}, not {mine})",
+                "Export both from the same model",
+            )

@@ -1,0 +1,159 @@
+"""`surgeon inspect`: what a bundle or an ONNX file takes, gives and holds."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from surgeon.cli import options
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from surgeon.artifacts.manifest import Manifest, Port
+    from surgeon.inspection import FileReport, Inspection
+
+
+EXAMPLES = """\b
+Examples:
+  surgeon inspect exported/lite0 --gates
+  surgeon inspect exported/lite0/pullback.onnx --json"""
+
+
+@click.command("inspect", epilog=EXAMPLES)
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--gates", is_flag=True, help="List every gate and pool.")
+@click.option("--classes", is_flag=True, help="List every class.")
+@options.as_json
+def command(path: Path, gates: bool, classes: bool, as_json: bool) -> None:
+    """Describe the bundle or .onnx file at PATH: inputs, outputs, gates, operators, sizes, verification.
+
+    Checks a bundle's files against its manifest; loads no weights and runs nothing.
+    """
+    from surgeon.cli import screen
+    from surgeon.inspection import inspect
+
+    inspection = inspect(path)
+    if as_json:
+        screen.print_json(inspection.to_json())
+        return
+    console = screen.console()
+    manifest = inspection.manifest
+    if manifest is not None:
+        _print_origin(console, manifest)
+    for file in inspection.files:
+        _print_file(console, file)
+    if manifest is not None:
+        _print_gates(console, manifest, every=gates)
+        if manifest.files:  # a bundle: a lone file does not know how its verification went
+            _print_verification(console, manifest)
+        if classes:
+            _print_classes(console, manifest)
+    _print_sizes(console, inspection)
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[str] = ()) -> Any:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*[Text(str(item)) for item in row])
+    return table
+
+
+def _print_origin(console: Console, manifest: Manifest) -> None:
+    model, recipe, image = manifest.model, manifest.recipe, manifest.image
+    rows = [
+        ("model", f"{model.name}, {model.parameters:,} parameters"),
+        ("source", model.source),
+        ("weights", f"{model.weights} (licence: {model.licence})"),
+        ("gates", f"{recipe.gate}, pools {recipe.pool}, scope {recipe.gate_scope}, edges {recipe.edges}"),
+        ("cotangent at", recipe.at or "the network's output"),
+        ("ascent", f"objective {recipe.objective}, step {recipe.step}, norm {recipe.norm}"),
+        ("precision", f"{recipe.precision}, opset {recipe.opset}"),
+    ]
+    if image is not None:
+        size = f"{image.channels} x {image.height} x {image.width}, values {image.range[0]:g} to {image.range[1]:g}"
+        rows.append(("photos", f"{size}; shorter side to {image.resize}, centre crop, {image.interpolation}"))
+    rows.append(("classes", str(len(manifest.labels)) + " with names" if manifest.labels else "without names"))
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    rows.append(("made with", versions or "unknown"))
+    console.print(_table("", ("", " "), rows))
+
+
+def _print_file(console: Console, file: FileReport) -> None:
+    from surgeon.cli.screen import size_text
+
+    if not file.inputs and not file.outputs:
+        return
+    rows = [("in", *_port(port)) for port in file.inputs] + [("out", *_port(port)) for port in file.outputs]
+    kind = f"{file.format}, opset {file.opset}" if file.opset else file.format
+    heading = f"{file.name} ({kind}, {size_text(file.bytes)})"
+    console.print(_table(heading, ("", "name", "dtype", "shape", "default", "meaning"), rows))
+    for role, counts in file.operators.items():
+        listed = ", ".join(f"{operator} {count}" for operator, count in list(counts.items())[:12])
+        more = ", …" if len(counts) > 12 else ""
+        console.print(f"{role}: {sum(counts.values())} operators ({listed}{more})", style="dim", markup=False)
+    if file.operators:
+        console.print()
+
+
+def _port(port: Port) -> tuple[str, str, str, str, str]:
+    shape = "[" + ", ".join(str(size) for size in port.shape) + "]"
+    default = "" if port.default is None else f"{port.default:g}"
+    return port.name, port.dtype, shape, default, port.meaning
+
+
+def _print_gates(console: Console, manifest: Manifest, every: bool) -> None:
+    if not manifest.gates:
+        console.print("no gates and no pools\n")
+        return
+    shared = "input" if any(gate.temperature is None for gate in manifest.gates) else ""
+
+    def softness(rule: str, temperature: float | None) -> str:
+        return "" if rule != "soft" else f"{temperature:g}" if temperature is not None else shared
+
+    if every:
+        rows = [
+            (one.module or "(root)", one.op, one.kind, one.rule, softness(one.rule, one.temperature), list(one.shape))
+            for one in manifest.gates
+        ]
+        console.print(_table("gates and pools", ("module", "operator", "kind", "rule", "T", "shape"), rows))
+        return
+    counts = collections.Counter((gate.kind, gate.op, gate.rule, gate.temperature) for gate in manifest.gates)
+    grouped = [(count, kind, op, rule, softness(rule, value)) for (kind, op, rule, value), count in counts.items()]
+    console.print(_table("gates and pools", ("count", "kind", "operator", "rule", "T"), grouped, right=("count",)))
+
+
+def _print_verification(console: Console, manifest: Manifest) -> None:
+    if not manifest.verification:
+        console.print("not verified: exported with --no-verify\n", style="yellow")
+        return
+    rows = [
+        (line.artifact, line.quantity, line.condition, f"{line.error:.1e}", f"{line.tolerance:.0e}", line.provider)
+        for line in manifest.verification
+    ]
+    failed = sum(not line.passed for line in manifest.verification)
+    verdict = f"{failed} of {len(rows)} failed" if failed else f"all {len(rows)} within tolerance"
+    columns = ("artifact", "quantity", "condition", "error", "tolerance", "provider")
+    console.print(_table(f"verification at export: {verdict}", columns, rows, right=("error", "tolerance")))
+
+
+def _print_classes(console: Console, manifest: Manifest) -> None:
+    rows = list(enumerate(manifest.labels or ()))
+    console.print(_table("classes", ("index", "label"), rows, right=("index",)))
+
+
+def _print_sizes(console: Console, inspection: Inspection) -> None:
+    from surgeon.cli.screen import size_text
+
+    files = ", ".join(f"{file.name} {size_text(file.bytes)}" for file in inspection.files)
+    console.print(f"{size_text(inspection.bytes)} in all: {files}", markup=False)

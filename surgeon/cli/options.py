@@ -1,0 +1,51 @@
+"""Options that several commands share, each defined once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+
+def number(above: float | None = None, infinite: bool = False) -> Callable[[str], float]:
+    """An option's type: a number above `above` (None: any); NaN never, infinity only where it means something."""
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise click.BadParameter(f"{text!r} is not a number.") from None
+        if math.isnan(value) or (math.isinf(value) and not infinite):
+            raise click.BadParameter(f"{text} is not a finite number.")
+        if above is not None and not value > above:
+            raise click.BadParameter(f"{text} is not above {above:g}.")
+        return value
+
+    return convert
+
+
+bundle = click.argument("bundle", type=click.Path(path_type=Path))
+photos = click.argument("photos", nargs=-1, required=True, metavar="PHOTO...", type=click.Path(path_type=Path))
+targets = click.option(
+    "--target", "targets", multiple=True, metavar="CLASS", help="Class by name or index; again for each photo."
+)
+steps = click.option("--steps", type=click.IntRange(min=1), help="Steps of the ascent.  [default: the bundle's]")
+step_size = click.option(
+    "--step-size", type=number(above=0), metavar="A", help="Length of a step.  [default: the bundle's]"
+)
+radius = click.option(
+    "--radius",
+    type=number(above=0, infinite=True),
+    metavar="E",
+    help="Largest norm of what is added; inf for no limit.  [default: the bundle's]",
+)
+temperature = click.option(
+    "--temperature", type=number(above=0), metavar="T", help="Softness of the gates.  [default: the bundle's]"
+)
+device = click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where it runs."
+)
+threads = click.option("--threads", type=click.IntRange(min=1), help="Processor threads.  [default: all cores]")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")

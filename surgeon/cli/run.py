@@ -1,0 +1,234 @@
+"""`surgeon run`: ascents from photos towards a class, and their pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from surgeon.cli import options
+from surgeon.errors import SurgeonError
+
+if TYPE_CHECKING:
+    import numpy
+    import PIL.Image
+
+    from surgeon.runtime import Session, Step
+
+Top = list[dict[str, Any]]
+
+
+class Interrupted(SurgeonError):
+    """Ctrl-C after some photos were done."""
+
+    exit_code = 130
+
+
+EXAMPLES = """\b
+Examples:
+  surgeon run exported/lite0 cat.jpg --target "tiger cat" --steps 10
+  surgeon run exported/lite0 cat.jpg dog.jpg --target goldfish --target 207 --json"""
+
+
+@click.command("run", epilog=EXAMPLES)
+@options.bundle
+@options.photos
+@options.targets
+@options.steps
+@options.step_size
+@options.radius
+@options.temperature
+@click.option("--descend", is_flag=True, help="Walk away from the class instead of towards it.")
+@options.device
+@options.threads
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("exported/pictures"), show_default=True)
+@options.as_json
+def command(
+    bundle: Path,
+    photos: tuple[Path, ...],
+    targets: tuple[str, ...],
+    descend: bool,
+    step_size: float | None,
+    device: str,
+    threads: int | None,
+    output: Path,
+    as_json: bool,
+    **scalars: Any,
+) -> None:
+    """Change each PHOTO step by step along its pullback, so that BUNDLE's network sees more of a class in it.
+
+    Writes NAME.clean.png, NAME.perturbed.png, NAME.difference.png and NAME.pullback.png, and shows the five most
+    probable classes before and after. Without --target, the class is what the network sees in the photo. NAME.pullback
+    is the clean photo's.
+    """
+    from surgeon.cli import screen
+    from surgeon.runtime import load
+
+    session = load(bundle, device, threads)
+    defaults = session.manifest.defaults
+    size = defaults.step_size if step_size is None else step_size
+    settings = {**scalars, "step_size": -size if descend else size}
+    settings = {name: getattr(defaults, name) if value is None else value for name, value in settings.items()}
+    if scalars["temperature"] is None and not takes_temperature(session):
+        settings["temperature"] = None
+    wanted = choose_targets(session, photos, targets)
+    images = [read_photo(session, photo) for photo in photos]  # every photo, before the first is computed
+    results: list[dict[str, Any]] = []
+    with screen.progress() as progress:
+        task = progress.add_task("", total=len(photos) * (settings["steps"] + 1))
+        for photo, name, image, target in zip(photos, file_names(photos), images, wanted, strict=True):
+            progress.update(task, description=photo.name)
+            try:
+                result = ascend(session, image, target, settings, lambda: progress.advance(task))
+                paths = write_pictures(output, name, result.pop("pictures"))
+            except KeyboardInterrupt:
+                raise _interrupted(results, photos, output) from None
+            results.append({"photo": str(photo), **result, "files": paths})
+    if as_json:
+        screen.print_json({"bundle": str(bundle), "device": device, "settings": settings, "photos": results})
+        return
+    console = screen.console()
+    for result in results:
+        _print_result(console, result, settings)
+    console.print(f"pictures: {output}{os.sep}NAME.{{clean,perturbed,difference,pullback}}.png", style="dim")
+
+
+def ascend(
+    session: Session, image: numpy.ndarray, target: int | None, settings: dict[str, Any], tick: Callable[[], None]
+) -> dict[str, Any]:
+    """One ascent from `image` [C, H, W]: target, top classes before and after, score per step, and the pictures."""
+    from surgeon import pictures
+
+    start = image[None]
+    cotangent = None
+    if session.manifest.recipe.objective != "energy":
+        if target is None:
+            target = predicted(session, image)
+        cotangent = session.one_hot(target)
+    clean: Step | None = None
+    scores = []
+    for step in session.steps(start, cotangent, **settings):
+        clean = clean or step
+        scores.append(float(step.score[0]))
+        tick()
+    assert clean is not None
+    layout = image_of(session)
+    return {
+        "target": None if target is None else {"index": target, "label": session.label(target)},
+        "before": _top(session, clean),
+        "after": _top(session, step),
+        "score": scores,
+        "pictures": {
+            "clean": pictures.to_picture(image, layout),
+            "perturbed": pictures.to_picture(step.perturbed[0], layout),
+            "difference": pictures.difference(image, step.perturbed[0]),
+            "pullback": pictures.heat(clean.pullback[0]),
+        },
+    }
+
+
+def predicted(session: Session, image: numpy.ndarray) -> int:
+    """The class that the network sees in `image` [C, H, W]."""
+    import numpy
+
+    nothing = numpy.zeros((1, session.classes), numpy.float32)
+    return int(session.pullback(image[None], nothing).output[0].argmax())
+
+
+def choose_targets(session: Session, photos: Sequence[Path], targets: Sequence[str]) -> list[int | None]:
+    """The class for each photo: one for all, one for each, or None for what the network sees."""
+    if session.manifest.recipe.objective == "energy" and targets:
+        raise SurgeonError("the bundle's objective is energy, which has no target class", "Leave --target out")
+    chosen: list[int | None] = [session.target(target) for target in targets]
+    if len(chosen) not in (0, 1, len(photos)):
+        raise click.UsageError(f"{len(photos)} photos have {len(chosen)} targets: give one, or one for each.")
+    return chosen if len(chosen) == len(photos) else (chosen or [None]) * len(photos)
+
+
+def read_photo(session: Session, photo: Path) -> numpy.ndarray:
+    """The photo as the bundle's input [C, H, W]."""
+    from surgeon.pictures import load_photo
+
+    return load_photo(photo, image_of(session))
+
+
+def image_of(session: Session) -> Any:
+    """How the bundle takes photos; raises SurgeonError where its input is no picture."""
+    if session.manifest.image is None:
+        raise SurgeonError(f"the input of {session.bundle.path} is not a picture", "Run it from Python")
+    return session.manifest.image
+
+
+def takes_temperature(session: Session) -> bool:
+    """Whether any artifact has the input: where every gate is hard, none has."""
+    artifacts = session.manifest.artifacts.values()
+    return any(port.name == "temperature" for artifact in artifacts for port in artifact.inputs)
+
+
+def file_names(photos: Sequence[Path]) -> list[str]:
+    """A name for each photo's pictures, its stem; numbered where two photos would share it."""
+    taken: set[str] = set()
+    names = []
+    for photo in photos:
+        name, number = photo.stem, 1
+        while name.casefold() in taken:  # file systems may not tell Cat from cat
+            number += 1
+            name = f"{photo.stem}-{number}"
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def write_pictures(folder: Path, name: str, pictures: dict[str, PIL.Image.Image]) -> dict[str, str]:
+    """Write NAME.KIND.png for each picture; return the paths by kind. Each is written beside and renamed."""
+    from surgeon.pictures import save
+
+    paths = {kind: folder / f"{name}.{kind}.png" for kind in pictures}
+    for kind, picture in pictures.items():
+        save(picture, paths[kind])
+    return {kind: str(path) for kind, path in paths.items()}
+
+
+def _top(session: Session, step: Step) -> Top:
+    from surgeon.runtime import top
+
+    if step.output.ndim != 2:  # the cotangent is at a hidden layer
+        return []
+    return [
+        {"index": index, "label": session.label(index), "probability": probability}
+        for index, probability in top(step.output[0])
+    ]
+
+
+def _interrupted(results: list[Any], photos: Sequence[Path], output: Path) -> Exception:
+    if not results:
+        return click.Abort()
+    return Interrupted(f"interrupted after {len(results)} of {len(photos)} photos; their pictures are in {output}")
+
+
+def _print_result(console: Any, result: dict[str, Any], settings: dict[str, Any]) -> None:
+    """The photo's most probable classes before and after, side by side."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    target, score = result["target"], result["score"]
+    towards = f" → {target['label']} ({target['index']})" if target else ""
+    console.print(Text(result["photo"] + towards, style="bold"), soft_wrap=True)
+    if not result["before"]:
+        console.print(f"score {score[0]:.4g} → {score[-1]:.4g}\n", style="dim")
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("before", "", f"after {settings['steps']} steps", " "):
+        table.add_column(column, justify="left" if column.strip() else "right")
+    for before, after in zip(result["before"], result["after"], strict=True):
+        cells: list[Text | str] = []
+        for entry in (before, after):
+            chosen = target is not None and entry["index"] == target["index"]
+            cells += [Text(entry["label"], "green" if chosen else ""), f"{100 * entry['probability']:.1f} %"]
+        table.add_row(*cells)
+    console.print(table)
+    console.print(f"score {score[0]:.4g} → {score[-1]:.4g}\n", style="dim")

@@ -1,0 +1,360 @@
+"""Run a bundle's ONNX artifacts with numpy and ONNX Runtime: pullbacks, and gradient ascents along them. Torch-free."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy
+
+from surgeon.artifacts.bundle import Bundle
+from surgeon.artifacts.manifest import Manifest
+from surgeon.errors import ProviderError, SurgeonError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
+    "cpu": ("CPUExecutionProvider", {}),
+    # TF32 keeps 10 bits of a mantissa: too few for gates whose pre-activation is near zero.
+    "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
+}
+DEVICES = tuple(_PROVIDERS)
+_DTYPES = {"tensor(float)": numpy.float32, "tensor(float16)": numpy.float16, "tensor(int64)": numpy.int64}
+_ERRORS_ONLY = 3  # ONNX Runtime warns of every input with a default, and the contract has such inputs
+
+# What stays above zero, and finite, as a float32.
+_TINY, _HUGE = (float(limit) for limit in (numpy.finfo(numpy.float32).tiny, numpy.finfo(numpy.float32).max))
+
+Array = numpy.ndarray[Any, numpy.dtype[Any]]
+
+
+class Pullback(NamedTuple):
+    """`output` f32 [N, K] of the network, and the cotangent's `pullback`, of the shape of the input."""
+
+    output: Array
+    pullback: Array
+
+
+class Ascent(NamedTuple):
+    """The `perturbed` input, the network's `output` there, the last `pullback`, and `score` f32 [steps + 1, N]."""
+
+    perturbed: Array
+    output: Array
+    pullback: Array
+    score: Array
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where an ascent stands after `number` steps; number 0 is the input as it was given."""
+
+    number: int
+    perturbed: Array  # shape of the input
+    output: Array  # the network's, at `perturbed`
+    pullback: Array  # at `perturbed`: the direction of the next step
+    score: Array  # [N], the objective's value at `perturbed`
+
+
+def load(path: str | Path, device: str = "cpu", threads: int | None = None) -> Session:
+    """Open the bundle in folder `path` for `device` ("cpu" or "cuda") with `threads` threads (None: all cores).
+
+    Raises SurgeonError for a bundle that is damaged or not there, ProviderError for a device that is not there.
+    """
+    if device not in _PROVIDERS:
+        raise SurgeonError(f"there is no device {device!r}", f"Choose one of {', '.join(DEVICES)}")
+    if threads is not None and threads < 1:
+        raise SurgeonError(f"the number of threads is {threads}", "Give 1 or more")
+    session = Session(Bundle.open(path), device, threads)
+    if device != "cpu":
+        _require_provider(device)
+    return session
+
+
+class Session:
+    """A bundle's artifacts, ready to run; each ONNX file is loaded when it is first needed."""
+
+    def __init__(self, bundle: Bundle, device: str = "cpu", threads: int | None = None) -> None:
+        self.bundle = bundle
+        self.device = device
+        self._threads = threads
+        self._loaded: dict[str, onnxruntime.InferenceSession] = {}
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says about itself."""
+        return self.bundle.manifest
+
+    @property
+    def classes(self) -> int:
+        """K, the number of outputs; raises SurgeonError where the output is not [N, K], as at a hidden layer."""
+        for artifact in self.manifest.artifacts.values():
+            for port in artifact.outputs:
+                if port.name == "output" and len(port.shape) == 2 and isinstance(port.shape[1], int):
+                    return port.shape[1]
+        raise SurgeonError(
+            f"the output of {self.bundle.path} is not a row of classes", "Give the cotangent itself, from Python"
+        )
+
+    def pullback(self, input: Array, cotangent: Array, temperature: float | None = None) -> Pullback:
+        """Pull `cotangent` (shape of the output) at the network's output back to `input` f32 [N, C, H, W].
+
+        `temperature` is the soft gates' T > 0; None takes the bundle's default. Raises SurgeonError for a wrong shape
+        or dtype, a value that is not finite, or a temperature where the bundle has no use for one.
+        """
+        return Pullback(*self._run("pullback.onnx", input, cotangent, temperature=temperature))
+
+    def ascent(
+        self,
+        input: Array,
+        cotangent: Array | None = None,
+        *,
+        steps: int | None = None,
+        step_size: float | None = None,
+        radius: float | None = None,
+        temperature: float | None = None,
+    ) -> Ascent:
+        """Climb `steps` steps from `input` f32 [N, C, H, W] along its pullbacks, in one run of `ascent.onnx`.
+
+        `cotangent` is one-hot for the objective "logit", a distribution for "cross-entropy", and absent for "energy".
+        A negative `step_size` descends; `radius` inf does not project; None takes the bundle's default. Raises
+        SurgeonError as `pullback` does, and for steps < 1, a step size that is not finite, or a radius that is not > 0.
+        """
+        scalars = {"steps": steps, "step_size": step_size, "radius": radius, "temperature": temperature}
+        return Ascent(*self._run("ascent.onnx", input, cotangent, **scalars))
+
+    def steps(
+        self,
+        input: Array,
+        cotangent: Array | None = None,
+        *,
+        steps: int | None = None,
+        step_size: float | None = None,
+        radius: float | None = None,
+        temperature: float | None = None,
+    ) -> Iterator[Step]:
+        """The same ascent by `ascent_step.onnx`, step by step: yields steps + 1 Steps, the first at `input` itself.
+
+        For progress, interruption and pictures of the way; it costs one pullback more than `ascent`.
+        """
+        count = self.manifest.defaults.steps if steps is None else steps
+        _check_scalar("steps", count)
+        scalars = {"step_size": step_size, "radius": radius, "temperature": temperature}
+        here = input
+        for number in range(count + 1):
+            beyond, output, pullback = self._run("ascent_step.onnx", here, cotangent, origin=input, **scalars)
+            yield Step(number, here, output, pullback, self.score(output, cotangent))
+            here = beyond
+
+    def score(self, output: Array, cotangent: Array | None = None) -> Array:
+        """The objective's value [N] at an `output` of the network, as an ascent reports it."""
+        axes = tuple(range(1, output.ndim))
+        objective = self.manifest.recipe.objective
+        if objective == "energy":
+            return numpy.asarray(0.5 * numpy.square(output).sum(axis=axes))
+        if cotangent is None:
+            raise SurgeonError(f"the objective {objective!r} needs a cotangent", "Give one, such as `one_hot(targets)`")
+        if objective == "cross-entropy":
+            output = numpy.log(numpy.maximum(softmax(output), numpy.finfo(output.dtype).tiny))
+        return numpy.asarray((cotangent * output).sum(axis=axes))
+
+    def one_hot(self, targets: int | Sequence[int]) -> Array:
+        """The cotangent f32 [N, K] with a 1 at each target class; raises SurgeonError for one that does not exist."""
+        indices = [targets] if isinstance(targets, int) else list(targets)
+        for index in indices:
+            self._check_class(index)
+        cotangent = numpy.zeros((len(indices), self.classes), numpy.float32)
+        cotangent[numpy.arange(len(indices)), indices] = 1
+        return cotangent
+
+    def target(self, text: str) -> int:
+        """Index of the class that `text` names: its index, its label, one of a label's names, or a part of one label.
+
+        Raises SurgeonError for a name that no label has (saying the nearest) or several have, an index out of range,
+        or a bundle without labels.
+        """
+        wanted = text.strip()
+        if wanted.removeprefix("-").isdecimal():
+            return self._check_class(int(wanted))
+        labels = self.manifest.labels
+        if not labels:
+            raise SurgeonError(f"the bundle {self.bundle.path} has no class names", "Give the class by its index")
+        return _find_label(wanted, labels)
+
+    def label(self, index: int) -> str:
+        """The class's label, or its index as text where the bundle has no labels."""
+        labels = self.manifest.labels
+        return labels[index] if labels and index < len(labels) else str(index)
+
+    def _check_class(self, index: int) -> int:
+        if not 0 <= index < self.classes:
+            raise SurgeonError(f"there is no class {index}", f"The classes are 0 to {self.classes - 1}")
+        return index
+
+    def _run(self, name: str, input: Array, cotangent: Array | None, **others: Any) -> list[Array]:
+        """Check the values against what the artifact takes, run it, and return its outputs."""
+        session = self._session(name)
+        ports = {port.name: port for port in [*session.get_inputs(), *session.get_overridable_initializers()]}
+        required = {port.name for port in session.get_inputs()}
+        given = {"input": input, "cotangent": cotangent, **others}
+        feeds = {}
+        for key, value in given.items():
+            if value is None:
+                if key in required:
+                    raise SurgeonError(f"{name} needs the input {key!r}", "Give one")
+            elif key not in ports:
+                raise SurgeonError(f"{name} has no use for {key!r} ({self._recipe()})", "Leave it out")
+            else:
+                feeds[key] = _check_value(key, value, ports[key])
+        if cotangent is not None and len(cotangent) != len(input):
+            raise SurgeonError(
+                f"the cotangent is for a batch of {len(cotangent)}, and the input has {len(input)}",
+                "Give one row for each input",
+            )
+        return list(session.run(None, feeds))
+
+    def _recipe(self) -> str:
+        recipe = self.manifest.recipe
+        return f"gate {recipe.gate}, pool {recipe.pool}, objective {recipe.objective}"
+
+    def _session(self, name: str) -> onnxruntime.InferenceSession:
+        if name not in self._loaded:
+            self._loaded[name] = _open(self.bundle.file(name), self.device, self._threads)
+        return self._loaded[name]
+
+
+def softmax(output: Array) -> Array:
+    """Probabilities over the last axis, of the same shape."""
+    exponentials = numpy.exp(output - output.max(axis=-1, keepdims=True))
+    return numpy.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))
+
+
+def top(output: Array, count: int = 5) -> list[tuple[int, float]]:
+    """The most probable classes of one `output` [K]: index and probability, best first."""
+    probabilities = softmax(output.astype(numpy.float64))
+    best = numpy.argsort(-probabilities, kind="stable")[:count]
+    return [(int(index), float(probabilities[index])) for index in best]
+
+
+def _open(path: Path, device: str, threads: int | None) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session that runs on `device` or raises ProviderError; it never falls back to another."""
+    import onnxruntime
+
+    provider, options = _PROVIDERS[device]
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = _ERRORS_ONLY
+    if threads is not None:
+        settings.intra_op_num_threads = threads
+    if device != "cpu":
+        _require_provider(device)
+    try:
+        with _quiet(onnxruntime, cuda=device == "cuda"):
+            session = onnxruntime.InferenceSession(str(path), settings, providers=[(provider, options)])
+    except Exception as error:  # ONNX Runtime's own exceptions have no common base
+        raise SurgeonError(f"ONNX Runtime cannot load {path} ({_first_line(error)})") from error
+    if provider not in session.get_providers():
+        raise _no_provider(device)
+    return session
+
+
+def _require_provider(device: str) -> None:
+    import onnxruntime
+
+    if _PROVIDERS[device][0] not in onnxruntime.get_available_providers():
+        raise _no_provider(device)
+
+
+def _no_provider(device: str) -> ProviderError:
+    return ProviderError(
+        f"the device {device!r} is not there: ONNX Runtime cannot use its {_PROVIDERS[device][0]} on this machine",
+        "Choose --device cpu, or install onnxruntime-gpu with the CUDA and cuDNN that it needs",
+    )
+
+
+@contextlib.contextmanager
+def _quiet(onnxruntime: Any, cuda: bool) -> Iterator[None]:
+    """Keep ONNX Runtime's account of a missing CUDA off the screen: `_no_provider` says it in a line."""
+    if cuda and hasattr(onnxruntime, "preload_dlls"):
+        with contextlib.redirect_stdout(io.StringIO()):
+            onnxruntime.preload_dlls()  # finds the CUDA and cuDNN of torch's own packages
+    onnxruntime.set_default_logger_severity(4)
+    try:
+        yield
+    finally:
+        onnxruntime.set_default_logger_severity(2)  # ONNX Runtime's own default; it has no way to ask
+
+
+def _check_value(name: str, value: Any, port: Any) -> Array:
+    """`value` as the array that the port takes; raises SurgeonError that names what is wrong with it."""
+    dtype = _DTYPES.get(port.type)
+    if not port.shape:
+        return numpy.asarray(_check_scalar(name, value), dtype)
+    if not isinstance(value, numpy.ndarray):
+        raise SurgeonError(f"the {name} is a {type(value).__name__}", "Give a numpy array")
+    if value.dtype != dtype:
+        raise SurgeonError(
+            f"the {name} has dtype {value.dtype}, not {numpy.dtype(dtype).name}",
+            f"Convert it with .astype(numpy.{numpy.dtype(dtype).name}), in the value range of the manifest",
+        )
+    if not _fits(value.shape, tuple(port.shape)) or value.shape[0] < 1:
+        raise SurgeonError(f"the {name} has shape {list(value.shape)}, not {_shape_text(tuple(port.shape))}")
+    if not numpy.isfinite(value).all():
+        raise SurgeonError(f"the {name} holds values that are not finite")
+    return value
+
+
+def _check_scalar(name: str, value: Any) -> Any:
+    """Raise SurgeonError unless `value` makes sense as the scalar input `name`; return it."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, numpy.integer, numpy.floating)):
+        raise SurgeonError(f"{name} is {value!r}, not a number")
+    rules = {
+        "temperature": (_TINY <= value <= _HUGE, "a finite number above 0"),
+        "step_size": (-_HUGE <= value <= _HUGE, "a finite number; a negative one descends"),
+        "radius": (value > 0, "a number above 0; inf does not limit the perturbation"),
+        "steps": (isinstance(value, (int, numpy.integer)) and value >= 1, "a whole number, 1 or more"),
+    }
+    fine, wanted = rules[name]
+    if not fine:
+        raise SurgeonError(f"{name} is {value}", f"Give {wanted}")
+    return value
+
+
+def _fits(shape: Sequence[int], expected: Sequence[Any]) -> bool:
+    """Whether `shape` has every size that `expected` fixes."""
+    pairs = zip(shape, expected, strict=False)
+    return len(shape) == len(expected) and all(not isinstance(want, int) or size == want for size, want in pairs)
+
+
+def _shape_text(shape: Sequence[Any]) -> str:
+    return "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _find_label(wanted: str, labels: Sequence[str]) -> int:
+    """Index of the one label that `wanted` names, by the first of three readings that any label answers to."""
+    key = wanted.casefold()
+    folded = [label.casefold() for label in labels]
+    names = [[name.strip() for name in label.split(",")] for label in folded]
+    readings = (
+        [index for index, label in enumerate(folded) if label == key],
+        [index for index, parts in enumerate(names) if key in parts],
+        [index for index, label in enumerate(folded) if key and key in label],
+    )
+    found = next((indices for indices in readings if indices), [])
+    if len(found) == 1:
+        return found[0]
+    if found:
+        several = ", ".join(f"{index} {labels[index]}" for index in found[:5]) + (", …" if len(found) > 5 else "")
+        raise SurgeonError(f"{wanted!r} names {len(found)} classes: {several}", "Give a longer name, or the index")
+    known = {name: f"{index} {labels[index]}" for index, parts in enumerate(names) for name in parts}
+    near = list(dict.fromkeys(known[name] for name in difflib.get_close_matches(key, known, n=3, cutoff=0.5)))
+    remedy = f"The nearest are: {', '.join(near)}" if near else "`surgeon inspect BUNDLE` lists the classes"
+    raise SurgeonError(f"no class is named {wanted!r}", remedy)

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from surgeon.errors import SurgeonError
+from surgeon.inspection import inspect
+from tests.tiny_bundle import LABELS, write_tiny
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    return write_tiny(tmp_path / "tiny")
+
+
+def test_a_bundle_is_described(tiny):
+    found = inspect(tiny)
+    assert found.manifest is not None and found.facts["recipe"]["gate"] == "soft"
+    assert found.bytes == sum(path.stat().st_size for path in tiny.iterdir() if path.name != "manifest.json")
+    files = {file.name: file for file in found.files}
+    ascent = files["ascent.onnx"]
+    assert [port.name for port in ascent.inputs] == [
+        "input",
+        "cotangent",
+        "temperature",
+        "step_size",
+        "radius",
+        "steps",
+    ]
+    assert [port.default for port in ascent.inputs] == [None, None, pytest.approx(0.3), 2.0, 4.0, 5]
+    assert [port.dtype for port in ascent.inputs][-2:] == ["float32", "int64"]
+    assert ascent.inputs[0].shape == ("N", 3, 8, 8) and ascent.inputs[0].meaning == "pixels in [-1, 1]"
+    assert ascent.opset == 18 and files["ascent.onnx.bin"].format == ""
+    json.dumps(found.to_json())
+
+
+def test_operators_are_counted_by_role_and_in_loop_bodies(tiny):
+    files = {file.name: file for file in inspect(tiny).files}
+    assert files["pullback.onnx"].operators["forward"] == {"MatMul": 2, "Flatten": 1, "Relu": 1}
+    assert files["pullback.onnx"].operator_count("backward") == 7
+    assert files["ascent.onnx"].operators["backward"]["Sigmoid"] == 1  # inside the loop
+    assert files["ascent.onnx"].operators["unmarked"]["Loop"] == 1
+
+
+def test_the_manifest_file_stands_for_its_bundle(tiny):
+    assert inspect(tiny / "manifest.json") == inspect(tiny)
+
+
+def test_a_lone_file_tells_its_facts_without_weights(tiny):
+    (tiny / "pullback.onnx.bin").unlink()
+    found = inspect(tiny / "pullback.onnx")
+    assert found.manifest is not None and found.manifest.labels == LABELS and not found.manifest.files
+    with pytest.raises(SurgeonError, match=r"pullback\.onnx\.bin is missing"):
+        inspect(tiny)
+
+
+def test_a_foreign_file_is_described_too(tmp_path):
+    nodes = [helper.make_node("Relu", ["x"], ["y"])]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", None]) for name in "xy"]
+    model = helper.make_model(helper.make_graph(nodes, "g", ends[:1], ends[1:]))
+    onnx.save(model, str(tmp_path / "relu.onnx"))
+    found = inspect(tmp_path / "relu.onnx")
+    assert found.manifest is None and found.facts == {}
+    assert found.files[0].inputs[0].shape == ("batch", "?")
+    assert found.files[0].operators == {"unmarked": {"Relu": 1}}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("resnet50", None, "surgeon export resnet50 -o exported/resnet50"),
+        ("model.pt", b"1", "neither a bundle's folder nor an .onnx file"),
+        ("empty.onnx", b"", "not an ONNX file"),
+        ("text.onnx", b"hello, this is no protobuf", "not an ONNX file"),
+    ],
+)
+def test_what_cannot_be_described_is_named(tmp_path, monkeypatch, name, content, words):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(SurgeonError) as caught:
+        inspect(name)
+    assert words in str(caught.value) and name in caught.value.message
