@@ -1,0 +1,74 @@
+# `make` alone lists the targets. Everything is installed into .venv; bundles and pictures go to exported/.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PYTEST := $(BIN)/python -m pytest -q
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv check test zoo demo readme-picture clean
+
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: .venv/dev  ## set up .venv with everything that the other targets need
+
+check: .venv/dev  ## lint, types and the fast tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(PYTEST)
+
+test: .venv/dev  ## the fast tests: what .ci/run calls
+	@$(PYTEST) 2>&1
+
+zoo: .venv/dev  ## the slow tests: whole networks
+	$(PYTEST) -m slow
+
+# ---- The demonstration: EfficientNet-Lite0 with its ImageNet weights, on photos that come with Python packages.
+
+BUNDLE := exported/efficientnet_lite0
+data_of = $(shell $(BIN)/python -c 'import importlib.util as i; print(*i.find_spec("$(1)").submodule_search_locations)')/data
+LABELLED = $(call data_of,foolbox)
+# Of the twenty, by number and ImageNet class: bald eagle, spoonbill, Dalmatian, strawberry, jeep.
+FIGURE := 17_22 14_129 16_251 04_949 06_609
+
+demo: .venv/demo  ## convert EfficientNet-Lite0 and draw its pullbacks on labelled photos
+	@echo "[2/4] Converting EfficientNet-Lite0, ImageNet weights, and verifying what was written"
+	@$(BIN)/surgeon export efficientnet_lite0 -o $(BUNDLE)
+	@echo "[3/4] Five-step ascents on 20 labelled photos, each towards what the network sees in it"
+	@$(BIN)/surgeon run $(BUNDLE) "$(LABELLED)"/imagenet_*.jpg --steps 5 -o exported/demo
+	@echo "[4/4] The grid: $(words $(FIGURE)) photos, each towards the class of each; ordinary gradients beneath"
+	@$(BIN)/surgeon figure $(BUNDLE) $(FIGURE:%="$(LABELLED)/imagenet_%.jpg") --steps 5 -o exported/demo.png
+	@echo
+	@echo "Bundle:  $(BUNDLE)/"
+	@echo "Photos:  exported/demo/  (clean, perturbed, difference and pullback of each)"
+	@echo "Figure:  exported/demo.png"
+
+# Photos that anyone may pass on: a cat (CC0), a rocket and a motorcycle (public domain).
+README_PHOTOS := chelsea.png rocket.jpg motorcycle_left.png
+
+readme-picture: .venv/demo  ## draw the README's picture again (after `make demo`)
+	$(BIN)/surgeon figure $(BUNDLE) $(README_PHOTOS:%="$(call data_of,skimage)/%") --steps 5 -o .github/demo.jpg
+
+# ---- The environment, made once. The demonstration needs no linters, and the tests need no photos.
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "surgeon needs Python 3.11 or newer; name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv
+
+.venv/dev: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "Installing torch, ONNX Runtime and the development tools into .venv (once; some minutes)"
+	@$(PIP) -e '.[convert,demo,dev]'
+	@touch $@
+
+.venv/demo: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "[1/4] Installing torch, ONNX Runtime, the network's weights and the photos into .venv (once; some minutes)"
+	@$(PIP) -e '.[convert,demo]'
+	@$(PIP) --no-deps foolbox  # for its photos alone
+	@touch $@
+
+clean:  ## remove .venv and every cache; bundles stay
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find surgeon tests -name __pycache__ -type d -exec rm -rf {} +

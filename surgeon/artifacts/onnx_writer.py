@@ -1,0 +1,372 @@
+"""The three ONNX artifacts of a bundle: `pullback.onnx` from the exporter, the two ascents grafted from it.
+
+The exporter translates the pullback graph once. Objective and step are exported as small fragments and joined to it by
+name; the `Loop` of `ascent.onnx` holds one step and reads the weights from the graph around it, so all three files share
+one file of weights, and nothing is translated or stored twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import math
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import onnx
+import onnx_ir
+import torch
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from surgeon.artifacts.manifest import Defaults, Recipe
+from surgeon.ascent import Objective, Step
+
+WEIGHTS = "weights.bin"
+BATCH = "N"
+_INLINE_BYTES = 1024  # smaller initializers stay in the .onnx file
+_ORIGIN = "surgeon."
+
+
+def write_onnx(
+    program: ExportedProgram,
+    folder: Path,
+    recipe: Recipe,
+    defaults: Defaults,
+    value_range: tuple[float, float],
+    facts: str,
+) -> None:
+    """Write pullback.onnx, ascent_step.onnx, ascent.onnx and weights.bin into `folder`.
+
+    `program` is what `surgeon.pullback.rewrite_program` returns; images are clamped to `value_range` by each step;
+    `facts` (JSON) goes into `metadata_props`.
+    """
+    pullback = _translate_pullback(program, folder, recipe.opset)
+    objective = _fragment(Objective(recipe.objective), ["output", "cotangent"], ["score", "climbed"], pullback, recipe)
+    step = _fragment(
+        Step(recipe.step, recipe.norm, *value_range),
+        ["input", "origin", "pullback", "step_size", "radius"],
+        ["perturbed"],
+        pullback,
+        recipe,
+    )
+    models = {
+        "pullback.onnx": pullback,
+        "ascent_step.onnx": _ascent_step(pullback, objective, step),
+        "ascent.onnx": _ascent(pullback, objective, step),
+    }
+    for name, model in models.items():
+        _add_defaults(model, defaults)
+        helper.set_model_props(model, {"surgeon": facts})
+        model.producer_name = "surgeon"
+        onnx.save(model, folder / name)
+        onnx.checker.check_model(folder / name)
+
+
+def embed_weights(folder: Path) -> None:
+    """Move the shared weights into each ONNX file of `folder` (protobuf holds at most 2 GB a file)."""
+    for path in sorted(folder.glob("*.onnx")):
+        onnx.save(onnx.load(path), path)
+    (folder / WEIGHTS).unlink()
+
+
+def export_plain(module: nn.Module, example: Tensor, path: Path, opset: int = 18) -> None:
+    """The ordinary ONNX export of a network, with its weights beside it: what a bundle is measured against."""
+    model = _translate(module.eval(), (example,), ({0: Dim("batch", min=1)},), ["input"], ["output"], opset)
+    onnx_ir.save(model, path, external_data=path.stem + ".bin", size_threshold_bytes=_INLINE_BYTES)
+
+
+def _translate_pullback(program: ExportedProgram, folder: Path, opset: int) -> ModelProto:
+    """Write the weights and return the graph that reads them, with our own metadata in the place of the exporter's."""
+    inputs = ["input", "cotangent", "temperature"][: len(program.graph_signature.user_inputs)]
+    for node in program.graph.nodes:
+        # The exporter copies stack traces into each ONNX node that it makes of an fx node, and nothing else of ours.
+        node.meta["stack_trace"] = _ORIGIN + json.dumps(node.meta.get("custom", {}).get("surgeon", {}))
+    model = _translate(program, (), None, inputs, ["output", "pullback"], opset)
+    path = folder / "pullback.onnx"
+    onnx_ir.save(model, path, external_data=WEIGHTS, size_threshold_bytes=_INLINE_BYTES)
+    proto = onnx.load(path, load_external_data=False)
+    for node in proto.graph.node:
+        _own_metadata(node)
+    for initializer in proto.graph.initializer:
+        del initializer.metadata_props[:]
+    del proto.graph.metadata_props[:], proto.metadata_props[:]
+    _name_batch(proto.graph)
+    _prefix_parameters(proto.graph)
+    return proto
+
+
+def _translate(
+    module: ExportedProgram | nn.Module,
+    arguments: tuple[Tensor, ...],
+    shapes: object,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    opset: int,
+) -> onnx_ir.Model:
+    """torch.onnx.export, silent: its progress and its advice are not for our users; its errors are."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module,
+                arguments,
+                dynamo=True,
+                opset_version=opset,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                dynamic_shapes=shapes,
+                optimize=True,
+                verbose=False,
+            )
+    finally:
+        logger.setLevel(level)
+    assert program is not None
+    return program.model
+
+
+def _own_metadata(node: NodeProto) -> None:
+    """surgeon.node, surgeon.module and surgeon.role, in the place of the exporter's traces."""
+    found = {prop.key: prop.value for prop in node.metadata_props}
+    del node.metadata_props[:]
+    trace = found.get("pkg.torch.onnx.stack_trace", "")
+    origin = json.loads(trace.removeprefix(_ORIGIN)) if trace.startswith(_ORIGIN) else {}
+    for key, value in origin.items():
+        node.metadata_props.add(key=_ORIGIN + key, value=value)
+
+
+def _mark(nodes: Sequence[NodeProto], role: str) -> None:
+    for node in nodes:
+        del node.metadata_props[:]
+        node.metadata_props.add(key=_ORIGIN + "role", value=role)
+
+
+def _name_batch(graph: GraphProto) -> None:
+    """Call the batch N, whatever the exporter called it."""
+    batch = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = re.sub(rf"\b{re.escape(batch)}\b", BATCH, dim.dim_param)
+
+
+def _prefix_parameters(graph: GraphProto) -> None:
+    """network.conv.weight -> conv.weight: parameters by the name that they have in the source module."""
+    names = {i.name: i.name.removeprefix("network.") for i in graph.initializer}
+    _rename(graph.node, names)
+    for initializer in graph.initializer:
+        initializer.name = names[initializer.name]
+    for value in graph.value_info:
+        value.name = names.get(value.name, value.name)
+
+
+def _rename(nodes: Sequence[NodeProto], names: dict[str, str]) -> None:
+    for node in nodes:
+        for values in (node.input, node.output):
+            for i, name in enumerate(values):
+                values[i] = names.get(name, name)
+
+
+def _fragment(
+    module: nn.Module, inputs: list[str], outputs: list[str], pullback: ModelProto, recipe: Recipe
+) -> GraphProto:
+    """`module`, exported for inputs named and shaped as in `pullback`; its inner names cannot meet those of others."""
+    shapes = {port.name: _shape(port) for port in (*pullback.graph.input, *pullback.graph.output)}
+    alike = {"origin": "input", "step_size": None, "radius": None}
+    arguments, dynamic = [], []
+    for name in inputs:
+        shape = shapes.get(alike.get(name, name) or "", [])
+        arguments.append(torch.ones([2 if isinstance(size, str) else size for size in shape]))
+        dynamic.append({0: Dim.DYNAMIC} if shape else None)
+    # An energy does not read its cotangent, and logit only passes it on: the exporter keeps such inputs all the same.
+    model = onnx_ir.to_proto(_translate(module, tuple(arguments), tuple(dynamic), inputs, outputs, recipe.opset))
+    graph = model.graph
+    prefix = type(module).__name__.lower() + "/"
+    inner = {o for node in graph.node for o in node.output} | {i.name for i in graph.initializer}
+    names = {name: prefix + name for name in inner if name not in outputs}
+    _rename(graph.node, names)
+    for initializer in graph.initializer:
+        initializer.name = names.get(initializer.name, initializer.name)
+        del initializer.metadata_props[:]
+    for node in graph.node:
+        node.name = prefix + node.name
+    _mark(graph.node, "step")
+    return graph
+
+
+def _shape(port: ValueInfoProto) -> list[int | str]:
+    return [dim.dim_param or dim.dim_value for dim in port.type.tensor_type.shape.dim]
+
+
+def _climbing(pullback: ModelProto, objective: GraphProto) -> list[NodeProto]:
+    """The pullback's nodes with the objective between output and cotangent, in an order that can run."""
+    nodes = [_copied(node) for node in pullback.graph.node]
+    turn = 1 + max(i for i, node in enumerate(nodes) if "output" in node.output)
+    for node in nodes:
+        for i, name in enumerate(node.input):
+            if name == "cotangent":
+                node.input[i] = "climbed"
+    return nodes[:turn] + [_copied(node) for node in objective.node] + nodes[turn:]
+
+
+def _copied(node: NodeProto) -> NodeProto:
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
+def _ascent_step(pullback: ModelProto, objective: GraphProto, step: GraphProto) -> ModelProto:
+    """input, origin, cotangent and scalars -> perturbed, output (before the step), pullback."""
+    ports = {port.name: port for port in (*pullback.graph.input, *pullback.graph.output)}
+    image = ports["input"]
+    outputs = [_like(image, "perturbed"), ports["output"], ports["pullback"]]
+    nodes = _needed([*_climbing(pullback, objective), *step.node], [port.name for port in outputs])
+    inputs = [image, _like(image, "origin"), *_read(nodes, ports), _scalar("step_size"), _scalar("radius")]
+    return _model(pullback, "ascent_step", nodes, inputs, outputs, (objective, step))
+
+
+def _ascent(pullback: ModelProto, objective: GraphProto, step: GraphProto) -> ModelProto:
+    """The whole ascent: what does not depend on the image is computed once, outside the loop."""
+    ports = {port.name: port for port in (*pullback.graph.input, *pullback.graph.output)}
+    image, output = ports["input"], ports["output"]
+    body_nodes = _needed([*_climbing(pullback, objective), *step.node], ["perturbed", "pullback", "score"])
+    inputs = [image, *_read(body_nodes, ports), _scalar("step_size"), _scalar("radius"), _scalar("steps", TensorProto.INT64)]
+    invariant, varying = _split_by(body_nodes, "input")
+    inner = {name: "each/" + name for node in varying for name in node.output}
+    inner["input"] = "each/input"
+    # `origin` is the image that the loop started from, which the body sees from outside under its own name.
+    outer = {"origin": "input"}
+    varying = [_copied(node) for node in varying]
+    _rename(varying, {**inner, **outer})
+    for node in varying:
+        node.name = "each/" + node.name
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["each/going"], ["each/goes"]), *varying],
+        "step",
+        [
+            helper.make_tensor_value_info("each/index", TensorProto.INT64, []),
+            helper.make_tensor_value_info("each/going", TensorProto.BOOL, []),
+            _like(image, "each/input"),
+            _like(image, "each/previous"),
+        ],
+        [
+            helper.make_tensor_value_info("each/goes", TensorProto.BOOL, []),
+            _like(image, inner["perturbed"]),
+            _like(image, inner["pullback"]),
+            helper.make_tensor_value_info(inner["score"], TensorProto.FLOAT, [BATCH]),
+        ],
+    )
+    # The last image is looked at once more, without its pullback: for its output and its score.
+    last = [_copied(node) for node in _needed([*_climbing(pullback, objective)], ["output", "score"])]
+    last = _split_by(last, "input")[1]
+    renamed = {name: "last/" + name for node in last for name in node.output if name != "output"}
+    _rename(last, {**renamed, "input": "perturbed"})
+    for node in last:
+        node.name = "last/" + node.name
+    around = [
+        helper.make_node("Sub", ["input", "input"], ["none"], name="none"),
+        helper.make_node(
+            "Loop", ["steps", "", "input", "none"], ["perturbed", "pullback", "scores"], name="ascent", body=body
+        ),
+    ]
+    end = [
+        helper.make_node("Unsqueeze", [renamed["score"], "first_axis"], ["last/row"], name="last/row"),
+        helper.make_node("Concat", ["scores", "last/row"], ["score"], name="score", axis=0),
+    ]
+    _mark([*around, *end], "step")
+    nodes = [*_needed([*invariant, *around, *last, *end], ["perturbed", "output", "pullback", "score"])]
+    outputs = [
+        _like(image, "perturbed"),
+        output,
+        ports["pullback"],
+        helper.make_tensor_value_info("score", TensorProto.FLOAT, ["steps + 1", BATCH]),
+    ]
+    model = _model(pullback, "ascent", nodes, inputs, outputs, (objective, step))
+    model.graph.initializer.append(helper.make_tensor("first_axis", TensorProto.INT64, [1], [0]))
+    return model
+
+
+def _model(
+    pullback: ModelProto,
+    name: str,
+    nodes: list[NodeProto],
+    inputs: list[ValueInfoProto],
+    outputs: list[ValueInfoProto],
+    fragments: Sequence[GraphProto],
+) -> ModelProto:
+    """A model like `pullback` with another graph, and of all initializers those that it reads."""
+    read = set(_names_read(nodes))
+    known: dict[str, TensorProto] = {}
+    for graph in (pullback.graph, *fragments):
+        known.update({initializer.name: initializer for initializer in graph.initializer})
+    graph = helper.make_graph(nodes, name, inputs, outputs, [known[name] for name in known if name in read])
+    return helper.make_model(graph, opset_imports=pullback.opset_import, ir_version=pullback.ir_version)
+
+
+def _names_read(nodes: Sequence[NodeProto]) -> Iterator[str]:
+    """Every value that `nodes` read, the bodies of loops included."""
+    for node in nodes:
+        yield from node.input
+        for attribute in node.attribute:
+            yield from _names_read(attribute.g.node)
+            yield from (port.name for port in attribute.g.output)
+
+
+def _needed(nodes: list[NodeProto], outputs: Sequence[str]) -> list[NodeProto]:
+    """Those of `nodes`, in order, that `outputs` depend on."""
+    wanted, kept = set(outputs), []
+    for node in reversed(nodes):
+        if wanted.intersection(node.output):
+            kept.append(node)
+            wanted.update(_names_read([node]))
+    return kept[::-1]
+
+
+def _split_by(nodes: list[NodeProto], name: str) -> tuple[list[NodeProto], list[NodeProto]]:
+    """(nodes that do not depend on the value `name`, nodes that do)."""
+    dependent, invariant, varying = {name}, [], []
+    for node in nodes:
+        if dependent.intersection(_names_read([node])):
+            dependent.update(node.output)
+            varying.append(node)
+        else:
+            invariant.append(node)
+    return invariant, varying
+
+
+def _read(nodes: list[NodeProto], ports: dict[str, ValueInfoProto]) -> list[ValueInfoProto]:
+    """Those of cotangent and temperature that `nodes` have a use for."""
+    read = set(_names_read(nodes))
+    return [ports[name] for name in ("cotangent", "temperature") if name in read and name in ports]
+
+
+def _like(port: ValueInfoProto, name: str) -> ValueInfoProto:
+    copy = ValueInfoProto()
+    copy.CopyFrom(port)
+    copy.name = name
+    return copy
+
+
+def _scalar(name: str, dtype: int = TensorProto.FLOAT) -> ValueInfoProto:
+    return helper.make_tensor_value_info(name, dtype, [])
+
+
+def _add_defaults(model: ModelProto, defaults: Defaults) -> None:
+    """The scalar inputs as initializers too: a caller may leave them out. (ONNX IR, "Graphs": overridable defaults.)"""
+    for port in model.graph.input:
+        if not port.type.tensor_type.shape.dim:
+            kind = port.type.tensor_type.elem_type
+            model.graph.initializer.append(helper.make_tensor(port.name, kind, [], [getattr(defaults, port.name)]))
+
+
+def clamp_range(low: float, high: float, margin: float) -> tuple[float, float]:
+    """[low - margin, high + margin], infinite where the margin is."""
+    return (-math.inf, math.inf) if math.isinf(margin) else (low - margin, high + margin)

@@ -1,0 +1,124 @@
+"""The TorchScript twins: `pullback.ts` and `ascent.ts`, which a process with torch alone can load.
+
+The fx graph is compiled from its own source, not traced, so that the batch stays dynamic.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.fx import GraphModule
+
+from surgeon.artifacts.manifest import Defaults, Recipe
+from surgeon.ascent import Objective, Step
+
+
+def write_torchscript(
+    graph: GraphModule, folder: Path, recipe: Recipe, defaults: Defaults, value_range: tuple[float, float]
+) -> None:
+    """Write pullback.ts and ascent.ts into `folder`; `graph` is what `surgeon.pullback.explicit_graph` returns."""
+    tempered = any(node.op == "placeholder" and node.target == "temperature" for node in graph.graph.nodes)
+    temperature = [("temperature", defaults.temperature)] if tempered else []
+    ascent = [*temperature, ("step_size", defaults.step_size), ("radius", defaults.radius), ("steps", defaults.steps)]
+    objective, step = Objective(recipe.objective), Step(recipe.step, recipe.norm, *value_range)
+    with _without_deprecations():
+        _save(torch.jit.script(_scriptable(graph)), ["input", "cotangent"], temperature, 2, folder / "pullback.ts")
+        loop = _Ascent(torch.jit.script(_scriptable(graph, objective)), objective, step, tempered)
+        inputs = ["input"] if recipe.objective == "energy" else ["input", "cotangent"]
+        _save(torch.jit.script(loop), inputs, ascent, 4, folder / "ascent.ts")
+
+
+class _Ascent(nn.Module):
+    """The loop around a graph (input, cotangent[, temperature]) -> (output, pullback, score)."""
+
+    __constants__ = ("tempered",)
+
+    def __init__(self, graph: nn.Module, objective: Objective, step: Step, tempered: bool) -> None:
+        super().__init__()
+        self.graph, self.objective, self.step, self.tempered = graph, objective, step, tempered
+
+    def climb(self, x: Tensor, cotangent: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.tempered:
+            return self.graph(x, cotangent, temperature)  # type: ignore[no-any-return]
+        return self.graph(x, cotangent)  # type: ignore[no-any-return]
+
+    def forward(
+        self, input: Tensor, cotangent: Tensor, temperature: Tensor, step_size: Tensor, radius: Tensor, steps: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x, pullback = input, torch.zeros_like(input)
+        scores: list[Tensor] = []
+        for _ in range(int(steps)):
+            _, pullback, score = self.climb(x, cotangent, temperature)
+            scores.append(score)
+            x = self.step(x, input, pullback, step_size, radius)
+        # The last image's pullback is computed with its output, and dropped: TorchScript has one graph for both.
+        output, _, score = self.climb(x, cotangent, temperature)
+        scores.append(score)
+        return x, output, pullback, torch.stack(scores)
+
+
+def _save(inner: torch.jit.ScriptModule, tensors: list[str], scalars: list[tuple[str, float]], outputs: int, path: Path) -> None:
+    """Save `inner` behind a forward whose scalars have defaults and which lacks the inputs that it has no use for."""
+    holder = nn.Module()
+    holder.inner = inner
+    twin = torch.jit.script(holder)
+    values = dict(scalars)
+    taken = [f"{name}: Tensor" for name in tensors] + [f"{name}: Optional[Tensor] = None" for name in values]
+    lines = [f"def forward(self, {', '.join(taken)}) -> Tuple[{', '.join(['Tensor'] * outputs)}]:"]
+    for name, value in values.items():
+        text = f"float('{value}')" if value in (float("inf"), float("-inf")) else repr(value)
+        lines.append(f"    {name}_ = {name} if {name} is not None else torch.tensor({text}, device=input.device)")
+    # What the loop takes and the artifact does not, it does not read: any tensor will do.
+    wanted = [port.name for port in inner.forward.schema.arguments][1:]
+    given = [f"{name}_" if name in values else name if name in tensors else "input" for name in wanted]
+    lines.append(f"    return self.inner({', '.join(given)})")
+    twin.define("\n".join([*lines, ""]))
+    torch.jit.save(twin, str(path))
+
+
+def _scriptable(graph: GraphModule, objective: Objective | None = None) -> GraphModule:
+    """`graph` in a form that TorchScript compiles; with an objective, also between output and cotangent.
+
+    TorchScript knows ATen's operators by packet, not by overload, and sizes as methods.
+    """
+    copied = GraphModule(graph, copy.deepcopy(graph.graph), "Pullback")
+    nodes = copied.graph
+    for node in nodes.nodes:
+        if node.target is torch.ops.aten.sym_size.int:
+            node.op, node.target = "call_method", "size"
+        elif isinstance(node.target, OpOverload):
+            node.target = node.target.overloadpacket
+    if objective is not None:
+        copied.add_submodule("objective", objective)
+        result = nodes.output_node()
+        output, pullback = result.args[0]  # type: ignore[misc]
+        given = next(node for node in nodes.nodes if node.op == "placeholder" and node.target == "cotangent")
+        readers = [user for user in given.users]
+        with nodes.inserting_after(output):
+            both = nodes.call_module("objective", (output, given))
+        with nodes.inserting_after(both):
+            climbed = nodes.call_function(operator.getitem, (both, 1))
+            score = nodes.call_function(operator.getitem, (both, 0))
+        for reader in readers:
+            reader.replace_input_with(given, climbed)
+        result.args = ((output, pullback, score),)
+    copied.recompile()
+    return copied
+
+
+@contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """TorchScript still works and says at every call that it is deprecated; nothing else is silenced."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*torch\.jit\..* is (deprecated|not supported)", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=r".*torch\.jit\..* is (deprecated|not supported)", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message="The TorchScript type system doesn't support instance-level annotations")
+        yield

@@ -1,0 +1,91 @@
+"""From any nn.Module to a functional ATen graph with a dynamic batch.
+
+`torch.export` records the forward pass; decompositions make it functional (an in-place ReLU would otherwise overwrite
+the pre-activation that its gate reads) and small, except for the operators in `surgeon.rules.KEPT`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.fx import GraphModule, Node
+
+from surgeon.errors import ConversionError
+from surgeon.rules import KEPT
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A network as a graph: `graph` takes one tensor and returns one tensor.
+
+    Its nodes call ATen overloads or read parameters (get_attr); `meta["val"]` of each holds its fake value.
+    """
+
+    graph: GraphModule
+    input: Node
+    output: Node
+
+
+def capture(module: nn.Module, example: Tensor) -> Captured:
+    """Capture `module`, in evaluation mode, as called on `example`: [N >= 2, …], floating point; N stays dynamic.
+
+    Raises ConversionError where torch.export cannot record the module, or where it does not map one tensor to one.
+    """
+    if example.shape[0] < 2:
+        raise ValueError("capture needs an example batch of at least 2: torch.export fixes sizes 0 and 1")
+    was_training = module.training
+    try:
+        program = torch.export.export(module.eval(), (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
+        table = torch.export.default_decompositions()
+        for operator in KEPT:
+            table.pop(operator, None)
+        graph = program.run_decompositions(table).module(check_guards=False)
+    except Exception as error:
+        raise ConversionError(
+            f"torch.export cannot record {type(module).__name__} with a dynamic batch ({_first_line(error)})",
+            "Data-dependent control flow and a fixed batch are the usual causes",
+        ) from error
+    finally:
+        module.train(was_training)
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    outputs = graph.graph.output_node().args[0]
+    outputs = list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
+    if len(inputs) != 1 or len(outputs) != 1 or not isinstance(outputs[0], Node):
+        raise ConversionError(
+            f"{type(module).__name__} takes {len(inputs)} inputs and returns {len(outputs)} values",
+            "Wrap it in a module that takes one tensor and returns one tensor",
+        )
+    graph.graph.eliminate_dead_code()
+    return Captured(graph, inputs[0], outputs[0])
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def source_module(node: Node) -> str:
+    """Dotted name of the innermost module that `node` comes from; "" for the root."""
+    stack = node.meta.get("nn_module_stack")
+    name = list(stack.values())[-1][0] if stack else ""
+    return str(name).partition("@")[0]  # a module that is called again has @1, @2, … behind its name
+
+
+def source_class(node: Node) -> str:
+    """Qualified class name of the innermost module that `node` comes from, such as torch.nn.modules.activation.ReLU."""
+    stack = node.meta.get("nn_module_stack")
+    kind = list(stack.values())[-1][1] if stack else ""
+    return kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def source_line(node: Node) -> str:
+    """The line of the user's code that `node` comes from, such as "resnet.py:161"; "" where it is not known."""
+    lines = [line.strip() for line in node.meta.get("stack_trace", "").splitlines() if line.strip().startswith("File")]
+    own = [line for line in lines if "/torch/nn/" not in line] or lines
+    if not own:
+        return ""
+    path, _, rest = own[-1].removeprefix('File "').partition('", line ')
+    return f"{path.replace(chr(92), '/').rpartition('/')[2]}:{rest.partition(',')[0]}"

@@ -1,0 +1,122 @@
+"""Passes over the captured forward graph, before its pullback is written. Each keeps every value; the list is ordered."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from surgeon.rules.registry import aten
+
+Pass = Callable[[GraphModule], int]
+
+
+def optimise(graph: GraphModule) -> dict[str, int]:
+    """Apply all passes to `graph`, in place; how often each one applied, by name."""
+    applied = {step.__name__: step(graph) for step in PASSES}
+    graph.graph.eliminate_dead_code()
+    graph.graph.lint()
+    graph.recompile()
+    return applied
+
+
+def drop_identities(graph: GraphModule) -> int:
+    """clone(x) = x; dropout in evaluation mode = x; an adaptive pool to the size that x has = x."""
+    count = 0
+    for node in list(graph.graph.nodes):
+        copies = node.target in (aten.clone.default, aten.alias.default, aten.dropout.default)
+        adaptive = node.target in (aten._adaptive_avg_pool2d.default, aten._adaptive_avg_pool3d.default)
+        if copies or (adaptive and node.meta["val"].shape == node.args[0].meta["val"].shape):
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+            count += 1
+    return count
+
+
+def fold_batch_norm(graph: GraphModule) -> int:
+    """BN(conv(x, w, b)) = conv(x, s w, s (b - mean) + beta) with s = gamma / sqrt(var + eps), where only BN reads conv.
+
+    Folded in float64 and rounded once. A batch norm after anything else stays.
+    """
+    count = 0
+    for node in list(graph.graph.nodes):
+        if node.target is not aten._native_batch_norm_legit_no_training.default:
+            continue
+        convolution = node.args[0]
+        if convolution.target is not aten.convolution.default or len(convolution.users) != 1:
+            continue
+        x, weight, bias, *geometry = convolution.args
+        parameters = [_value(graph, argument) for argument in (weight, bias, *node.args[1:5])]
+        if any(value is None for value, argument in zip(parameters, (weight, bias, *node.args[1:5]), strict=True) if argument is not None):
+            continue
+        w, b, gamma, beta, mean, variance = parameters
+        assert w is not None and mean is not None and variance is not None
+        scale = torch.rsqrt(variance.double() + node.args[6])
+        scale = scale if gamma is None else scale * gamma.double()
+        shift = (torch.zeros_like(scale) if b is None else b.double()) - mean.double()
+        shift = scale * shift if beta is None else scale * shift + beta.double()
+        # The weight of a transposed convolution has its output channels, group by group, in dimension 1.
+        transposed, groups = geometry[3], geometry[5]
+        if transposed:
+            per_input = scale.reshape(groups, 1, -1).expand(groups, w.shape[0] // groups, -1)
+            factor = per_input.reshape(w.shape[0], -1, *[1] * (w.dim() - 2))
+        else:
+            factor = scale.reshape(-1, *[1] * (w.dim() - 1))
+        with graph.graph.inserting_before(convolution):
+            new_weight = _constant(graph, convolution.name + "_weight", (w.double() * factor).to(w.dtype))
+            new_bias = _constant(graph, convolution.name + "_bias", shift.to(w.dtype))
+        convolution.args = (x, new_weight, new_bias, *geometry)
+        for user in list(node.users):
+            if user.target is operator.getitem and user.args[1] == 0:
+                user.replace_all_uses_with(convolution)
+                graph.graph.erase_node(user)
+        count += 1
+    graph.graph.eliminate_dead_code()
+    return count
+
+
+def share_concatenations(graph: GraphModule) -> int:
+    """cat(a, b, c) = cat(cat(a, b), c) where cat(a, b) is there already, as in a DenseNet's blocks.
+
+    The pullback then adds the cotangents of all later concatenations before it cuts them once, where it would otherwise
+    cut each of them into all its pieces.
+    """
+    count = 0
+    seen: dict[tuple[tuple[Node, ...], int], Node] = {}
+    for node in list(graph.graph.nodes):
+        if node.target is not aten.cat.default:
+            continue
+        pieces, dim = tuple(node.args[0]), (node.args[1] if len(node.args) > 1 else 0) % node.meta["val"].dim()
+        for length in range(len(pieces) - 1, 1, -1):
+            prefix = seen.get((pieces[:length], dim))
+            if prefix is not None:
+                node.args = ([prefix, *pieces[length:]], dim)
+                count += 1
+                break
+        seen[pieces, dim] = node
+    return count
+
+
+PASSES: tuple[Pass, ...] = (drop_identities, fold_batch_norm, share_concatenations)
+
+
+def _value(graph: GraphModule, argument: object) -> Tensor | None:
+    """The parameter or buffer that `argument` reads, or None where it is computed or missing."""
+    if not isinstance(argument, Node) or argument.op != "get_attr":
+        return None
+    value: object = graph
+    for part in str(argument.target).split("."):
+        value = getattr(value, part)
+    return value.detach() if isinstance(value, Tensor) else None
+
+
+def _constant(graph: GraphModule, name: str, value: Tensor) -> Node:
+    """A new buffer of `graph` and the node that reads it."""
+    unused = name
+    while hasattr(graph, unused):
+        unused += "_"
+    graph.register_buffer(unused, value)
+    return graph.graph.get_attr(unused)

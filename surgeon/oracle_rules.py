@@ -1,0 +1,286 @@
+"""The pullback's rules by autograd, straight from the formulas: a torch function mode for the oracle.
+
+Under it the author's own code runs, call by call; ReLU-type functions and max pooling are recorded by autograd with
+another backward. Slow and obvious on purpose. Source of the formulas: arXiv 2507.22832.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._ops import OpOverloadPacket
+from torch.overrides import TorchFunctionMode
+
+from surgeon.artifacts.manifest import Recipe
+from surgeon.errors import SurgeonError
+
+Rule = Callable[[Tensor, Tensor], Tensor]
+"""(pre-activation, cotangent) -> cotangent of the pre-activation."""
+
+GATED_MODULES = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+"""What `gate_scope="modules"` goes by: calls from within one of these are gated, all others are ordinary."""
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One ReLU-type function: plain(z), open between the edges, with a slope where it is shut."""
+
+    plain: Callable[[Tensor], Tensor]
+    lower: Any = None  # number or tensor
+    upper: Any = None
+    slope: Any = 0.0  # likewise, broadcast against z
+
+
+def _relu(z: Tensor) -> Activation:
+    return Activation(torch.relu, lower=0.0)
+
+
+def _relu6(z: Tensor) -> Activation:
+    return Activation(F.relu6, lower=0.0, upper=6.0)
+
+
+def _hardtanh(z: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Activation:
+    return Activation(lambda z: F.hardtanh(z, min_val, max_val), lower=min_val, upper=max_val)
+
+
+def _clamp(z: Tensor, min: Any = None, max: Any = None) -> Activation:
+    for edge in (min, max):
+        if isinstance(edge, Tensor) and edge.requires_grad:
+            raise SurgeonError("a clamp whose edge depends on the input has no pullback rule", "Use constant edges")
+    return Activation(lambda z: torch.clamp(z, min, max), lower=min, upper=max)
+
+
+def _clamp_min(z: Tensor, min: Any) -> Activation:
+    return _clamp(z, min=min)
+
+
+def _clamp_max(z: Tensor, max: Any) -> Activation:
+    return _clamp(z, max=max)
+
+
+def _leaky_relu(z: Tensor, negative_slope: float = 0.01) -> Activation:
+    return Activation(lambda z: F.leaky_relu(z, negative_slope), lower=0.0, slope=negative_slope)
+
+
+def _prelu(z: Tensor, weight: Tensor) -> Activation:
+    weight = weight.detach()
+    slope = weight.reshape(1, -1, *[1] * (z.dim() - 2)) if z.dim() > 1 and weight.numel() > 1 else weight
+    return Activation(lambda z: torch.where(z > 0, z, slope * z), lower=0.0, slope=slope)
+
+
+def _calls(namespaces: tuple[Any, ...], *names: str) -> list[Any]:
+    found = [getattr(space, name) for space in namespaces for name in names if hasattr(space, name)]
+    packets = [call for call in found if isinstance(call, OpOverloadPacket)]
+    return found + [getattr(packet, overload) for packet in packets for overload in packet.overloads()]
+
+
+_SPACES = (torch, F, torch.Tensor, torch._C._nn, torch.ops.aten)
+_READERS: tuple[tuple[Callable[..., Activation], tuple[str, ...]], ...] = (
+    (_relu, ("relu",)),
+    (_relu6, ("relu6",)),
+    (_hardtanh, ("hardtanh",)),
+    (_clamp, ("clamp", "clip")),
+    (_clamp_min, ("clamp_min",)),
+    (_clamp_max, ("clamp_max",)),
+    (_leaky_relu, ("leaky_relu",)),
+    (_prelu, ("prelu",)),
+)
+ACTIVATIONS = {call: reader for reader, names in _READERS for call in _calls(_SPACES, *names)}
+ACTIVATIONS_IN_PLACE = {
+    call: reader for reader, names in _READERS for call in _calls(_SPACES, *(f"{name}_" for name in names))
+}
+POOLS = {
+    call: dimensions
+    for dimensions in (1, 2, 3)
+    for name in (f"max_pool{dimensions}d", f"max_pool{dimensions}d_with_indices", f"_max_pool{dimensions}d")
+    for call in _calls(_SPACES, name)
+}
+
+
+class Pullback(TorchFunctionMode):
+    """While active, ReLU-type calls and max pooling are recorded by autograd with their pullback as backward."""
+
+    def __init__(self, recipe: Recipe, temperature: float) -> None:
+        super().__init__()
+        if recipe.gate not in ("soft", "hard", "guided", "deconvnet"):
+            raise SurgeonError(f"no gate {recipe.gate!r}", "Choose soft, hard, guided or deconvnet")
+        self.recipe = recipe
+        self.temperature = temperature
+        self._depth = 0 if recipe.gate_scope == "modules" else 1
+
+    @contextlib.contextmanager
+    def within(self, module: nn.Module) -> Iterator[None]:
+        """Activate, and watch which calls come from within the gated modules of `module`."""
+
+        def enter(*_: Any) -> None:
+            self._depth += 1
+
+        def leave(*_: Any) -> None:
+            self._depth -= 1
+
+        with contextlib.ExitStack() as hooks:
+            for layer in module.modules():
+                if isinstance(layer, GATED_MODULES):
+                    hooks.enter_context(layer.register_forward_pre_hook(enter))
+                    hooks.enter_context(layer.register_forward_hook(leave))
+            with self:
+                yield
+
+    def __torch_function__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if self._depth:
+            if call in POOLS and self.recipe.pool == "soft":
+                return self._pool(POOLS[call], *args, **kwargs, with_indices="with_indices" in call.__name__)
+            if (call in ACTIVATIONS or call in ACTIVATIONS_IN_PLACE) and self.recipe.gate != "hard":
+                return self._activate(call, args, kwargs)
+        return call(*args, **kwargs)
+
+    def _activate(self, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if "input" in kwargs:
+            args = (kwargs.pop("input"), *args)
+        z = args[0]
+        if not z.is_floating_point():
+            return call(*args, **kwargs)
+        in_place = call in ACTIVATIONS_IN_PLACE or kwargs.pop("inplace", False)
+        reader = ACTIVATIONS_IN_PLACE[call] if call in ACTIVATIONS_IN_PLACE else ACTIVATIONS[call]
+        activation = reader(*args, **kwargs)
+        if not in_place:
+            return _Gated.apply(z, activation.plain, self._gate(activation))
+        # The gate needs the value from before, and whoever reads z later must see the value from after.
+        return z.copy_(_Gated.apply(z.clone(), activation.plain, self._gate(activation)))
+
+    def _gate(self, activation: Activation) -> Rule:
+        if self.recipe.gate == "soft":
+            return lambda z, g: soft_gate(activation, z, g, self.temperature, both=self.recipe.edges == "both")
+        if self.recipe.gate == "guided":
+            return lambda z, g: guided_gate(activation, z, g)
+        return lambda z, g: deconvnet_gate(activation, g)
+
+    def _pool(
+        self,
+        dimensions: int,
+        input: Tensor,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+        return_indices: bool = False,
+        *,
+        with_indices: bool,
+    ) -> Any:
+        kernel, padding, dilation = (_per_axis(value, dimensions) for value in (kernel_size, padding, dilation))
+        # The functional form takes no stride as None, the ATen form as [].
+        stride = kernel if stride is None or stride in ((), []) else _per_axis(stride, dimensions)
+        pool = getattr(F, f"max_pool{dimensions}d_with_indices")
+        _, indices = pool(input.detach(), kernel, stride, padding, dilation, ceil_mode)
+        output = _Gated.apply(
+            input,
+            lambda x: pool(x, kernel, stride, padding, dilation, ceil_mode)[0],
+            lambda x, g: soft_pool_vjp(x, g, kernel, stride, padding, dilation, self.temperature),
+        )
+        return (output, indices) if with_indices or return_indices else output
+
+
+class _Gated(torch.autograd.Function):
+    """plain(z) forward, rule(z, g) backward."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, plain: Callable[[Tensor], Tensor], rule: Rule) -> Tensor:
+        ctx.save_for_backward(z)
+        ctx.rule = rule
+        return plain(z)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None]:
+        (z,) = ctx.saved_tensors
+        return ctx.rule(z, cotangents[0]), None, None
+
+
+def soft_gate(activation: Activation, z: Tensor, g: Tensor, temperature: float, *, both: bool) -> Tensor:
+    """(s + (1 - s) sigmoid((z - lower) / T)) g; with `both`, or no lower edge, times sigmoid((upper - z) / T)."""
+    opening = torch.ones_like(z)
+    if activation.lower is not None:
+        opening = opening * torch.sigmoid((z - activation.lower) / temperature)
+    if activation.upper is not None and (both or activation.lower is None):
+        opening = opening * torch.sigmoid((activation.upper - z) / temperature)
+    return activation.slope * g + (1 - activation.slope) * opening * g
+
+
+def guided_gate(activation: Activation, z: Tensor, g: Tensor) -> Tensor:
+    """Give s g + (1 - s) 1[open] 1[g > 0] g, where what is open is autograd's business."""
+    with torch.enable_grad():
+        leaf = z.detach().requires_grad_(True)
+        (ordinary,) = torch.autograd.grad(activation.plain(leaf), leaf, g)
+    shut = activation.slope * g
+    return shut + (ordinary - shut) * (g > 0)
+
+
+def deconvnet_gate(activation: Activation, g: Tensor) -> Tensor:
+    """Give s g + (1 - s) 1[g > 0] g, open or shut."""
+    return activation.slope * g + (1 - activation.slope) * g * (g > 0)
+
+
+def soft_pool(
+    x: Tensor,
+    output_size: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    temperature: float,
+) -> Tensor:
+    """Softmax-weighted pooling of the last axes: p = sum_j w_j x_j, w = softmax(x / T) over each window.
+
+    Padded positions take part as 0, as in the reference; positions beyond them, which only ceil mode reaches, do not.
+    """
+    axes = range(x.dim() - len(kernel), x.dim())
+    windows, taking_part = x, torch.ones_like(x, dtype=torch.bool)
+    for axis, size, k, s, p, d in zip(axes, output_size, kernel, stride, padding, dilation, strict=True):
+        reach = max((size - 1) * s + (k - 1) * d + 1 - (x.shape[axis] + 2 * p), 0)
+        windows = _extend(windows, axis, p, p + reach, 0)
+        taking_part = _extend(_extend(taking_part, axis, p, p, True), axis, 0, reach, False)
+    for axis, size, k, s, d in zip(axes, output_size, kernel, stride, dilation, strict=True):
+        places = torch.arange(size, device=x.device)[:, None] * s + torch.arange(k, device=x.device) * d
+        # The window's own axis goes last, so the axes still to be cut keep their numbers.
+        windows = windows.index_select(axis, places.flatten()).unflatten(axis, (size, k)).movedim(axis + 1, -1)
+        taking_part = taking_part.index_select(axis, places.flatten()).unflatten(axis, (size, k)).movedim(axis + 1, -1)
+    values = windows.flatten(-len(kernel))
+    takes_part = taking_part.flatten(-len(kernel))
+    weights = (values / temperature).masked_fill(~takes_part, float("-inf")).softmax(-1)
+    return (weights * values).sum(-1)
+
+
+def soft_pool_vjp(
+    x: Tensor,
+    g: Tensor,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    temperature: float,
+) -> Tensor:
+    """g_{x_j} = w_j (1 + (x_j - p) / T) g, summed over the windows that hold j: autograd of `soft_pool`."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_(True)
+        pooled = soft_pool(leaf, tuple(g.shape[-len(kernel) :]), kernel, stride, padding, dilation, temperature)
+        (gradient,) = torch.autograd.grad(pooled, leaf, g)
+    return gradient
+
+
+def _extend(x: Tensor, axis: int, before: int, after: int, value: float | bool) -> Tensor:
+    def block(length: int) -> Tensor:
+        return x.new_full((*x.shape[:axis], length, *x.shape[axis + 1 :]), value)
+
+    return torch.cat([block(before), x, block(after)], axis)
+
+
+def _per_axis(value: Any, dimensions: int) -> tuple[int, ...]:
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    return values * dimensions if len(values) == 1 else values

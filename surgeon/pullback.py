@@ -1,0 +1,284 @@
+"""The pullback of a captured graph: the forward pass, then a reverse sweep that calls one rule per node.
+
+The sweep is plain tensor code, so `torch.export` of the module below records forward and backward as one explicit graph
+that calls no autograd; every node of it carries the name of the forward node and source module that it comes from, in
+`meta["custom"]["surgeon"]`.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import traceback as fx_traceback
+from torch.fx.graph import CodeGen
+
+from surgeon.artifacts.manifest import Gate as GateSite
+from surgeon.artifacts.manifest import Recipe
+from surgeon.capture import Captured, capture, source_class, source_line, source_module
+from surgeon.errors import ConversionError
+from surgeon.gates import GATES, Gate, Ramp, gate
+from surgeon.optimise import optimise
+from surgeon.rules import CONSTANT, DERIVED, RULES
+from surgeon.rules.derived import DerivedRule
+
+GATE_MODULES = ("torch.nn.modules.activation.", "torch.nn.modules.pooling.")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node of the reverse sweep: its rule, and the policy that the rule is bound to (None for exact rules)."""
+
+    node: Node
+    rule: Callable[..., Any]
+    policy: Gate | None
+    kind: str
+
+
+class Pullback(nn.Module):
+    """A network together with its pullback, as a module that needs no autograd.
+
+    forward(input [N, …], cotangent [N, …output…], temperature []) returns the network's output and the pullback of
+    `cotangent` to the input (shaped as the input). Raises ConversionError, at construction, where an operator on the
+    way from input to output has no rule.
+    """
+
+    def __init__(self, captured: Captured, recipe: Recipe) -> None:
+        super().__init__()
+        self.network = captured.graph
+        self._captured, self._recipe = captured, recipe
+        self._active = _active(captured)
+        self.steps = [self._step(node) for node in _backward_order(captured, self._active)]
+        self.tempered = any(step.policy is not None and step.policy.tempered for step in self.steps)
+
+    @property
+    def gates(self) -> tuple[GateSite, ...]:
+        """Every gate and pool, in forward order, as the manifest lists them."""
+        return tuple(
+            GateSite(
+                node=step.node.name,
+                module=source_module(step.node),
+                op=str(step.node.target),
+                kind=step.kind,
+                rule=step.policy.name,
+                shape=_shape(step.node.args[0]),
+            )
+            for step in reversed(self.steps)
+            if step.policy is not None
+        )
+
+    def forward(self, input: Tensor, cotangent: Tensor, temperature: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        values = _Forward(self.network, self._active).values(input)
+        output = values[self._captured.output]
+        coldness = torch.ones((), dtype=input.dtype) if temperature is None else 1 / temperature
+        cotangents: dict[Node, Any] = {self._captured.output: cotangent}
+        for step in self.steps:
+            with _provenance(step.node, "backward"):
+                self._pull(step, values, cotangents, coldness)
+        return output, cotangents[self._captured.input]
+
+    def _pull(self, step: Step, values: dict[Node, Any], cotangents: dict[Node, Any], coldness: Tensor) -> None:
+        """Take the node's cotangent off `cotangents` and add what its rule makes of it, for each argument."""
+        node = step.node
+        g = cotangents.pop(node, None)
+        if g is None:
+            return
+        if node.target is operator.getitem:
+            parent, index = node.args
+            slots = cotangents.setdefault(parent, [None] * len(values[parent]))
+            slots[index] = g if slots[index] is None else slots[index] + g
+            return
+        arguments = torch.fx.map_arg(node.args, values.__getitem__)
+        keywords = dict(torch.fx.map_arg(node.kwargs, values.__getitem__))
+        if step.policy is not None:
+            keywords["ramp"] = Ramp(step.policy, coldness, self._recipe.edges)
+        entries = step.rule(g, values[node], *arguments, **keywords)
+        for argument, entry in _pairs(node.args, entries):
+            if argument not in self._active or entry is None:
+                continue
+            piece = entry() if callable(entry) else entry
+            if piece.shape != values[argument].shape:
+                raise AssertionError(f"the rule of {node.target} gives {piece.shape} for {values[argument].shape}")
+            cotangents[argument] = cotangents[argument] + piece if argument in cotangents else piece
+
+    def _step(self, node: Node) -> Step:
+        """The rule for `node`, by the three lists of `surgeon.rules`."""
+        if node.target is operator.getitem:
+            return Step(node, _no_rule, None, "exact")
+        if any(argument in self._active for argument in _nodes(list(node.kwargs.values()))):
+            raise ConversionError(f"{_where(node)} takes the cotangent through a keyword", "Write a rule for it")
+        assert isinstance(node.target, OpOverload)
+        known = RULES.get(node.target)
+        if known is not None:
+            return Step(node, known.backward, self._policy(node, known.kind), known.kind)
+        return Step(node, self._derive(node), None, "derived")
+
+    def _policy(self, node: Node, kind: str) -> Gate | None:
+        """The policy at a gate or pool: the recipe's, or the exact one where its scope leaves the node out."""
+        if kind == "exact":
+            return None
+        if self._recipe.gate_scope == "modules" and not source_class(node).startswith(GATE_MODULES):
+            return GATES["hard"]
+        return gate(self._recipe.gate if kind == "gate" else self._recipe.pool)
+
+    def _derive(self, node: Node) -> DerivedRule:
+        arguments = torch.fx.map_arg(node.args, lambda argument: argument.meta["val"])
+        flat, _ = torch.utils._pytree.tree_flatten(node.args)
+        used = sorted({user.args[1] for user in node.users if user.target is operator.getitem})
+        outputs = used if isinstance(node.meta["val"], (tuple, list)) else None
+        assert isinstance(node.target, OpOverload)
+        try:
+            return DerivedRule(
+                node.target, arguments, dict(node.kwargs), [leaf in self._active for leaf in flat], outputs
+            )
+        except ConversionError as error:
+            raise ConversionError(f"{_where(node)}: {error.message}", error.remedy) from error
+
+
+class _Forward(Interpreter):
+    """Runs the network's graph and keeps the values that the sweep reads."""
+
+    def __init__(self, graph: GraphModule, active: set[Node]) -> None:
+        super().__init__(graph, garbage_collect_values=False)
+
+    def values(self, input: Tensor) -> dict[Node, Any]:
+        self.run(input)
+        return self.env
+
+    def run_node(self, n: Node) -> Any:
+        with _provenance(n, "forward"):
+            return super().run_node(n)
+
+
+def rewrite_program(module: nn.Module, example: Tensor, recipe: Recipe | None = None) -> tuple[ExportedProgram, Pullback]:
+    """Capture `module`, optimise its graph, and record forward and pullback as one exported program.
+
+    The program takes (input, cotangent) and, where a gate or pool is tempered, a scalar temperature.
+    """
+    captured = capture(module, example)
+    optimise(captured.graph)
+    pullback = Pullback(captured, recipe or Recipe())
+    cotangent = torch.zeros([example.shape[0], *captured.output.meta["val"].shape[1:]], dtype=example.dtype)
+    arguments: tuple[Tensor, ...] = (example, cotangent)
+    batch = {0: Dim("batch", min=1)}
+    shapes: tuple[Any, ...] = (batch, batch)
+    if pullback.tempered:
+        arguments, shapes = (*arguments, torch.ones((), dtype=example.dtype)), (*shapes, None)
+    with fx_traceback.preserve_node_meta(), warnings.catch_warnings(), torch.no_grad():
+        shapes_by_name = dict(zip(("input", "cotangent", "temperature"), shapes, strict=False))
+        program = torch.export.export(pullback, arguments, dynamic_shapes=shapes_by_name)
+    return program, pullback
+
+
+def rewrite(module: nn.Module, example: Tensor, recipe: Recipe | None = None) -> GraphModule:
+    """The explicit pullback graph of `module`: (input, cotangent, temperature) -> (output, pullback).
+
+    `example` is an input, [N, …] floating point; the batch of the result is dynamic. Under `recipe`s without soft gates
+    and pools the temperature is left out. The graph calls no autograd; each node's `meta["custom"]["surgeon"]` names
+    the forward node, the source module and the role (forward or backward). Raises ConversionError as `Pullback` does.
+    """
+    if example.shape[0] < 2:
+        example = torch.cat([example, example])
+    program, _ = rewrite_program(module, example, recipe)
+    return explicit_graph(program)
+
+
+def explicit_graph(program: ExportedProgram) -> GraphModule:
+    """`program` as a plain fx graph: flat inputs, a tuple of outputs, parameters by get_attr, no run-time guards."""
+    unlifted = program.module(check_guards=False)
+    graph = unlifted.graph
+    graph.set_codegen(CodeGen())
+    for node in graph.nodes:
+        node.meta["custom"] = {key: value for key, value in node.meta.get("custom", {}).items() if key == "surgeon"}
+    plain = GraphModule(unlifted, graph, "PullbackGraph")
+    plain.graph.eliminate_dead_code()
+    plain.recompile()
+    return plain
+
+
+@contextmanager
+def _provenance(node: Node, role: str) -> Iterator[None]:
+    """Name `node` and its source module in the meta of everything that is recorded inside."""
+    origin = {"surgeon": {"node": node.name, "module": source_module(node), "role": role}}
+    context: AbstractContextManager[None] = fx_traceback.annotate(origin)
+    with context:
+        yield
+
+
+def _nodes(arguments: Any) -> list[Node]:
+    """All nodes in nested arguments."""
+    found: list[Node] = []
+    torch.fx.map_arg(arguments, found.append)
+    return found
+
+
+def _pairs(arguments: Any, entries: Any) -> Iterator[tuple[Node, Any]]:
+    """(argument node, its cotangent) for a rule's entries; later arguments without an entry have none."""
+    for argument, entry in zip(arguments, entries, strict=False):
+        if isinstance(argument, (list, tuple)):
+            if entry is not None:
+                yield from _pairs(argument, entry)
+        elif isinstance(argument, Node):
+            yield argument, entry
+
+
+def _active(captured: Captured) -> set[Node]:
+    """Nodes through which a gradient flows from the input to the output."""
+    reached = {captured.input}
+    for node in captured.graph.graph.nodes:
+        if node.op == "call_function" and node.target not in CONSTANT and any(n in reached for n in node.all_input_nodes):
+            reached.add(node)
+    leading: set[Node] = set()
+    pending = [captured.output]
+    while pending:
+        node = pending.pop()
+        if node in reached and node not in leading:
+            leading.add(node)
+            pending += node.all_input_nodes
+    if captured.input not in leading:
+        raise ConversionError(
+            "the output does not depend on the input through anything that has a gradient", "There is nothing to pull back"
+        )
+    return leading
+
+
+def _backward_order(captured: Captured, active: set[Node]) -> list[Node]:
+    """The active nodes from the output back, all of which must be in one of the three lists."""
+    order = [node for node in reversed(captured.graph.graph.nodes) if node in active and node.op == "call_function"]
+    unknown = [
+        node
+        for node in order
+        if node.target is not operator.getitem and node.target not in RULES and node.target not in DERIVED
+    ]
+    if unknown:
+        named = "; ".join(_where(node) for node in reversed(unknown[:5]))
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        raise ConversionError(
+            f"no pullback rule for {named}{more}", "Write a rule in surgeon/rules, or leave these operators out"
+        )
+    return order
+
+
+def _where(node: Node) -> str:
+    """operator, node, source module and line, for errors."""
+    module, line = source_module(node), source_line(node)
+    place = f" in {module}" if module else ""
+    return f"{node.target} ({node.name}{place}{', ' + line if line else ''})"
+
+
+def _shape(argument: Any) -> tuple[int | str, ...]:
+    """A node's shape, with the batch called N."""
+    return tuple(size if isinstance(size, int) else "N" for size in argument.meta["val"].shape)
+
+
+def _no_rule(*_: Any) -> None:
+    raise AssertionError("getitem is taken apart by the sweep itself")

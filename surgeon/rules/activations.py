@@ -1,0 +1,57 @@
+"""Piecewise-linear activations: each a sum of ramps, and each ramp gated by the policy (`surgeon.gates`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from surgeon.gates import Ramp
+from surgeon.rules.registry import aten, rule
+
+
+@rule(aten.relu.default, kind="gate")
+def relu(g: Tensor, out: Tensor, z: Tensor, *, ramp: Ramp) -> tuple[Tensor]:
+    """max(z, 0) is the ramp itself."""
+    return (ramp(z, g),)
+
+
+@rule(aten.hardtanh.default, kind="gate")
+def hardtanh(g: Tensor, out: Tensor, z: Tensor, low: float = -1.0, high: float = 1.0, *, ramp: Ramp) -> tuple[Tensor]:
+    """min(max(z, low), high), which is ReLU6 with low = 0 and high = 6: a ramp that opens at low and one that closes."""
+    passed = ramp(z - low if low else z, g)
+    return (ramp(high - z, passed) if ramp.upper_edge else passed,)
+
+
+@rule(aten.clamp.default, kind="gate")
+def clamp(
+    g: Tensor, out: Tensor, z: Tensor, low: float | None = None, high: float | None = None, *, ramp: Ramp
+) -> tuple[Tensor]:
+    """As hardtanh, but either edge may be missing; where there is only the upper one, it is the gate."""
+    if low is not None:
+        g = ramp(z - low if low else z, g, closed=True)
+    if high is not None and (low is None or ramp.upper_edge):
+        g = ramp(high - z, g, closed=True)
+    return (g,)
+
+
+@rule(aten.leaky_relu.default, kind="gate")
+def leaky_relu(g: Tensor, out: Tensor, z: Tensor, slope: float = 0.01, *, ramp: Ramp) -> tuple[Tensor]:
+    """slope * z + (1 - slope) * max(z, 0)."""
+    return (slope * g + (1 - slope) * ramp(z, g),)
+
+
+@rule(aten.prelu.default, kind="gate")
+def prelu(g: Tensor, out: Tensor, z: Tensor, slope: Tensor, *, ramp: Ramp) -> tuple[Tensor, Callable[[], Tensor]]:
+    """As leaky_relu, with one slope for all channels (dimension 1) or one for each."""
+    shaped = slope if z.dim() < 2 else slope.reshape(-1, *[1] * (z.dim() - 2))
+    passed = ramp(z, g)
+    return shaped * g + (1 - shaped) * passed, lambda: _slope_cotangent(g, z, slope)
+
+
+def _slope_cotangent(g: Tensor, z: Tensor, slope: Tensor) -> Tensor:
+    per_element = torch.where(z > 0, 0.0, z * g)
+    if slope.numel() == 1:
+        return per_element.sum().reshape(slope.shape)
+    return per_element.sum([dim for dim in range(z.dim()) if dim != 1])

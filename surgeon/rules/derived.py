@@ -1,0 +1,107 @@
+"""The VJP of one operator, taken from PyTorch's autograd and recorded as a graph of plain operators.
+
+`torch.func.vjp` is traced by `make_fx` with symbolic sizes, so the graph that comes out holds for any batch; it calls no
+autograd, and can therefore be exported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import core_aten_decompositions
+from torch._ops import OpOverload
+from torch.fx import GraphModule
+from torch.fx.experimental import _config as fx_config
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from surgeon.errors import ConversionError
+
+
+class DerivedRule:
+    """The rule of `operator` at one node: called like any other rule, with the operator's own arguments.
+
+    `arguments` and `keywords` are example values at that node (tensors may be fake); `active` marks, in the flattened
+    arguments, the tensors that lead to the network's input, and `outputs` the outputs that lead on (None where the
+    operator has a single one). Raises ConversionError where autograd has no derivative for the operator.
+    """
+
+    def __init__(
+        self,
+        operator: OpOverload,
+        arguments: tuple[Any, ...],
+        keywords: dict[str, Any],
+        active: Sequence[bool],
+        outputs: Sequence[int] | None,
+    ) -> None:
+        self._operator, self._keywords = operator, keywords
+        self._active, self._outputs = list(active), outputs
+        leaves, self._spec = pytree.tree_flatten(arguments)
+        self._varying = [i for i, leaf in enumerate(leaves) if isinstance(leaf, (Tensor, torch.SymInt))]
+        self._graph = self._trace([_example(leaf) for leaf in leaves])
+
+    def _trace(self, leaves: list[Any]) -> GraphModule:
+        varying = [leaves[i] for i in self._varying]
+        shapes = self._select(self._call(leaves))
+        cotangents = [torch.zeros_like(out) for out in shapes]
+        try:
+            # No duck sizing: a batch that happens to equal another size must not stand for it.
+            with fx_config.patch(use_duck_shape=False):
+                return make_fx(
+                    self._pull(leaves), tracing_mode="symbolic", decomposition_table=core_aten_decompositions()
+                )(cotangents, varying)
+        except (RuntimeError, NotImplementedError, TypeError) as error:
+            raise ConversionError(
+                f"PyTorch gives no exportable derivative for {self._operator} ({str(error).splitlines()[0]})",
+                "Write a rule for it in surgeon/rules",
+            ) from error
+
+    def _call(self, leaves: list[Any]) -> Any:
+        return self._operator(*pytree.tree_unflatten(leaves, self._spec), **self._keywords)
+
+    def _select(self, out: Any) -> list[Tensor]:
+        return [out] if self._outputs is None else [out[i] for i in self._outputs]
+
+    def _pull(self, leaves: list[Any]) -> Callable[[list[Tensor], list[Any]], list[Tensor]]:
+        """cotangents, tensors and symbolic sizes -> cotangents of the active ones among the tensors."""
+        active = [i for i in self._varying if self._active[i]]
+
+        def pull(cotangents: list[Tensor], varying: list[Any]) -> list[Tensor]:
+            values = list(leaves)
+            for i, value in zip(self._varying, varying, strict=True):
+                values[i] = value
+
+            def forward(*inputs: Tensor) -> list[Tensor]:
+                arguments = list(values)
+                for i, value in zip(active, inputs, strict=True):
+                    arguments[i] = value
+                return self._select(self._call(arguments))
+
+            _, vjp = torch.func.vjp(forward, *(values[i] for i in active))
+            return list(vjp(cotangents))
+
+        return pull
+
+    def __call__(self, g: Any, out: Any, *arguments: Any, **keywords: Any) -> tuple[Any, ...]:
+        leaves, spec = pytree.tree_flatten(arguments)
+        outs, gs = self._select(out), [g] if self._outputs is None else [g[i] for i in self._outputs]
+        cotangents = [torch.zeros_like(o) if c is None else c for c, o in zip(gs, outs, strict=True)]
+        pulled = self._graph(cotangents, [leaves[i] for i in self._varying])
+        entries: list[Any] = [None] * len(leaves)
+        for i, cotangent in zip([i for i in self._varying if self._active[i]], pulled, strict=True):
+            entries[i] = cotangent
+        return tuple(pytree.tree_unflatten(entries, spec))
+
+
+def _example(leaf: Any) -> Any:
+    """A real tensor shaped like a fake one, its symbolic sizes at their hints; anything else as it is."""
+    if isinstance(leaf, Tensor):
+        return torch.zeros([_hint(size) for size in leaf.shape], dtype=leaf.dtype)
+    return _hint(leaf) if isinstance(leaf, torch.SymInt) else leaf
+
+
+def _hint(size: int | torch.SymInt) -> int:
+    return size if isinstance(size, int) else int(size.node.hint)

