@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from surgeon.cli import options
+from surgeon.cli import comparisons, options
 from surgeon.cli.screen import console, print_json, progress, size_text
 
 if TYPE_CHECKING:
@@ -88,13 +88,13 @@ class Formats(click.ParamType):
 @click.option(
     "--norm", type=click.Choice(["1", "2", "inf"]), default="2", show_default=True, help="Norm of step and radius."
 )
-@click.option("--step-size", type=options.number(), default=20.0, show_default=True, help="Default step size.")
+@click.option("--step-size", type=options.number(), metavar="A", default=20.0, show_default=True, help="Default step size.")
 @click.option(
-    "--radius", type=options.number(above=0, infinite=True), default=100.0, show_default=True, help="Default radius."
+    "--radius", type=options.number(above=0, infinite=True), metavar="E", default=100.0, show_default=True, help="Default radius."
 )
 @click.option("--steps", type=click.IntRange(min=1), default=5, show_default=True, help="Default number of steps.")
 @click.option(
-    "--margin", type=options.number(infinite=True), default=0.0, show_default=True,
+    "--margin", type=options.number(infinite=True), metavar="M", default=0.0, show_default=True,
     help="How far an ascent may leave the value range; inf for no clamp.",
 )  # fmt: skip
 @click.option("--formats", type=Formats(), default="onnx,torchscript", show_default=True, help="What to write.")
@@ -102,7 +102,7 @@ class Formats(click.ParamType):
 @click.option("--opset", type=click.IntRange(18, 23), default=18, show_default=True, help="ONNX operator set.")
 @click.option("--single-file", is_flag=True, help="Put the weights into each ONNX file.")
 @click.option("--no-verify", is_flag=True, help="Do not compare what was written with autograd.")
-@click.option("--tolerance", type=options.number(above=0), help="Relative L2 error allowed.  [default: by quantity]")
+@click.option("--tolerance", type=options.number(above=0), metavar="E", help="Relative L2 error allowed.  [default: by quantity]")
 @options.as_json
 def command(model: str, output: Path | None, no_verify: bool, as_json: bool, **choices: Any) -> None:
     """Convert MODEL, write its bundle, and verify what was written.
@@ -128,7 +128,6 @@ def _export(model: str, output: Path | None, check: bool, choices: dict[str, Any
     import dataclasses
 
     from surgeon.artifacts.manifest import Defaults, Recipe
-    from surgeon.cli.verify import print_comparisons
     from surgeon.errors import VerificationError
     from surgeon.exporting import export
     from surgeon.gates import gate
@@ -162,5 +161,39 @@ def _export(model: str, output: Path | None, check: bool, choices: dict[str, Any
             report=lines.append,
         )
     except VerificationError:
-        print_comparisons(lines, err=True)
+        if lines:
+            console(error=True).print(comparisons.table(lines))
         raise
+
+
+def _print(bundle: Bundle, seconds: float) -> None:
+    """The report, what was written, and what to do with it."""
+    manifest, screen = bundle.manifest, console()
+    if manifest.verification:
+        screen.print(comparisons.table(manifest.verification))
+    screen.print(comparisons.summary(manifest.verification))
+    gates = sum(gate.kind == "gate" for gate in manifest.gates)
+    pools = len(manifest.gates) - gates
+    screen.print(
+        f"{manifest.model.name}, weights {manifest.model.weights}: {gates} gates, {pools} max pools, "
+        f"{manifest.recipe.gate} gates, T {manifest.defaults.temperature:g}"
+    )
+    for name, file in manifest.files.items():
+        screen.print(f"  {name:<20}{size_text(file.bytes):>10}")
+    screen.print(f"[bold]{bundle.path}[/] in {seconds:.0f} s", soft_wrap=True)
+    if manifest.image is not None and "ascent_step.onnx" in manifest.files:
+        screen.print(f"\nNext: surgeon run {bundle.path} PHOTO\n      surgeon inspect {bundle.path}", soft_wrap=True)
+
+
+def _facts(bundle: Bundle, seconds: float) -> dict[str, Any]:
+    manifest = bundle.manifest
+    return {
+        "bundle": str(bundle.path),
+        "model": manifest.model.name,
+        "weights": manifest.model.weights,
+        "gates": len(manifest.gates),
+        "temperature": manifest.defaults.temperature,
+        "files": {name: file.bytes for name, file in manifest.files.items()},
+        "verification": comparisons.facts(manifest.verification),
+        "seconds": round(seconds, 2),
+    }
