@@ -55,10 +55,9 @@ def test_hard_gates_agree_with_finite_differences(name: str) -> None:
     assert (pullback * direction).sum().item() == pytest.approx(slope.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+# With the lower edge alone softened, a clamp's upper one lets everything pass.
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "Clamps"])
 def test_a_vanishing_temperature_gives_the_gradient(name: str) -> None:
-    if name == "Clamps":
-        pytest.skip("the lower edge alone is softened, and the upper one lets everything pass")
     module, x = build(NETWORKS[name]), example(NETWORKS[name])
     # Padding takes part with the value 0, which a maximum below 0 does not know of.
     if name == "CeilPool":
@@ -118,7 +117,7 @@ CLAMPS = [
 def test_clamps(clamp, low: float | None, high: float) -> None:
     lower = torch.sigmoid((Z - low) / T) if low is not None else 1.0
     upper = torch.sigmoid((high - Z) / T)
-    inside = (Z < high) if low is None else (Z > low) & (Z < high)
+    inside = (high > Z) if low is None else torch.logical_and(low < Z, high > Z)
     assert torch.allclose(pull(clamp, Z, G), (upper if low is None else lower) * G, rtol=1e-14)
     assert torch.allclose(pull(clamp, Z, G, edges="both"), lower * upper * G, rtol=1e-14)
     assert torch.allclose(pull(clamp, Z, G, gate="guided"), G * inside * (G > 0), rtol=1e-14)
@@ -146,13 +145,10 @@ def test_a_tensor_overwritten_by_relu_is_seen_so_by_its_other_readers() -> None:
 
 
 def test_guided_and_deconvnet_agree_with_zennit() -> None:
-    zennit = pytest.importorskip("zennit")
-    from zennit import composites
-
-    del zennit
+    composites = pytest.importorskip("zennit.composites")
     module, x = build(NETWORKS["Stem"]), example(NETWORKS["Stem"])
     v = cotangent_for(module, x)
-    for gate, composite in (("guided", composites.GuidedBackprop()), ("deconvnet", composites.Deconvnet())):
+    for gate, composite in (("guided", composites.GuidedBackprop()), ("deconvnet", composites.DeconvNet())):
         with composite.context(module) as hooked:
             leaf = x.clone().requires_grad_(True)
             (expected,) = torch.autograd.grad(hooked(leaf), leaf, v)
