@@ -1,4 +1,4 @@
-"""Passes over the captured forward graph, before its pullback is written. Each keeps every value; the list is ordered."""
+"""Passes over the captured forward graph, before its pullback is written: an ordered list, each keeps every value."""
 
 from __future__ import annotations
 
@@ -50,7 +50,11 @@ def fold_batch_norm(graph: GraphModule) -> int:
             continue
         x, weight, bias, *geometry = convolution.args
         parameters = [_value(graph, argument) for argument in (weight, bias, *node.args[1:5])]
-        if any(value is None for value, argument in zip(parameters, (weight, bias, *node.args[1:5]), strict=True) if argument is not None):
+        if any(
+            value is None
+            for value, argument in zip(parameters, (weight, bias, *node.args[1:5]), strict=True)
+            if argument is not None
+        ):
             continue
         w, b, gamma, beta, mean, variance = parameters
         assert w is not None and mean is not None and variance is not None

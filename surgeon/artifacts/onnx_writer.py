@@ -1,8 +1,8 @@
 """The three ONNX artifacts of a bundle: `pullback.onnx` from the exporter, the two ascents grafted from it.
 
 The exporter translates the pullback graph once. Objective and step are exported as small fragments and joined to it by
-name; the `Loop` of `ascent.onnx` holds one step and reads the weights from the graph around it, so all three files share
-one file of weights, and nothing is translated or stored twice.
+name, and the `Loop` of `ascent.onnx` holds one such step. All initializers refer to one file of weights, so that nothing
+is translated or stored twice.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir
@@ -104,7 +105,7 @@ def _translate_pullback(program: ExportedProgram, folder: Path, opset: int) -> M
 def _translate(
     module: ExportedProgram | nn.Module,
     arguments: tuple[Tensor, ...],
-    shapes: object,
+    shapes: tuple[Any, ...] | None,
     inputs: Sequence[str],
     outputs: Sequence[str],
     opset: int,
@@ -159,7 +160,7 @@ def _name_batch(graph: GraphProto) -> None:
 
 
 def _prefix_parameters(graph: GraphProto) -> None:
-    """network.conv.weight -> conv.weight: parameters by the name that they have in the source module, where it is free."""
+    """network.conv.weight -> conv.weight: parameters by their name in the source module, if it is free."""
     taken = {name for node in graph.node for name in node.output} | {port.name for port in graph.input}
     names = {i.name: short for i in graph.initializer if (short := i.name.removeprefix("network.")) not in taken}
     _rename(graph.node, names)
