@@ -1,8 +1,8 @@
 """The three ONNX artifacts of a bundle: `pullback.onnx` from the exporter, the two ascents grafted from it.
 
 The exporter translates the pullback graph once. Objective and step are exported as small fragments and joined to it by
-name, and the `Loop` of `ascent.onnx` holds one such step. All initializers refer to one file of weights, so that nothing
-is translated or stored twice.
+name, and the `Loop` of `ascent.onnx` holds one such step. All initializers refer to one file of weights: nothing is
+translated or stored twice.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import onnx
 import onnx_ir
 import torch
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+from onnxscript import optimizer
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
@@ -78,7 +79,7 @@ def embed_weights(folder: Path) -> None:
 
 def export_plain(module: nn.Module, example: Tensor, path: Path, opset: int = 18) -> None:
     """The ordinary ONNX export of a network, with its weights beside it: what a bundle is measured against."""
-    model = _translate(module.eval(), (example,), ({0: Dim("batch", min=1)},), ["input"], ["output"], opset)
+    model = _translate(module.eval(), (example,), ({0: Dim("batch", min=1)},), ["input"], ["output"], opset, True)
     onnx_ir.save(model, path, external_data=path.stem + ".bin", size_threshold_bytes=_INLINE_BYTES)
 
 
@@ -88,7 +89,7 @@ def _translate_pullback(program: ExportedProgram, folder: Path, opset: int) -> M
     for node in program.graph.nodes:
         # The exporter copies stack traces into each ONNX node that it makes of an fx node, and nothing else of ours.
         node.meta["stack_trace"] = _ORIGIN + json.dumps(node.meta.get("custom", {}).get("surgeon", {}))
-    model = _translate(program, (), None, inputs, ["output", "pullback"], opset)
+    model = _fold(_translate(program, (), None, inputs, ["output", "pullback"], opset))
     path = folder / "pullback.onnx"
     onnx_ir.save(model, path, external_data=WEIGHTS, size_threshold_bytes=_INLINE_BYTES)
     proto = onnx.load(path, load_external_data=False)
@@ -109,6 +110,7 @@ def _translate(
     inputs: Sequence[str],
     outputs: Sequence[str],
     opset: int,
+    optimize: bool = False,
 ) -> onnx_ir.Model:
     """torch.onnx.export, silent: its progress and its advice are not for our users; its errors are."""
     logger = logging.getLogger("torch.onnx")
@@ -125,13 +127,21 @@ def _translate(
                 input_names=list(inputs),
                 output_names=list(outputs),
                 dynamic_shapes=shapes,
-                optimize=True,
+                optimize=optimize,
                 verbose=False,
             )
+        assert program is not None
+        return program.model
     finally:
         logger.setLevel(level)
-    assert program is not None
-    return program.model
+
+
+def _fold(model: onnx_ir.Model) -> onnx_ir.Model:
+    """Fold small constants, and only those: a runtime folds flipped kernels as it loads, and a file that held them too
+    would hold each weight twice.
+    """
+    folded: onnx_ir.Model = optimizer.optimize(model, output_size_limit=_INLINE_BYTES)
+    return folded
 
 
 def _own_metadata(node: NodeProto) -> None:
@@ -189,7 +199,7 @@ def _fragment(
         arguments.append(torch.ones([2 if isinstance(size, str) else size for size in shape]))
         dynamic.append({0: Dim.DYNAMIC} if shape else None)
     # An energy does not read its cotangent, and logit only passes it on: the exporter keeps such inputs all the same.
-    model = onnx_ir.to_proto(_translate(module, tuple(arguments), tuple(dynamic), inputs, outputs, recipe.opset))
+    model = onnx_ir.to_proto(_translate(module, tuple(arguments), tuple(dynamic), inputs, outputs, recipe.opset, True))
     graph = model.graph
     prefix = type(module).__name__.lower() + "/"
     inner = {o for node in graph.node for o in node.output} | {i.name for i in graph.initializer}
