@@ -164,7 +164,12 @@ def forward(module: nn.Module, input: Tensor, at: str | None) -> Tensor:
             some = ", ".join(list(layers)[1:9])
             raise SurgeonError(f"the network has no layer {at!r}", f"Some of its layers: {some}")
         seen: list[Any] = []
-        with layer.register_forward_hook(lambda _layer, _input, value: seen.append(value)):
+
+        def keep(_layer: nn.Module, _input: Any, value: Any) -> None:
+            # A copy, since the next layer may overwrite it in place.
+            seen.append(value.clone() if isinstance(value, Tensor) else value)
+
+        with layer.register_forward_hook(keep):
             module(input)
         if not seen:
             raise SurgeonError(f"layer {at!r} did not run", "Choose a layer that the forward pass calls")

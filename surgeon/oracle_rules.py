@@ -242,10 +242,11 @@ def soft_pool(
     """
     axes = range(x.dim() - len(kernel), x.dim())
     windows, taking_part = x, torch.ones_like(x, dtype=torch.bool)
-    for axis, size, k, s, p, d in zip(axes, output_size, kernel, stride, padding, dilation, strict=True):
-        reach = max((size - 1) * s + (k - 1) * d + 1 - (x.shape[axis] + 2 * p), 0)
-        windows = _extend(windows, axis, p, p + reach, 0)
-        taking_part = _extend(_extend(taking_part, axis, p, p, True), axis, 0, reach, False)
+    for axis, p in zip(axes, padding, strict=True):
+        windows, taking_part = _extend(windows, axis, p, p, 0), _extend(taking_part, axis, p, p, True)
+    for axis, size, k, s, d in zip(axes, output_size, kernel, stride, dilation, strict=True):
+        beyond = max((size - 1) * s + (k - 1) * d + 1 - windows.shape[axis], 0)
+        windows, taking_part = _extend(windows, axis, 0, beyond, 0), _extend(taking_part, axis, 0, beyond, False)
     for axis, size, k, s, d in zip(axes, output_size, kernel, stride, dilation, strict=True):
         places = torch.arange(size, device=x.device)[:, None] * s + torch.arange(k, device=x.device) * d
         # The window's own axis goes last, so the axes still to be cut keep their numbers.

@@ -76,6 +76,11 @@ class Pullback(nn.Module):
             if step.policy is not None
         )
 
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of one sample's output."""
+        return tuple(self._captured.output.meta["val"].shape[1:])
+
     def forward(self, input: Tensor, cotangent: Tensor, temperature: Tensor | None = None) -> tuple[Tensor, Tensor]:
         values = _Forward(self.network, self._active).values(input)
         output = values[self._captured.output]

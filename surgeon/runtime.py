@@ -253,7 +253,7 @@ def _open(path: Path, device: str, threads: int | None) -> onnxruntime.Inference
     if device != "cpu":
         _require_provider(device)
     try:
-        with _quiet(onnxruntime, cuda=device == "cuda"):
+        with _quiet(onnxruntime) if device == "cuda" else contextlib.nullcontext():
             session = onnxruntime.InferenceSession(str(path), settings, providers=[(provider, options)])
     except Exception as error:  # ONNX Runtime's own exceptions have no common base
         raise SurgeonError(f"ONNX Runtime cannot load {path} ({_first_line(error)})") from error
@@ -277,9 +277,9 @@ def _no_provider(device: str) -> ProviderError:
 
 
 @contextlib.contextmanager
-def _quiet(onnxruntime: Any, cuda: bool) -> Iterator[None]:
+def _quiet(onnxruntime: Any) -> Iterator[None]:
     """Keep ONNX Runtime's account of a missing CUDA off the screen: `_no_provider` says it in a line."""
-    if cuda and hasattr(onnxruntime, "preload_dlls"):
+    if hasattr(onnxruntime, "preload_dlls"):
         with contextlib.redirect_stdout(io.StringIO()):
             onnxruntime.preload_dlls()  # finds the CUDA and cuDNN of torch's own packages
     onnxruntime.set_default_logger_severity(4)

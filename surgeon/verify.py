@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -291,8 +292,10 @@ def _onnx_runner(path: Path) -> Runner:
 
 
 def _torchscript_runner(path: Path, artifact: Artifact) -> Runner:
-    # Loading is deprecated with all of TorchScript; the twins are for hosts that have nothing else.
-    script = torch.jit.load(str(path), map_location="cpu")
+    with warnings.catch_warnings():
+        # All of TorchScript says that it is deprecated; the twins are for hosts that have nothing else.
+        warnings.filterwarnings("ignore", message=r".*torch\.jit\.\w+. is (deprecated|not supported)")
+        script = torch.jit.load(str(path), map_location="cpu")
     dtypes = {port.name: getattr(torch, port.dtype) for port in artifact.inputs}
     types = {argument.name: str(argument.type) for argument in script.forward.schema.arguments}
 

@@ -170,7 +170,10 @@ def test_figure_draws_two_grids(surgeon, bundles, photos):
     assert (code, err) == (0, "")
     assert report["panels"] == ["Excitation pullbacks (T = 0.3)", "Ordinary gradients (the same artifact at T = 1e-06)"]
     assert [row["own"] in row["targets"] for row in report["rows"]] == [True, True]
-    assert pixels("out/grid.png").shape[1] >= 640
+    picture = pixels("out/grid.png")
+    assert picture.shape[1] >= 640
+    framed = (picture == (200, 69, 45)).all(axis=2).sum()
+    assert framed == 4 * 4 * 3 * (64 + 3)  # each photo's own class, in both grids
     assert written() == ["out/grid.png"]
 
 

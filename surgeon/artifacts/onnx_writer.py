@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from surgeon.artifacts.manifest import Defaults, Recipe
+from surgeon.artifacts.ports import BATCH
 from surgeon.ascent import Objective, Step
 
 WEIGHTS = "weights.bin"
-BATCH = "N"
 _INLINE_BYTES = 1024  # smaller initializers stay in the .onnx file
 _ORIGIN = "surgeon."
 
@@ -159,11 +159,12 @@ def _name_batch(graph: GraphProto) -> None:
 
 
 def _prefix_parameters(graph: GraphProto) -> None:
-    """network.conv.weight -> conv.weight: parameters by the name that they have in the source module."""
-    names = {i.name: i.name.removeprefix("network.") for i in graph.initializer}
+    """network.conv.weight -> conv.weight: parameters by the name that they have in the source module, where it is free."""
+    taken = {name for node in graph.node for name in node.output} | {port.name for port in graph.input}
+    names = {i.name: short for i in graph.initializer if (short := i.name.removeprefix("network.")) not in taken}
     _rename(graph.node, names)
     for initializer in graph.initializer:
-        initializer.name = names[initializer.name]
+        initializer.name = names.get(initializer.name, initializer.name)
     for value in graph.value_info:
         value.name = names.get(value.name, value.name)
 

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
-def console() -> Console:
-    """A console on standard output; wide where no terminal limits it, so that lines are cut for nobody."""
+def console(error: bool = False) -> Console:
+    """A console on standard output or error; wide where no terminal limits it, so that lines are cut for nobody."""
     from rich.console import Console
 
-    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 120)
+    stream = sys.stderr if error else sys.stdout
+    return Console(file=stream, highlight=False, width=None if stream.isatty() else 120)
 
 
 def progress() -> Progress:

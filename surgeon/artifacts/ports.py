@@ -1,0 +1,74 @@
+"""What each artifact takes and gives: the contract of a bundle, in one table. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from surgeon.artifacts.manifest import Artifact, Defaults, Port, Recipe
+
+BATCH = "N"
+FILES = {
+    "onnx": ("pullback.onnx", "ascent_step.onnx", "ascent.onnx"),
+    "torchscript": ("pullback.ts", "ascent.ts"),
+}
+"""The artifacts of each format."""
+
+_COTANGENTS = {
+    "logit": "weights of the outputs whose sum is climbed: one-hot for one class",
+    "cross-entropy": "target distribution over the classes",
+}
+
+
+def artifacts(
+    formats: Sequence[str],
+    recipe: Recipe,
+    defaults: Defaults,
+    tempered: bool,
+    input_shape: Sequence[int],
+    output_shape: Sequence[int],
+) -> dict[str, Artifact]:
+    """All artifacts of `formats`, by file name; shapes are those of one sample, without the batch.
+
+    `tempered` says whether a gate or pool reads the temperature: without one, no artifact takes it.
+    """
+    image, output = (BATCH, *input_shape), (BATCH, *output_shape)
+    given = Port("input", "float32", image, "the images")
+    at_output = Port("cotangent", "float32", output, "cotangent at the output")
+    climbed = [Port("cotangent", "float32", output, _COTANGENTS[recipe.objective])] if recipe.objective in _COTANGENTS else []
+    temperature = (
+        [Port("temperature", "float32", (), "softness T > 0 of gates and pools", defaults.temperature)] if tempered else []
+    )
+    scalars = [
+        *temperature,
+        Port("step_size", "float32", (), "length of a step; negative descends", defaults.step_size),
+        Port("radius", "float32", (), "largest norm of what is added; inf for no limit", defaults.radius),
+    ]
+    steps = Port("steps", "int64", (), "number of steps, at least 1", defaults.steps)
+    plain_output = Port("output", "float32", output, "the network's own output")
+    pullback = Port("pullback", "float32", image, "the cotangent, pulled back to the input")
+    perturbed = Port("perturbed", "float32", image, "the images after the ascent")
+    ports = {
+        "pullback": ([given, at_output, *temperature], [plain_output, pullback]),
+        "ascent_step": (
+            [given, Port("origin", "float32", image, "the images that the ascent started from"), *climbed, *scalars],
+            [
+                Port("perturbed", "float32", image, "the images after this step"),
+                Port("output", "float32", output, "the network's output before this step"),
+                pullback,
+            ],
+        ),
+        "ascent": (
+            [given, *climbed, *scalars, steps],
+            [
+                perturbed,
+                Port("output", "float32", output, "the network's output for the perturbed images"),
+                Port("pullback", "float32", image, "the pullback of the last step"),
+                Port("score", "float32", ("steps + 1", BATCH), "the objective before each step and after the last"),
+            ],
+        ),
+    }
+    return {
+        name: Artifact(kind, tuple(ports[name.partition(".")[0]][0]), tuple(ports[name.partition(".")[0]][1]))
+        for kind in formats
+        for name in FILES[kind]
+    }

@@ -1,0 +1,199 @@
+"""`surgeon export`: convert, write, verify, report."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from surgeon.cli import comparisons, options
+from surgeon.cli.screen import console, print_json, progress, size_text
+
+if TYPE_CHECKING:
+    from surgeon.artifacts.bundle import Bundle
+    from surgeon.artifacts.manifest import Comparison
+
+EXAMPLES = """\b
+Examples:
+  surgeon export efficientnet_lite0
+  surgeon export resnet50 --weights IMAGENET1K_V2 -o exported/resnet50
+  surgeon export resnet50 --weights random --gate hard -o exported/resnet50-hard
+  surgeon export mypackage.models:make --input-shape 3,64,64 --weights trained.pth"""
+
+
+class Shape(click.ParamType):
+    """C,H,W as a tuple of positive integers."""
+
+    name = "C,H,W"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Parse `value`, unless it is parsed already."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            shape = tuple(int(size) for size in value.split(","))
+        except ValueError:
+            shape = ()
+        if not shape or min(shape) < 1:
+            self.fail(f"{value!r} is not a shape such as 3,224,224 (without the batch).", param, ctx)
+        return shape
+
+
+class Formats(click.ParamType):
+    """onnx, torchscript or both, with a comma between them."""
+
+    name = "FORMATS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Parse `value`, unless it is parsed already."""
+        from surgeon.artifacts.ports import FILES
+
+        names = value if isinstance(value, tuple) else tuple(name.strip() for name in value.split(","))
+        for name in names:
+            if name not in FILES:
+                self.fail(f"{name!r} is no format. Formats are {', '.join(FILES)}.", param, ctx)
+        return tuple(dict.fromkeys(names))
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("model")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Default: exported/NAME.")
+@click.option("--weights", metavar="FILE|NAME|random", help="A state dict, a published name, or random[:SEED].")
+@click.option("--input-shape", type=Shape(), help="One input's shape, without the batch.")
+@click.option("--preprocess", type=click.Choice(["imagenet", "half", "none"]), help="Normalisation put into the graph.")
+@click.option(
+    "--gate", type=click.Choice(["soft", "hard", "guided", "deconvnet"]), default="soft", show_default=True,
+    help="What replaces a ReLU's 1[z > 0] in the backward pass; hard is the exact gradient.",
+)  # fmt: skip
+@click.option("--pool", type=click.Choice(["soft", "hard"]), help="Backward of max pooling.  [default: the gate's]")
+@click.option(
+    "--gate-scope", type=click.Choice(["all", "modules"]), default="all", show_default=True,
+    help="With modules, ReLUs called as functions keep the hard gate, as in the paper's code.",
+)  # fmt: skip
+@click.option(
+    "--edges", type=click.Choice(["lower", "both"]), default="lower", show_default=True,
+    help="Edges of ReLU6, hardtanh and clamp that are softened.",
+)  # fmt: skip
+@click.option("--temperature", type=options.number(above=0), metavar="T", help="Default T.  [default: the model's]")
+@click.option(
+    "--objective", type=click.Choice(["logit", "cross-entropy", "energy"]), default="logit", show_default=True,
+    help="What an ascent climbs.",
+)  # fmt: skip
+@click.option(
+    "--step", type=click.Choice(["unit", "relative", "raw"]), default="unit", show_default=True,
+    help="Direction of a step: g/|g|, g/|g|·|x|, or g itself.",
+)  # fmt: skip
+@click.option(
+    "--norm", type=click.Choice(["1", "2", "inf"]), default="2", show_default=True, help="Norm of step and radius."
+)
+@click.option("--step-size", type=options.number(), metavar="A", default=20.0, show_default=True, help="Default step size.")
+@click.option(
+    "--radius", type=options.number(above=0, infinite=True), metavar="E", default=100.0, show_default=True, help="Default radius."
+)
+@click.option("--steps", type=click.IntRange(min=1), default=5, show_default=True, help="Default number of steps.")
+@click.option(
+    "--margin", type=options.number(infinite=True), metavar="M", default=0.0, show_default=True,
+    help="How far an ascent may leave the value range; inf for no clamp.",
+)  # fmt: skip
+@click.option("--formats", type=Formats(), default="onnx,torchscript", show_default=True, help="What to write.")
+@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True)
+@click.option("--opset", type=click.IntRange(18, 23), default=18, show_default=True, help="ONNX operator set.")
+@click.option("--single-file", is_flag=True, help="Put the weights into each ONNX file.")
+@click.option("--no-verify", is_flag=True, help="Do not compare what was written with autograd.")
+@click.option("--tolerance", type=options.number(above=0), metavar="E", help="Relative L2 error allowed.  [default: by quantity]")
+@options.as_json
+def command(model: str, output: Path | None, no_verify: bool, as_json: bool, **choices: Any) -> None:
+    """Convert MODEL, write its bundle, and verify what was written.
+
+    MODEL is a name (`surgeon models`), or `package.module:factory`, a callable without arguments that returns a module.
+    The bundle holds the pullback and the ascents as ONNX and TorchScript files. They are run and compared with
+    PyTorch's autograd on other inputs, batches and temperatures than they were traced with; over tolerance, the command
+    exits with 3 and leaves no bundle.
+    """
+    started = time.perf_counter()
+    lines: list[Comparison] = []
+    with progress() as bar:
+        task = bar.add_task("load torch", total=None)
+        bundle = _export(model, output, not no_verify, choices, lambda text: bar.update(task, description=text), lines)
+    if as_json:
+        print_json(_facts(bundle, time.perf_counter() - started))
+    else:
+        _print(bundle, time.perf_counter() - started)
+
+
+def _export(model: str, output: Path | None, check: bool, choices: dict[str, Any], stage: Any, lines: Any) -> Bundle:
+    """Turn the command's options into the arguments of `surgeon.exporting.export`, and call it."""
+    import dataclasses
+
+    from surgeon.artifacts.manifest import Defaults, Recipe
+    from surgeon.errors import VerificationError
+    from surgeon.exporting import export
+    from surgeon.gates import gate
+    from surgeon.sources import resolve
+
+    stage("build the network")
+    source = resolve(
+        model, weights=choices["weights"], input_shape=choices["input_shape"], preprocess=choices["preprocess"]
+    )
+    if source.image is not None:
+        source = dataclasses.replace(source, image=dataclasses.replace(source.image, margin=choices["margin"]))
+    named = {field.name: choices[field.name] for field in dataclasses.fields(Recipe) if field.name in choices}
+    recipe = Recipe(**{**named, "pool": choices["pool"] or gate(choices["gate"]).pool})
+    defaults = Defaults(
+        temperature=choices["temperature"] or source.temperature,
+        step_size=choices["step_size"],
+        radius=choices["radius"],
+        steps=choices["steps"],
+    )
+    try:
+        return export(
+            source,
+            output or Path("exported") / source.model.name,
+            recipe,
+            defaults,
+            formats=choices["formats"],
+            single_file=choices["single_file"],
+            check=check,
+            tolerance=choices["tolerance"],
+            stage=stage,
+            report=lines.append,
+        )
+    except VerificationError:
+        if lines:
+            console(error=True).print(comparisons.table(lines))
+        raise
+
+
+def _print(bundle: Bundle, seconds: float) -> None:
+    """The report, what was written, and what to do with it."""
+    manifest, screen = bundle.manifest, console()
+    if manifest.verification:
+        screen.print(comparisons.table(manifest.verification))
+    screen.print(comparisons.summary(manifest.verification))
+    gates = sum(gate.kind == "gate" for gate in manifest.gates)
+    pools = len(manifest.gates) - gates
+    screen.print(
+        f"{manifest.model.name}, weights {manifest.model.weights}: {gates} gates, {pools} max pools, "
+        f"{manifest.recipe.gate} gates, T {manifest.defaults.temperature:g}"
+    )
+    for name, file in manifest.files.items():
+        screen.print(f"  {name:<20}{size_text(file.bytes):>10}")
+    screen.print(f"[bold]{bundle.path}[/] in {seconds:.0f} s", soft_wrap=True)
+    if manifest.image is not None and "ascent_step.onnx" in manifest.files:
+        screen.print(f"\nNext: surgeon run {bundle.path} PHOTO\n      surgeon inspect {bundle.path}", soft_wrap=True)
+
+
+def _facts(bundle: Bundle, seconds: float) -> dict[str, Any]:
+    manifest = bundle.manifest
+    return {
+        "bundle": str(bundle.path),
+        "model": manifest.model.name,
+        "weights": manifest.model.weights,
+        "gates": len(manifest.gates),
+        "temperature": manifest.defaults.temperature,
+        "files": {name: file.bytes for name, file in manifest.files.items()},
+        "verification": comparisons.facts(manifest.verification),
+        "seconds": round(seconds, 2),
+    }

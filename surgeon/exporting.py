@@ -1,0 +1,147 @@
+"""From a source to a verified bundle: capture, rewrite, write, verify, and only then put in place."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib.metadata
+import json
+import math
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.artifacts import ports
+from surgeon.artifacts.bundle import Bundle, seal, staged
+from surgeon.artifacts.manifest import Comparison, Defaults, Manifest, Recipe
+from surgeon.artifacts.onnx_writer import clamp_range, embed_weights, write_onnx
+from surgeon.artifacts.torchscript_writer import write_torchscript
+from surgeon.errors import SurgeonError
+from surgeon.gates import POOLS, gate
+from surgeon.pullback import explicit_graph, rewrite_program
+from surgeon.sources import Source
+from surgeon.verify import require, verify
+
+FORMATS = tuple(ports.FILES)
+PRECISIONS = ("fp32", "fp16")
+STAGES = ("rewrite", "write ONNX", "write TorchScript", "verify")
+
+_FACTS = ("schema", "model", "recipe", "defaults", "image", "labels", "gates")
+_VERSIONS = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime")
+
+
+def export(
+    source: Source,
+    destination: str | Path,
+    recipe: Recipe | None = None,
+    defaults: Defaults | None = None,
+    *,
+    formats: Sequence[str] = FORMATS,
+    single_file: bool = False,
+    check: bool = True,
+    tolerance: float | None = None,
+    stage: Callable[[str], None] = lambda name: None,
+    report: Callable[[Comparison], None] = lambda line: None,
+) -> Bundle:
+    """Convert `source` (`surgeon.sources.resolve`) and write its bundle to the folder `destination`.
+
+    `recipe` holds what is baked in, `defaults` what a caller of the artifacts may leave out (the source's own
+    temperature, unless given). The bundle is written beside its place, verified there against autograd unless `check`
+    is false, and only then put into it, over an older bundle. `stage` is told each name of STAGES as it begins, and
+    `report` each line of the verification. Raises SurgeonError for options that do not fit, ConversionError where the
+    network cannot be rewritten, and VerificationError where an artifact is over its tolerance; nothing is left then.
+    """
+    recipe = recipe or Recipe()
+    defaults = defaults or Defaults(temperature=source.temperature)
+    _refuse(recipe, defaults, formats)
+    with staged(destination) as folder:
+        stage("rewrite")
+        network = _Half(source.module) if recipe.precision == "fp16" else source.module
+        program, pullback = rewrite_program(network, torch.zeros(2, *source.input_shape), recipe)
+        manifest = Manifest(
+            model=source.model,
+            recipe=recipe,
+            defaults=defaults,
+            image=source.image,
+            labels=source.labels,
+            gates=pullback.gates,
+            artifacts=ports.artifacts(
+                formats, recipe, defaults, pullback.tempered, source.input_shape, pullback.output_shape
+            ),
+            versions=_versions(),
+        )
+        image = source.image
+        value_range = clamp_range(*image.range, image.margin) if image is not None else (-math.inf, math.inf)
+        if "torchscript" in formats:
+            stage("write TorchScript")
+            write_torchscript(explicit_graph(program), folder, recipe, defaults, value_range)
+        if "onnx" in formats:
+            stage("write ONNX")
+            write_onnx(program, folder, recipe, defaults, value_range, _facts(manifest))
+            if single_file:
+                embed_weights(folder)
+        del program, pullback
+        if check:
+            stage("verify")
+            lines = verify(folder, source.module, manifest=manifest, tolerance=tolerance, progress=report)
+            require(lines)
+            manifest = dataclasses.replace(manifest, verification=lines)
+        seal(folder, manifest)
+    return Bundle.open(destination)
+
+
+class _Half(nn.Module):
+    """A network whose arithmetic is in float16, between inputs and outputs in float32."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network).half()
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.network(x.half()).float()
+        return output
+
+
+def _refuse(recipe: Recipe, defaults: Defaults, formats: Sequence[str]) -> None:
+    """Name the first option that no artifact could be written for."""
+    gate(recipe.gate)
+    choices = [
+        ("pool", recipe.pool, POOLS),
+        ("gate scope", recipe.gate_scope, ("all", "modules")),
+        ("precision", recipe.precision, PRECISIONS),
+        *(("format", name, FORMATS) for name in formats),
+    ]
+    for what, given, known in choices:
+        if given not in known:
+            raise SurgeonError(f"there is no {what} {given!r}", f"Choose {' or '.join(known)}")
+    if not formats:
+        raise SurgeonError("no format was asked for", f"Choose from {', '.join(FORMATS)}")
+    if not (math.isfinite(defaults.temperature) and defaults.temperature > 0):
+        raise SurgeonError(f"the temperature {defaults.temperature} is not above zero", "Give a number such as 0.3")
+    if not math.isfinite(defaults.step_size):
+        raise SurgeonError(f"the step size {defaults.step_size} is not a number", "Give a number such as 20")
+    if not defaults.radius > 0:
+        raise SurgeonError(f"the radius {defaults.radius} is not above zero", "Give a number such as 100, or inf")
+    if defaults.steps < 1:
+        raise SurgeonError(f"{defaults.steps} steps are none", "Give at least 1")
+
+
+def _facts(manifest: Manifest) -> str:
+    """What each ONNX file says of itself, as JSON: the manifest without what is known only when all is written."""
+    data = json.loads(manifest.to_json())
+    return json.dumps({key: data[key] for key in _FACTS}, separators=(",", ":"))
+
+
+def _versions() -> dict[str, str]:
+    from surgeon import __version__
+
+    found = {"surgeon": __version__, "python": platform.python_version()}
+    for package in _VERSIONS:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # onnxruntime comes under one of two names
+    return found

@@ -1,0 +1,154 @@
+"""Small networks on which nothing passes trivially: random batch norm statistics, no head of zeros."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Stem(nn.Module):
+    """ReLU in place after batch norm, then overlapping max pooling with padding, as ResNets begin."""
+
+    input_shape = (3, 15, 13)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, stride=2, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(6)
+        self.relu = nn.ReLU(inplace=True)
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.pool(self.relu(self.norm(self.conv(x)))).mean((2, 3)))
+
+
+class Functional(nn.Module):
+    """Functional ReLUs, one of them in place on a tensor that is read again, and a residual sum."""
+
+    input_shape = (3, 8, 9)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.second = nn.Conv2d(4, 4, 3, padding=1)
+        self.module = nn.ReLU()
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        F.relu(x, inplace=True)
+        y = self.module(self.second(x))
+        return self.head(torch.relu(x + y - 0.3).mean((2, 3)))
+
+
+class CeilPool(nn.Module):
+    """Max pooling in ceil mode, dilated, and by function on negative values; concatenation."""
+
+    input_shape = (3, 14, 14)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.ceil = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.padded = nn.MaxPool2d(3, 2, 1, ceil_mode=True)
+        self.dilated = nn.MaxPool2d(2, 1, dilation=2)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        pools = (self.ceil(x), self.padded(x), self.dilated(x), F.max_pool2d(x, (2, 3), stride=(1, 2)))
+        return self.head(torch.cat([pool.mean((2, 3)) for pool in pools], 1))
+
+
+class Clamps(nn.Module):
+    """ReLU6, hardtanh and clamps with one edge or two, after a depthwise convolution."""
+
+    input_shape = (4, 7, 7)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        self.relu6 = nn.ReLU6()
+        self.hardtanh = nn.Hardtanh(-0.5, 0.7)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = 8 * self.depthwise(x)
+        y = self.relu6(x) + self.hardtanh(x / 4) + F.relu6(x - 1)
+        return self.head((y + x.clamp(min=-0.2) + torch.clamp(x, max=0.4) + x.clip(-1, 2)).mean((2, 3)))
+
+
+class Slopes(nn.Module):
+    """LeakyReLU, PReLU with one slope and with one per channel."""
+
+    input_shape = (3, 6, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.leaky = nn.LeakyReLU(0.2)
+        self.one = nn.PReLU(init=0.3)
+        self.each = nn.PReLU(4)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.head((self.leaky(x) + self.one(x - 0.1) + self.each(x + 0.1)).mean((2, 3)))
+
+
+class Line(nn.Module):
+    """One dimension, and pooling there."""
+
+    input_shape = (2, 17)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(2, 3, 3)
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.max_pool1d(F.relu(self.conv(x)), 3, 2, 1).mean(2))
+
+
+class Volume(nn.Module):
+    """Three dimensions, and pooling there."""
+
+    input_shape = (1, 6, 7, 5)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(1, 2, 2)
+        self.pool = nn.MaxPool3d(2, 1, 1)
+        self.head = nn.Linear(2, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.pool(torch.relu(self.conv(x))).mean((2, 3, 4)))
+
+
+NETWORKS: dict[str, type[nn.Module]] = {
+    network.__name__: network for network in (Stem, Functional, CeilPool, Clamps, Slopes, Line, Volume)
+}
+
+
+def build(network: type[nn.Module], seed: int = 0) -> nn.Module:
+    """`network` in eval mode and float64, its statistics, affine maps and slopes random."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = network().double().eval().requires_grad_(False)
+        for layer in module.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.running_mean.normal_(0, 0.3)
+                layer.running_var.uniform_(0.5, 2)
+                layer.weight.uniform_(0.5, 1.5)
+                layer.bias.normal_(0, 0.3)
+            if isinstance(layer, nn.PReLU) and layer.num_parameters > 1:
+                layer.weight.uniform_(-0.2, 0.6)
+    return module
+
+
+def example(network: type[nn.Module], batch: int = 3, seed: int = 1) -> Tensor:
+    """A random input [batch, …] for `network`, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn((batch, *network.input_shape), generator=generator, dtype=torch.float64)
