@@ -151,6 +151,7 @@ def benchmark(
     threads = threads or machines.cores()
     inputs = [feeds(opened, batch) for batch in batches]
     busy = machines.load_average()
+    own = _Own.open(opened, device, threads)
     with ExitStack() as stack:
         rivals = None
         if against:
@@ -159,7 +160,6 @@ def benchmark(
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="surgeon-bench-")))
             progress("the network itself")
             rivals = stack.enter_context(Rivals(manifest, against, folder, device, threads, source, weights))
-        own = _Own.open(opened, device, threads)
         rounds = []
         for given in inputs:
             tell = _prefixed(progress, f"batch {len(given['input'])}: ")

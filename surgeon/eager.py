@@ -26,12 +26,18 @@ _ACTIVATIONS = oracle_rules.ACTIVATIONS | oracle_rules.ACTIVATIONS_IN_PLACE
 _INDEXED = frozenset(call for call in oracle_rules.POOLS if "with_indices" in call.__name__)
 
 
-def network(module: nn.Module, recipe: Recipe, temperature: float) -> Network:
-    """`module` up to the recipe's layer, with the recipe's gates: call it, then autograd gives the pullback."""
-    gates = Gates(recipe, temperature)
+def network(module: nn.Module, recipe: Recipe, temperature: float, *, in_place: bool = False) -> Network:
+    """`module` up to the recipe's layer, with the recipe's gates: call it, then autograd gives the pullback.
+
+    Without `in_place`, what the author does in place is done out of place, which is faster, and wrong for the few
+    networks that read the tensor again.
+    """
+    gates = Gates(recipe, temperature, in_place)
+    # Watching modules takes hooks, which torch.compile does not like: only where the scope asks for it.
+    watching = recipe.gate_scope == "modules"
 
     def forward(input: Tensor) -> Tensor:
-        with gates.within(module):
+        with gates.within(module) if watching else gates:
             return oracle.forward(module, input, recipe.at)
 
     return forward
@@ -48,6 +54,10 @@ def pull(network: Network, input: Tensor, cotangent: Tensor) -> tuple[Tensor, Te
 class Gates(oracle_rules.Pullback):
     """The oracle's way of finding the gates in a module that runs, with faster rules behind it."""
 
+    def __init__(self, recipe: Recipe, temperature: float, in_place: bool = False) -> None:
+        super().__init__(recipe, temperature)
+        self._in_place = in_place
+
     def __torch_function__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # As the oracle's, without the look at a call's name that would cut torch.compile's graph in pieces.
         kwargs = dict(kwargs or {})
@@ -63,9 +73,13 @@ class Gates(oracle_rules.Pullback):
             args = (kwargs.pop("input"), *args)
         if not args[0].is_floating_point():
             return call(*args, **kwargs)
-        kwargs.pop("inplace", None)
-        activation = _ACTIVATIONS[call](*args, **kwargs)
-        return _Activation.apply(args[0], activation, self.recipe.gate, self.recipe.edges, self.temperature)
+        if isinstance(args[-1], bool):  # torch.compile passes `inplace` on by position, as the module wrote it
+            kwargs["inplace"], args = args[-1], args[:-1]
+        in_place = (kwargs.pop("inplace", False) or call in oracle_rules.ACTIVATIONS_IN_PLACE) and self._in_place
+        rule = (_ACTIVATIONS[call](*args, **kwargs), self.recipe.gate, self.recipe.edges, self.temperature)
+        return (
+            args[0].copy_(_Activation.apply(args[0].clone(), *rule)) if in_place else _Activation.apply(args[0], *rule)
+        )
 
     def _pool(
         self,
@@ -164,7 +178,9 @@ class _MaxPool(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
         (x,) = ctx.saved_tensors
-        return _soft_pool_vjp(x, cotangents[0], *ctx.window, ctx.temperature), None, None, None, None, None, None
+        kernel, stride, padding, dilation = ctx.window
+        pullback = _soft_pool_vjp(x, cotangents[0], kernel, stride, padding, dilation, ctx.temperature)
+        return pullback, None, None, None, None, None, None
 
 
 def _soft_pool_vjp(
