@@ -11,7 +11,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-PACKAGES = ("surgeon", "onnxruntime", "onnxruntime-gpu", "torch", "numpy")
+import surgeon
+
+PACKAGES = ("onnxruntime", "onnxruntime-gpu", "torch", "numpy")
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Machine:
     system: str
     device: str  # cpu, or cuda and the GPU's name
     load: float | None  # processes that wanted to run just before, the one-minute average; None where nobody counts
-    versions: dict[str, str]  # of Python and of those of PACKAGES that are installed
+    versions: dict[str, str]  # of Python, surgeon, and those of PACKAGES that are installed
 
 
 def describe(device: str, threads: int, load: float | None = None) -> Machine:
@@ -73,8 +75,8 @@ def load_average() -> float | None:
 
 
 def versions() -> dict[str, str]:
-    """Python's version, and of those of PACKAGES that are installed."""
-    found = {"python": platform.python_version()}
+    """Python's version, surgeon's, and those of PACKAGES that are installed."""
+    found = {"python": platform.python_version(), "surgeon": surgeon.__version__}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)

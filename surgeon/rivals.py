@@ -21,7 +21,7 @@ from surgeon import eager, oracle
 from surgeon.artifacts.manifest import Manifest
 from surgeon.artifacts.onnx_writer import export_plain
 from surgeon.benchmark import Call, Unavailable, onnx_call
-from surgeon.errors import ProviderError, VerificationError
+from surgeon.errors import ProviderError, SurgeonError, VerificationError
 from surgeon.runtime import _open as open_session
 from surgeon.sources import resolve_again
 from surgeon.verify import HALF_TOLERANCE, HARD_TOLERANCE, OUTPUT_TOLERANCE, SOFT_TOLERANCE, relative_error
@@ -104,17 +104,24 @@ class Rivals:
 
     def _forward(self, given: dict[str, Array], output: Array) -> Call:
         if self._plain is None:
-            path = self._folder / "forward.onnx"
-            example = torch.from_numpy(given["input"][:1]).to(self._dtype).expand(2, *given["input"].shape[1:])
-            with torch.no_grad():
-                export_plain(
-                    Forward(self._module.cpu(), self._manifest.recipe.at), example, path, self._manifest.recipe.opset
-                )
-            self._plain = open_session(path, self._device, self._threads)
+            self._plain = self._export_plain(given["input"])
         precise = {"input": given["input"].astype(numpy.float16 if self._dtype == torch.float16 else numpy.float32)}
         (found,) = self._plain.run(None, precise)
         self._check("the plain export's output", found, output, self._tolerance("output"))
         return onnx_call(self._plain, precise, self._device)
+
+    def _export_plain(self, input: Array) -> Any:
+        path, recipe = self._folder / "forward.onnx", self._manifest.recipe
+        example = torch.from_numpy(input[:1]).to(self._dtype).expand(2, *input.shape[1:])
+        try:
+            with torch.no_grad():
+                export_plain(Forward(self._module.cpu(), recipe.at), example, path, recipe.opset)
+        except OSError as error:
+            raise SurgeonError(
+                f"the plain export cannot be written to {self._folder} ({error.strerror or error})",
+                "Free some space there, or set TMPDIR",
+            ) from error
+        return open_session(path, self._device, self._threads)
 
     def _eager(self, input: Tensor, cotangent: Tensor, pullback: Array) -> eager.Network:
         """The faster of both ways in which the network's own code can run, if its values are right."""

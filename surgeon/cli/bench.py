@@ -76,7 +76,8 @@ def command(bundle: Path, against: tuple[str, ...] | None, as_json: bool, **sett
     """Time the pullback and the ascent (per step) of BUNDLE, in turn with forward passes and with PyTorch.
 
     A pullback does a forward pass's work twice, so the ratio is to two plain forward passes of the same network in the
-    same runtime. Every opponent's values are compared with the artifact's before it is timed.
+    same runtime. Every opponent's values are compared with the artifact's before it is timed. An ascent ends with one
+    forward pass more, for the score of what it reached; its share is in the time per step.
     """
     from surgeon.benchmark import benchmark, torch_is_installed
     from surgeon.cli import screen
@@ -107,20 +108,20 @@ def _print_round(console: Console, report: Benchmark, round: Round) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from surgeon.benchmark import quartiles
+
     title = f"{report.model}, batch {round.batch}, {report.machine.device}"
     table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("", "median", "quartiles", "ratio to 2 x forward", "quartiles"):
+    compared = any(timing.ratios for timing in round.timings)
+    for column in ("", "median", "quartiles", *(("ratio to 2 x forward", "quartiles") if compared else ())):
         table.add_column(column, justify="right" if column else "left")
     for timing in round.timings:
-        name = f"ascent, per step of {report.steps}" if timing.name == "ascent" else timing.name
-        ratio, spread = timing.ratio, timing.ratio_quartiles
-        table.add_row(
-            name,
-            f"{_milliseconds(timing.median)} ms",
-            " – ".join(_milliseconds(value) for value in timing.quartiles),
-            "" if ratio is None else f"{ratio:.2f}",
-            "" if spread is None else " – ".join(f"{value:.2f}" for value in spread),
-        )
+        cells = [f"ascent, per step of {report.steps}" if timing.name == "ascent" else timing.name]
+        cells += [f"{_milliseconds(timing.median)} ms", " – ".join(map(_milliseconds, timing.quartiles))]
+        if timing.ratios is not None:
+            low, high = quartiles(timing.ratios)
+            cells += [f"{timing.ratio:.2f}", f"{low:.2f} – {high:.2f}"]
+        table.add_row(*cells)
     console.print(table)
     for name, reason in round.skipped.items():
         console.print(Text(f"{name} was left out: {reason}", style="yellow"), soft_wrap=True)
