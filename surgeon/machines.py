@@ -28,6 +28,11 @@ class Machine:
     load: float | None  # processes that wanted to run just before, the one-minute average; None where nobody counts
     versions: dict[str, str]  # of Python, surgeon, and those of PACKAGES that are installed
 
+    @property
+    def busy(self) -> bool:
+        """Whether others wanted cores that the measurement needs; one is let pass, since starting takes a core."""
+        return self.load is not None and self.load + self.threads > self.cores + 1
+
 
 def describe(device: str, threads: int, load: float | None = None) -> Machine:
     """This machine; `device` is "cpu" or "cuda"."""

@@ -210,6 +210,13 @@ def test_what_cannot_be_timed_is_one_line(bundle, surgeon, arguments, code, told
     assert told in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("load", "threads", "busy"), [(0.4, 2, False), (1.2, 1, False), (1.2, 2, True), (None, 2, False)]
+)
+def test_a_busy_machine_is_noticed(load, threads, busy):
+    assert machines.Machine("AMD", 2, threads, "Linux", "cpu", load, {}).busy is busy
+
+
 def test_benchmark_refuses_what_makes_no_sense(bundle):
     for settings in ({"against": ("both",)}, {"batches": (0,)}, {"batches": ()}, {"repeats": 0}, {"steps": 0}):
         with pytest.raises(SurgeonError):
