@@ -139,7 +139,7 @@ def _print_machine(console: Console, report: Benchmark) -> None:
     for line in lines:
         console.print(line, style="dim", markup=False, soft_wrap=True)
     if machine.busy:
-        told = "the machine was busy: other processes wanted its cores, so times mean little, and ratios less than usual"
+        told = "the machine was busy: other processes wanted its cores: times mean little, ratios less than usual"
         console.print(told, style="yellow", soft_wrap=True)
 
 
