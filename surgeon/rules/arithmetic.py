@@ -29,13 +29,13 @@ def unbroadcast(g: Tensor, operand: Operand) -> Tensor | None:
 
 
 @rule(aten.add.Tensor, aten.add.Scalar)
-def add(g: Tensor, out: Tensor, a: Operand, b: Operand, *, alpha: float = 1) -> tuple[Lazy, Lazy]:
+def add(g: Tensor, out: Tensor, a: Operand, b: Operand, alpha: float = 1) -> tuple[Lazy, Lazy]:
     """a + alpha * b."""
     return unbroadcast(g, a), lambda: unbroadcast(g if alpha == 1 else alpha * g, b)
 
 
 @rule(aten.sub.Tensor, aten.sub.Scalar)
-def sub(g: Tensor, out: Tensor, a: Operand, b: Operand, *, alpha: float = 1) -> tuple[Lazy, Lazy]:
+def sub(g: Tensor, out: Tensor, a: Operand, b: Operand, alpha: float = 1) -> tuple[Lazy, Lazy]:
     """a - alpha * b."""
     return unbroadcast(g, a), lambda: unbroadcast(-alpha * g, b)
 

@@ -110,15 +110,20 @@ def convolution(
 ) -> tuple[Lazy, None, Lazy]:
     """The adjoint for x, and the sum over all positions for the bias. Computed weights have no rule.
 
-    A transposed convolution is the adjoint of an ordinary one, so its own adjoint is that ordinary one; output padding
-    only adds positions that g's last windows cover or leave out.
+    A transposed convolution is the adjoint of an ordinary one, so its own adjoint is that ordinary one. Output padding
+    of a stride or more (allowed where the dilation is longer) gives g room for further windows, which x does not have.
     """
     axes = x.dim() - 2
     stride, padding, dilation = (per_axis(value, axes) for value in (stride, padding, dilation))
+    output_padding = per_axis(output_padding, axes)
 
     def at_input() -> Tensor:
         if transposed:
-            return convolve(g, weight, stride, padding, dilation, groups)
+            pulled = convolve(g, weight, stride, padding, dilation, groups)
+            for a in range(axes):
+                if output_padding[a] >= stride[a]:
+                    pulled = pulled.narrow(2 + a, 0, x.shape[2 + a])
+            return pulled
         return transposed_convolve(g, weight, x.shape[2:], stride, padding, dilation, groups)
 
     return at_input, None, lambda: g.sum([0, *range(2, g.dim())])
