@@ -92,12 +92,12 @@ def max_pools() -> list[Sample]:
     """Options in the order kernel, stride, padding, dilation, ceil mode."""
     return [
         s(x(N, 2, 9, 8), [3, 3], [2, 2], [1, 1], used=(0,)),
-        s(x(N, 2, 8, 8), [2, 2], used=(0,)),
         s(x(N, 2, 8, 9), [3, 3], [2, 2], [0, 0], [1, 1], True, used=(0,)),
-        s(x(N, 2, 8, 9), [3, 2], [2, 2], [1, 1], [1, 1], True, used=(0,)),
+        s(x(N, 2, 8, 9), [3, 2], [2, 2], [1, 0], [1, 1], True, used=(0,)),
         s(x(N, 1, 9, 8), [3, 2], [1, 1], [1, 0], [2, 3], used=(0,)),
         s(x(N, 2, 6, 6, shift=-3.0), [3, 3], [1, 1], [1, 1], used=(0,)),
         s(x(3, 6, 6), [2, 2], [3, 3], used=(0,)),
+        s(x(N, 2, 8, 8), [2, 2], used=(0,)),
     ]
 
 
@@ -141,11 +141,11 @@ SAMPLES: dict[OpOverload, list[Sample]] = {
     aten.avg_pool1d.default: [s(x(N, 2, 9), [3], [2], [1]), s(x(N, 2, 8), [3], [2], [1], True, False)],
     aten.avg_pool2d.default: [
         s(x(N, 2, 8, 9), [2, 2]),
-        s(x(N, 2, 8, 6), [2, 3]),
         s(x(N, 2, 9, 9), [2, 2], [2, 2], [0, 0], True, False),
         s(x(N, 2, 9, 8), [3, 3], [1, 2], [1, 1], False, False),
         s(x(N, 2, 8, 8), [3, 3], [2, 2], [1, 1], True, True),
         s(x(N, 2, 8, 8), [3, 2], [2, 2], [1, 1], True, False, 5),
+        s(x(N, 2, 8, 6), [2, 3]),
         s(x(2, 8, 8), [3, 3], [1, 1]),
     ],
     aten.avg_pool3d.default: [

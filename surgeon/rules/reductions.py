@@ -20,6 +20,8 @@ def _reduced(x: Tensor, dims: Sequence[int] | int | None) -> list[int]:
 
 def _spread(g: Tensor, x: Tensor, dims: list[int], keepdim: bool) -> Tensor:
     """`g`, the cotangent of a sum of `x` over `dims`, at every element that was summed."""
+    if not keepdim and len(dims) == x.dim():
+        return g.reshape([1] * x.dim()).expand(x.shape)
     if not keepdim:
         for dim in dims:
             g = g.unsqueeze(dim)

@@ -68,6 +68,7 @@ CONSTANT: set[OpOverload] = _overloads(
 """Operators through which no gradient flows."""
 
 KEPT: set[OpOverload] = {
+    aten.detach.default,
     aten.hardsigmoid.default,
     aten.hardswish.default,
     aten.linear.default,
@@ -77,4 +78,5 @@ KEPT: set[OpOverload] = {
     aten.threshold.default,
 }
 """Operators that the default decompositions would take apart: a gate would lose its name before a rule could see it, a
-smooth activation would turn into pieces that look like gates, or a matrix product would lose its form."""
+smooth activation would turn into pieces that look like gates, a matrix product would lose its form, or a detached value
+would look attached."""
