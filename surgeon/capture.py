@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
 
 from surgeon.errors import ConversionError
@@ -39,6 +39,7 @@ def capture(module: nn.Module, example: Tensor) -> Captured:
     was_training = module.training
     try:
         program = torch.export.export(module.eval(), (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
+        _detach_untracked(program)
         table = torch.export.default_decompositions()
         for operator in KEPT:
             table.pop(operator, None)
@@ -60,6 +61,18 @@ def capture(module: nn.Module, example: Tensor) -> Captured:
         )
     graph.graph.eliminate_dead_code()
     return Captured(graph, inputs[0], outputs[0])
+
+
+def _detach_untracked(program: ExportedProgram) -> None:
+    """Detach what the network computes under torch.no_grad: decomposition dissolves that region into its surroundings."""
+    for node in list(program.graph.nodes):
+        if node.target is not torch.ops.higher_order.wrap_with_set_grad_enabled or node.args[0]:
+            continue
+        for value in list(node.users):
+            with program.graph.inserting_after(value):
+                detached = program.graph.call_function(torch.ops.aten.detach.default, (value,))
+            detached.meta = dict(value.meta)
+            value.replace_all_uses_with(detached, lambda user, own=detached: user is not own)
 
 
 def _first_line(error: Exception) -> str:
