@@ -25,8 +25,18 @@ class Captured:
     """
 
     graph: GraphModule
-    input: Node
-    output: Node
+
+    @property
+    def input(self) -> Node:
+        """The placeholder."""
+        return next(node for node in self.graph.graph.nodes if node.op == "placeholder")
+
+    @property
+    def output(self) -> Node:
+        """The node whose value is returned; looked up, since passes over the graph may put another one in its place."""
+        (returned,) = _returned(self.graph)
+        assert isinstance(returned, Node)
+        return returned
 
 
 def capture(module: nn.Module, example: Tensor) -> Captured:
@@ -52,15 +62,19 @@ def capture(module: nn.Module, example: Tensor) -> Captured:
     finally:
         module.train(was_training)
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    outputs = graph.graph.output_node().args[0]
-    outputs = list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
+    outputs = _returned(graph)
     if len(inputs) != 1 or len(outputs) != 1 or not isinstance(outputs[0], Node):
         raise ConversionError(
             f"{type(module).__name__} takes {len(inputs)} inputs and returns {len(outputs)} values",
             "Wrap it in a module that takes one tensor and returns one tensor",
         )
     graph.graph.eliminate_dead_code()
-    return Captured(graph, inputs[0], outputs[0])
+    return Captured(graph)
+
+
+def _returned(graph: GraphModule) -> list[object]:
+    outputs = graph.graph.output_node().args[0]
+    return list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
 
 
 def _detach_untracked(program: ExportedProgram) -> None:

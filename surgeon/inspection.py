@@ -115,8 +115,13 @@ def _report(path: Path, model: onnx.ModelProto, described: Iterable[Port]) -> Fi
         inputs=tuple(_port(value, meanings, defaults.get(value.name)) for value in inputs),
         outputs=tuple(_port(value, meanings, None) for value in model.graph.output),
         opset=next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), None),
-        operators={role: dict(counts.most_common()) for role, counts in operators.items()},
+        operators={role: dict(operators[role].most_common()) for role in sorted(operators, key=_place)},
     )
+
+
+def _place(role: str) -> int:
+    """Where a role stands in a list: those of ROLES in their order, then what is unmarked."""
+    return ROLES.index(role) if role in ROLES else len(ROLES)
 
 
 def _operators(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[str, str]]:

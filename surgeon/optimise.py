@@ -1,4 +1,4 @@
-"""Passes over the captured forward graph, before its pullback is written. Each keeps every value; the list is ordered."""
+"""Passes over the captured forward graph, before its pullback is written: an ordered list, each keeps every value."""
 
 from __future__ import annotations
 
@@ -50,7 +50,11 @@ def fold_batch_norm(graph: GraphModule) -> int:
             continue
         x, weight, bias, *geometry = convolution.args
         parameters = [_value(graph, argument) for argument in (weight, bias, *node.args[1:5])]
-        if any(value is None for value, argument in zip(parameters, (weight, bias, *node.args[1:5]), strict=True) if argument is not None):
+        if any(
+            value is None
+            for value, argument in zip(parameters, (weight, bias, *node.args[1:5]), strict=True)
+            if argument is not None
+        ):
             continue
         w, b, gamma, beta, mean, variance = parameters
         assert w is not None and mean is not None and variance is not None
@@ -78,6 +82,26 @@ def fold_batch_norm(graph: GraphModule) -> int:
     return count
 
 
+def fold_padding(graph: GraphModule) -> int:
+    """conv(pad(x, p), padding q) = conv(x, padding p + q), where p is zeros, as many on both sides of each axis."""
+    count = 0
+    for node in list(graph.graph.nodes):
+        if node.target is not aten.convolution.default or node.args[6]:  # transposed
+            continue
+        pad = node.args[0]
+        if pad.target is not aten.constant_pad_nd.default or (len(pad.args) > 2 and pad.args[2] != 0):
+            continue
+        widths, axes = list(pad.args[1]), len(node.args[4])
+        before, after = widths[0::2], widths[1::2]
+        if before != after or min(widths) < 0 or any(before[axes:]):
+            continue
+        around = [*before, *[0] * axes][:axes][::-1]  # pad counts axes from the last one
+        padding = [around[a] + node.args[4][a] for a in range(axes)]
+        node.args = (pad.args[0], *node.args[1:4], padding, *node.args[5:])
+        count += 1
+    return count
+
+
 def share_concatenations(graph: GraphModule) -> int:
     """cat(a, b, c) = cat(cat(a, b), c) where cat(a, b) is there already, as in a DenseNet's blocks.
 
@@ -100,7 +124,7 @@ def share_concatenations(graph: GraphModule) -> int:
     return count
 
 
-PASSES: tuple[Pass, ...] = (drop_identities, fold_batch_norm, share_concatenations)
+PASSES: tuple[Pass, ...] = (drop_identities, fold_batch_norm, fold_padding, share_concatenations)
 
 
 def _value(graph: GraphModule, argument: object) -> Tensor | None:

@@ -112,10 +112,14 @@ def to_picture(values: Array, image: Image) -> PIL.Image.Image:
     return _picture((values - low) / (high - low))
 
 
-def difference(clean: Array, perturbed: Array) -> PIL.Image.Image:
-    """What was added to the input, min-max scaled over the whole picture, as in the paper; grey where nothing was."""
+def difference(clean: Array, perturbed: Array, clip: float = 0.0) -> PIL.Image.Image:
+    """What was added to the input, min-max scaled over the whole picture, as in the paper; grey where nothing was.
+
+    `clip` is the percentage of values at either end of the range that is cut first: a few extreme pixels leave the
+    others little contrast.
+    """
     delta = numpy.asarray(perturbed - clean, numpy.float64)
-    low, high = float(delta.min()), float(delta.max())
+    low, high = (float(end) for end in numpy.percentile(delta, (clip, 100 - clip)))
     return _picture((delta - low) / (high - low) if high > low else numpy.full_like(delta, 0.5))
 
 

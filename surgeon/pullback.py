@@ -58,6 +58,9 @@ class Pullback(nn.Module):
         self.network = captured.graph
         self._captured, self._recipe = captured, recipe
         self._active = _active(captured)
+        for node in captured.graph.graph.nodes:
+            # What an Interpreter runs is recorded with the meta of the node that it runs.
+            node.meta["custom"] = _origin(node, "forward")
         self.steps = [self._step(node) for node in _backward_order(captured, self._active)]
         self.tempered = any(step.policy is not None and step.policy.tempered for step in self.steps)
 
@@ -83,9 +86,12 @@ class Pullback(nn.Module):
         return tuple(self._captured.output.meta["val"].shape[1:])
 
     def forward(self, input: Tensor, cotangent: Tensor, temperature: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        values = _Forward(self.network, self._active).values(input)
+        values = _Forward(self.network).values(input)
         output = values[self._captured.output]
-        coldness = torch.ones((), dtype=input.dtype) if temperature is None else 1 / temperature
+        coldness = torch.ones((), dtype=input.dtype)
+        if temperature is not None:
+            with fx_traceback.annotate({"surgeon": {"node": "temperature", "module": "", "role": "backward"}}):
+                coldness = temperature.reciprocal()
         cotangents: dict[Node, Any] = {self._captured.output: cotangent}
         for step in self.steps:
             with _provenance(step.node, "backward"):
@@ -99,12 +105,13 @@ class Pullback(nn.Module):
         if g is None:
             return
         if node.target is operator.getitem:
-            parent, index = node.args
+            parent: Any = node.args[0]
+            index: Any = node.args[1]
             slots = cotangents.setdefault(parent, [None] * len(values[parent]))
             slots[index] = g if slots[index] is None else slots[index] + g
             return
         arguments = torch.fx.map_arg(node.args, values.__getitem__)
-        keywords = dict(torch.fx.map_arg(node.kwargs, values.__getitem__))
+        keywords: dict[str, Any] = dict(torch.fx.map_arg(node.kwargs, values.__getitem__))
         if step.policy is not None:
             keywords["ramp"] = Ramp(step.policy, coldness, self._recipe.edges)
         entries = step.rule(g, values[node], *arguments, **keywords)
@@ -147,8 +154,9 @@ class Pullback(nn.Module):
     def _derive(self, node: Node) -> DerivedRule:
         arguments = torch.fx.map_arg(node.args, lambda argument: argument.meta["val"])
         flat, _ = torch.utils._pytree.tree_flatten(node.args)
-        used = sorted({user.args[1] for user in node.users if user.target is operator.getitem and user in self._active})
-        outputs = used if isinstance(node.meta["val"], (tuple, list)) else None
+        users = [user for user in node.users if user.target is operator.getitem and user in self._active]
+        used: list[Any] = [user.args[1] for user in users]
+        outputs = sorted(set(used)) if isinstance(node.meta["val"], (tuple, list)) else None
         assert isinstance(node.target, OpOverload)
         try:
             return DerivedRule(
@@ -161,19 +169,17 @@ class Pullback(nn.Module):
 class _Forward(Interpreter):
     """Runs the network's graph and keeps the values that the sweep reads."""
 
-    def __init__(self, graph: GraphModule, active: set[Node]) -> None:
+    def __init__(self, graph: GraphModule) -> None:
         super().__init__(graph, garbage_collect_values=False)
 
     def values(self, input: Tensor) -> dict[Node, Any]:
         self.run(input)
         return self.env
 
-    def run_node(self, n: Node) -> Any:
-        with _provenance(n, "forward"):
-            return super().run_node(n)
 
-
-def rewrite_program(module: nn.Module, example: Tensor, recipe: Recipe | None = None) -> tuple[ExportedProgram, Pullback]:
+def rewrite_program(
+    module: nn.Module, example: Tensor, recipe: Recipe | None = None
+) -> tuple[ExportedProgram, Pullback]:
     """Capture `module`, optimise its graph, and record forward and pullback as one exported program.
 
     The program takes (input, cotangent) and, where a gate or pool is tempered, a scalar temperature.
@@ -223,10 +229,13 @@ def explicit_graph(program: ExportedProgram) -> GraphModule:
 @contextmanager
 def _provenance(node: Node, role: str) -> Iterator[None]:
     """Name `node` and its source module in the meta of everything that is recorded inside."""
-    origin = {"surgeon": {"node": node.name, "module": source_module(node), "role": role}}
-    context: AbstractContextManager[None] = fx_traceback.annotate(origin)
+    context: AbstractContextManager[None] = fx_traceback.annotate(_origin(node, role))
     with context:
         yield
+
+
+def _origin(node: Node, role: str) -> dict[str, dict[str, str]]:
+    return {"surgeon": {"node": node.name, "module": source_module(node), "role": role}}
 
 
 def _nodes(arguments: Any) -> list[Node]:
@@ -261,7 +270,8 @@ def _active(captured: Captured) -> set[Node]:
             pending += node.all_input_nodes
     if captured.input not in leading:
         raise ConversionError(
-            "the output does not depend on the input through anything that has a gradient", "There is nothing to pull back"
+            "the output does not depend on the input through anything that has a gradient",
+            "There is nothing to pull back",
         )
     given, returned = captured.input.meta["val"], captured.output.meta["val"]
     if not returned.dim() or str(returned.shape[0]) != str(given.shape[0]):

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.artifacts.manifest import Image, Manifest, Model
+from surgeon.catalogue import LITE, LITE_TEMPERATURE, TEMPERATURE
 from surgeon.errors import SurgeonError
 from surgeon.weights import calibrate, load_weights
 
@@ -33,14 +34,7 @@ PREPROCESSING: dict[str, Normalisation | None] = {
     "none": None,
 }
 
-LITE = {"efficientnet_lite0": 224, "efficientnet_lite1": 240, "efficientnet_lite2": 260}
-"""EfficientNet-Lites and the side of the images that they were trained on."""
-
 LITE_NORMALISATION: Normalisation = ((0.498,) * 3, (0.502,) * 3)
-
-TEMPERATURE = 0.3
-LITE_TEMPERATURE = 1.0
-"""The paper's 0.3 draws noise on ReLU6 networks with depthwise convolutions; 1.0 draws scales and feathers."""
 
 AS_MADE = "as made by the factory"
 """What the manifest says of a factory's own weights."""

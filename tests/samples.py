@@ -165,6 +165,9 @@ SAMPLES: dict[OpOverload, list[Sample]] = {
     aten.sum.dim_IntList: [s(x(N, 3, 5), [2]), s(x(N, 3, 5), [-2, 0], True), s(x(N, 3), None), s(x(N, 3), [])],
     aten.mean.default: [s(x(N, 3, 5))],
     aten.sum.default: [s(x(N, 3, 5))],
+    # smooth activations
+    aten.silu.default: [s(x(N, 6))],
+    aten.mish.default: [s(x(N, 6))],
     # shapes
     aten.view.default: [s(x(N, 3, 5), [N, 15]), s(x(N, 6), [-1, 2, 3])],
     aten.reshape.default: [s(x(N, 3, 5), [N, 5, -1])],

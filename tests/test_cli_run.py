@@ -180,7 +180,7 @@ def test_figure_draws_two_grids(surgeon, bundles, photos):
 def test_figure_against_a_hard_bundle_differs_by_its_gates_only(surgeon, bundles, photos):
     arguments = ["figure", bundles / "soft", photos[0], "--target", "1", "--side", "64", "--json"]
     code, out, _ = surgeon(*arguments, "--against", bundles / "hard", "-o", "against.png")
-    assert code == 0 and json.loads(out)["panels"][1] == "Ordinary gradients (hard gates, hard)"
+    assert code == 0 and json.loads(out)["panels"][1] == "Ordinary gradients (hard gates, from hard)"
     surgeon(*arguments, "-o", "zero.png")
     lower = [pixels(f"{name}.png")[-190:] for name in ("against", "zero")]
     assert (lower[0] == lower[1]).mean() > 0.95  # T near 0 is the hard gate; the titles differ

@@ -143,6 +143,10 @@ def test_difference_uses_the_whole_range_over_all_channels():
     perturbed = numpy.array([[[-1, 0]], [[1, 0]], [[3, 0]]], numpy.float32)
     assert pixels(difference(clean, perturbed)).tolist() == [[[0, 128, 255], [64, 64, 64]]]
     assert pixels(difference(clean, clean)).tolist() == [[[128] * 3] * 2]
+    outlier = numpy.linspace(-1, 1, 1000, dtype=numpy.float32).reshape(1, 10, 100)
+    outlier[0, 9, 99] = 1000
+    assert pixels(difference(0 * outlier, outlier)).max(axis=(1, 2))[8] < 2
+    assert pixels(difference(0 * outlier, outlier, clip=1)).max(axis=(1, 2))[8] > 200
 
 
 def test_heat_keeps_zero_grey():

@@ -198,7 +198,9 @@ def test_exported_rules_agree_under_onnx_runtime(name: str, tmp_path: Path) -> N
     family, program = exported(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own; not under test
-        torch.onnx.export(program, (), tmp_path / "family.onnx", dynamo=True, opset_version=18, verbose=False)
+        torch.onnx.export(
+            program, (), tmp_path / "family.onnx", dynamo=True, opset_version=18, verbose=False, external_data=False
+        )
     session = onnxruntime.InferenceSession(tmp_path / "family.onnx", providers=["CPUExecutionProvider"])
     arguments = family.inputs(OTHER, OTHER_AT)
     names = [port.name for port in session.get_inputs()]
@@ -218,5 +220,3 @@ def compare(family: Family, found: list[Tensor], expected: list[Tensor], toleran
     errors = [relative(a, b) for a, b in zip(found, expected, strict=True)]
     wrong = {label: error for label, error in zip(labels, errors, strict=True) if not error < tolerance}
     assert not wrong
-
-

@@ -193,10 +193,12 @@ def _build(kind: Any, data: Any) -> Any:
         options = [option for option in arguments if option is not type(None)]
         if len(options) == 1:
             return _build(options[0], data)
+        if float in options and data in ("inf", "-inf"):
+            return float(data)
         if type(data) not in options:
             raise TypeError(f"{data!r} is none of {options}")
         return data
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         return kind(**{name: _build(hints[name], item) for name, item in data.items()})
     if origin is tuple:

@@ -1,8 +1,8 @@
 """The three ONNX artifacts of a bundle: `pullback.onnx` from the exporter, the two ascents grafted from it.
 
 The exporter translates the pullback graph once. Objective and step are exported as small fragments and joined to it by
-name; the `Loop` of `ascent.onnx` holds one step and reads the weights from the graph around it, so all three files share
-one file of weights, and nothing is translated or stored twice.
+name, and the `Loop` of `ascent.onnx` holds one such step. All initializers refer to one file of weights: nothing is
+translated or stored twice.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir
 import torch
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+from onnxscript import optimizer
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
@@ -77,7 +79,7 @@ def embed_weights(folder: Path) -> None:
 
 def export_plain(module: nn.Module, example: Tensor, path: Path, opset: int = 18) -> None:
     """The ordinary ONNX export of a network, with its weights beside it: what a bundle is measured against."""
-    model = _translate(module.eval(), (example,), ({0: Dim("batch", min=1)},), ["input"], ["output"], opset)
+    model = _translate(module.eval(), (example,), ({0: Dim("batch", min=1)},), ["input"], ["output"], opset, True)
     onnx_ir.save(model, path, external_data=path.stem + ".bin", size_threshold_bytes=_INLINE_BYTES)
 
 
@@ -87,7 +89,7 @@ def _translate_pullback(program: ExportedProgram, folder: Path, opset: int) -> M
     for node in program.graph.nodes:
         # The exporter copies stack traces into each ONNX node that it makes of an fx node, and nothing else of ours.
         node.meta["stack_trace"] = _ORIGIN + json.dumps(node.meta.get("custom", {}).get("surgeon", {}))
-    model = _translate(program, (), None, inputs, ["output", "pullback"], opset)
+    model = _fold(_translate(program, (), None, inputs, ["output", "pullback"], opset))
     path = folder / "pullback.onnx"
     onnx_ir.save(model, path, external_data=WEIGHTS, size_threshold_bytes=_INLINE_BYTES)
     proto = onnx.load(path, load_external_data=False)
@@ -104,10 +106,11 @@ def _translate_pullback(program: ExportedProgram, folder: Path, opset: int) -> M
 def _translate(
     module: ExportedProgram | nn.Module,
     arguments: tuple[Tensor, ...],
-    shapes: object,
+    shapes: tuple[Any, ...] | None,
     inputs: Sequence[str],
     outputs: Sequence[str],
     opset: int,
+    optimize: bool = False,
 ) -> onnx_ir.Model:
     """torch.onnx.export, silent: its progress and its advice are not for our users; its errors are."""
     logger = logging.getLogger("torch.onnx")
@@ -124,13 +127,21 @@ def _translate(
                 input_names=list(inputs),
                 output_names=list(outputs),
                 dynamic_shapes=shapes,
-                optimize=True,
+                optimize=optimize,
                 verbose=False,
             )
+        assert program is not None
+        return program.model
     finally:
         logger.setLevel(level)
-    assert program is not None
-    return program.model
+
+
+def _fold(model: onnx_ir.Model) -> onnx_ir.Model:
+    """Fold small constants, and only those: a runtime folds flipped kernels as it loads, and a file that held them too
+    would hold each weight twice.
+    """
+    folded: onnx_ir.Model = optimizer.optimize(model, output_size_limit=_INLINE_BYTES)
+    return folded
 
 
 def _own_metadata(node: NodeProto) -> None:
@@ -159,7 +170,7 @@ def _name_batch(graph: GraphProto) -> None:
 
 
 def _prefix_parameters(graph: GraphProto) -> None:
-    """network.conv.weight -> conv.weight: parameters by the name that they have in the source module, where it is free."""
+    """network.conv.weight -> conv.weight: parameters by their name in the source module, if it is free."""
     taken = {name for node in graph.node for name in node.output} | {port.name for port in graph.input}
     names = {i.name: short for i in graph.initializer if (short := i.name.removeprefix("network.")) not in taken}
     _rename(graph.node, names)
@@ -188,7 +199,7 @@ def _fragment(
         arguments.append(torch.ones([2 if isinstance(size, str) else size for size in shape]))
         dynamic.append({0: Dim.DYNAMIC} if shape else None)
     # An energy does not read its cotangent, and logit only passes it on: the exporter keeps such inputs all the same.
-    model = onnx_ir.to_proto(_translate(module, tuple(arguments), tuple(dynamic), inputs, outputs, recipe.opset))
+    model = onnx_ir.to_proto(_translate(module, tuple(arguments), tuple(dynamic), inputs, outputs, recipe.opset, True))
     graph = model.graph
     prefix = type(module).__name__.lower() + "/"
     inner = {o for node in graph.node for o in node.output} | {i.name for i in graph.initializer}
@@ -231,27 +242,32 @@ def _ascent_step(pullback: ModelProto, objective: GraphProto, step: GraphProto) 
     outputs = [_like(image, "perturbed"), ports["output"], ports["pullback"]]
     nodes = _needed([*_climbing(pullback, objective), *step.node], [port.name for port in outputs])
     inputs = [image, _like(image, "origin"), *_read(nodes, ports), _scalar("step_size"), _scalar("radius")]
-    return _model(pullback, "ascent_step", nodes, inputs, outputs, (objective, step))
+    constants = _constants(pullback.graph, objective, step)
+    read = [constants[name] for name in dict.fromkeys(_names_read(nodes)) if name in constants]
+    graph = helper.make_graph(nodes, "ascent_step", inputs, outputs, read)
+    return helper.make_model(graph, opset_imports=pullback.opset_import, ir_version=pullback.ir_version)
 
 
 def _ascent(pullback: ModelProto, objective: GraphProto, step: GraphProto) -> ModelProto:
-    """The whole ascent: what does not depend on the image is computed once, outside the loop."""
+    """The whole ascent: a Loop over steps, then the network once more, for the last image's output and score.
+
+    The body holds the weights that it reads as initializers of its own (of the same bytes on disk): ONNX Runtime blocks
+    a convolution's layout only where the weight belongs to the convolution's own graph. Values that depend on runtime
+    scalars alone, such as 1/T, are computed once, outside.
+    """
     ports = {port.name: port for port in (*pullback.graph.input, *pullback.graph.output)}
+    constants = _constants(pullback.graph, objective, step)
     image, output = ports["input"], ports["output"]
-    body_nodes = _needed([*_climbing(pullback, objective), *step.node], ["perturbed", "pullback", "score"])
-    inputs = [image, *_read(body_nodes, ports), _scalar("step_size"), _scalar("radius"), _scalar("steps", TensorProto.INT64)]
-    invariant, varying = _split_by(body_nodes, "input")
-    inner = {name: "each/" + name for node in varying for name in node.output}
-    inner["input"] = "each/input"
-    # `origin` is the image that the loop started from, which the body sees from outside under its own name.
-    outer = {"origin": "input"}
-    varying = [_copied(node) for node in varying]
-    _rename(varying, {**inner, **outer})
-    for node in varying:
-        node.name = "each/" + node.name
+    climbing = _climbing(pullback, objective)
+    nodes = _needed([*climbing, *step.node], ["perturbed", "pullback", "score"])
+    given = _read(nodes, ports)
+    runtime = {"temperature", "step_size", "radius"}
+    fixed, varying = _split_by(nodes, {"input"})
+    weights, scalars = _split_by(fixed, runtime)
+    body_nodes, inside = _renamed([*weights, *varying], constants, "each/", {"origin": "input"})
     body = helper.make_graph(
-        [helper.make_node("Identity", ["each/going"], ["each/goes"]), *varying],
-        "step",
+        [helper.make_node("Identity", ["each/going"], ["each/goes"], name="each/goes"), *body_nodes],
+        "each",
         [
             helper.make_tensor_value_info("each/index", TensorProto.INT64, []),
             helper.make_tensor_value_info("each/going", TensorProto.BOOL, []),
@@ -260,56 +276,64 @@ def _ascent(pullback: ModelProto, objective: GraphProto, step: GraphProto) -> Mo
         ],
         [
             helper.make_tensor_value_info("each/goes", TensorProto.BOOL, []),
-            _like(image, inner["perturbed"]),
-            _like(image, inner["pullback"]),
-            helper.make_tensor_value_info(inner["score"], TensorProto.FLOAT, [BATCH]),
+            _like(image, "each/perturbed"),
+            _like(image, "each/pullback"),
+            helper.make_tensor_value_info("each/score", TensorProto.FLOAT, [BATCH]),
         ],
+        inside,
     )
-    # The last image is looked at once more, without its pullback: for its output and its score.
-    last = [_copied(node) for node in _needed([*_climbing(pullback, objective)], ["output", "score"])]
-    last = _split_by(last, "input")[1]
-    renamed = {name: "last/" + name for node in last for name in node.output if name != "output"}
-    _rename(last, {**renamed, "input": "perturbed"})
-    for node in last:
-        node.name = "last/" + node.name
-    around = [
+    loop = [
         helper.make_node("Sub", ["input", "input"], ["none"], name="none"),
         helper.make_node(
             "Loop", ["steps", "", "input", "none"], ["perturbed", "pullback", "scores"], name="ascent", body=body
         ),
     ]
+    last, outside = _renamed(_needed(climbing, ["output", "score"]), constants, "last/", {"last/input": "perturbed"})
     end = [
-        helper.make_node("Unsqueeze", [renamed["score"], "first_axis"], ["last/row"], name="last/row"),
+        helper.make_node("Identity", ["last/output"], ["output"], name="output"),
+        helper.make_node("Unsqueeze", ["last/score", "first_axis"], ["last/row"], name="last/row"),
         helper.make_node("Concat", ["scores", "last/row"], ["score"], name="score", axis=0),
     ]
-    _mark([*around, *end], "step")
-    nodes = [*_needed([*invariant, *around, *last, *end], ["perturbed", "output", "pullback", "score"])]
-    outputs = [
-        _like(image, "perturbed"),
-        output,
-        ports["pullback"],
-        helper.make_tensor_value_info("score", TensorProto.FLOAT, ["steps + 1", BATCH]),
-    ]
-    model = _model(pullback, "ascent", nodes, inputs, outputs, (objective, step))
-    model.graph.initializer.append(helper.make_tensor("first_axis", TensorProto.INT64, [1], [0]))
-    return model
-
-
-def _model(
-    pullback: ModelProto,
-    name: str,
-    nodes: list[NodeProto],
-    inputs: list[ValueInfoProto],
-    outputs: list[ValueInfoProto],
-    fragments: Sequence[GraphProto],
-) -> ModelProto:
-    """A model like `pullback` with another graph, and of all initializers those that it reads."""
-    read = set(_names_read(nodes))
-    known: dict[str, TensorProto] = {}
-    for graph in (pullback.graph, *fragments):
-        known.update({initializer.name: initializer for initializer in graph.initializer})
-    graph = helper.make_graph(nodes, name, inputs, outputs, [known[name] for name in known if name in read])
+    _mark([*body.node[:1], *loop, *end], "step")
+    inputs = [image, *given, _scalar("step_size"), _scalar("radius"), _scalar("steps", TensorProto.INT64)]
+    scores = helper.make_tensor_value_info("score", TensorProto.FLOAT, ["steps + 1", BATCH])
+    outputs = [_like(image, "perturbed"), output, ports["pullback"], scores]
+    first_axis = helper.make_tensor("first_axis", TensorProto.INT64, [1], [0])
+    shared = [constants[name] for name in dict.fromkeys(_names_read(scalars)) if name in constants]
+    graph = helper.make_graph(
+        [*scalars, *loop, *last, *end], "ascent", inputs, outputs, [*shared, *outside, first_axis]
+    )
     return helper.make_model(graph, opset_imports=pullback.opset_import, ir_version=pullback.ir_version)
+
+
+def _renamed(
+    nodes: list[NodeProto], constants: dict[str, TensorProto], prefix: str, names: dict[str, str]
+) -> tuple[list[NodeProto], list[TensorProto]]:
+    """Copies of `nodes` and of the initializers that they read, `prefix` before every name of theirs.
+
+    The values that they do not make, but for the image, keep their names; `names` is applied at the end.
+    """
+    made = [name for node in nodes for name in node.output]
+    read = [name for name in dict.fromkeys(_names_read(nodes)) if name in constants]
+    inner = {name: prefix + name for name in (*made, *read, "input")}
+    inner = {name: names.get(new, new) for name, new in inner.items()}
+    inner.update({name: new for name, new in names.items() if name not in inner})
+    copies = [_copied(node) for node in nodes]
+    _rename(copies, inner)
+    for node in copies:
+        node.name = prefix + node.name
+    initializers = []
+    for name in read:
+        initializer = TensorProto()
+        initializer.CopyFrom(constants[name])
+        initializer.name = inner[name]
+        initializers.append(initializer)
+    return copies, initializers
+
+
+def _constants(*graphs: GraphProto) -> dict[str, TensorProto]:
+    """All initializers of `graphs` by name."""
+    return {initializer.name: initializer for graph in graphs for initializer in graph.initializer}
 
 
 def _names_read(nodes: Sequence[NodeProto]) -> Iterator[str]:
@@ -331,16 +355,16 @@ def _needed(nodes: list[NodeProto], outputs: Sequence[str]) -> list[NodeProto]:
     return kept[::-1]
 
 
-def _split_by(nodes: list[NodeProto], name: str) -> tuple[list[NodeProto], list[NodeProto]]:
-    """(nodes that do not depend on the value `name`, nodes that do)."""
-    dependent, invariant, varying = {name}, [], []
+def _split_by(nodes: list[NodeProto], names: set[str]) -> tuple[list[NodeProto], list[NodeProto]]:
+    """(nodes that depend on none of the values `names`, nodes that depend on one)."""
+    dependent, without, with_ = set(names), [], []
     for node in nodes:
         if dependent.intersection(_names_read([node])):
             dependent.update(node.output)
-            varying.append(node)
+            with_.append(node)
         else:
-            invariant.append(node)
-    return invariant, varying
+            without.append(node)
+    return without, with_
 
 
 def _read(nodes: list[NodeProto], ports: dict[str, ValueInfoProto]) -> list[ValueInfoProto]:

@@ -31,12 +31,17 @@ def artifacts(
 
     `tempered` says whether a gate or pool reads the temperature: without one, no artifact takes it.
     """
-    image, output = (BATCH, *input_shape), (BATCH, *output_shape)
+    image: tuple[int | str, ...] = (BATCH, *input_shape)
+    output: tuple[int | str, ...] = (BATCH, *output_shape)
     given = Port("input", "float32", image, "the images")
     at_output = Port("cotangent", "float32", output, "cotangent at the output")
-    climbed = [Port("cotangent", "float32", output, _COTANGENTS[recipe.objective])] if recipe.objective in _COTANGENTS else []
+    climbed = (
+        [Port("cotangent", "float32", output, _COTANGENTS[recipe.objective])] if recipe.objective in _COTANGENTS else []
+    )
     temperature = (
-        [Port("temperature", "float32", (), "softness T > 0 of gates and pools", defaults.temperature)] if tempered else []
+        [Port("temperature", "float32", (), "softness T > 0 of gates and pools", defaults.temperature)]
+        if tempered
+        else []
     )
     scalars = [
         *temperature,

@@ -6,11 +6,13 @@ The fx graph is compiled from its own source, not traced, so that the batch stay
 from __future__ import annotations
 
 import copy
+import io
 import operator
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +49,8 @@ class _Ascent(nn.Module):
 
     def climb(self, x: Tensor, cotangent: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.tempered:
-            return self.graph(x, cotangent, temperature)  # type: ignore[no-any-return]
-        return self.graph(x, cotangent)  # type: ignore[no-any-return]
+            return self.graph(x, cotangent, temperature)
+        return self.graph(x, cotangent)
 
     def forward(
         self, input: Tensor, cotangent: Tensor, temperature: Tensor, step_size: Tensor, radius: Tensor, steps: Tensor
@@ -65,7 +67,9 @@ class _Ascent(nn.Module):
         return x, output, pullback, torch.stack(scores)
 
 
-def _save(inner: torch.jit.ScriptModule, tensors: list[str], scalars: list[tuple[str, float]], outputs: int, path: Path) -> None:
+def _save(
+    inner: torch.jit.ScriptModule, tensors: list[str], scalars: list[tuple[str, float]], outputs: int, path: Path
+) -> None:
     """Save `inner` behind a forward whose scalars have defaults and which lacks the inputs that it has no use for."""
     holder = nn.Module()
     holder.inner = inner
@@ -77,11 +81,14 @@ def _save(inner: torch.jit.ScriptModule, tensors: list[str], scalars: list[tuple
         text = f"float('{value}')" if value in (float("inf"), float("-inf")) else repr(value)
         lines.append(f"    {name}_ = {name} if {name} is not None else torch.tensor({text}, device=input.device)")
     # What the loop takes and the artifact does not, it does not read: any tensor will do.
-    wanted = [port.name for port in inner.forward.schema.arguments][1:]
+    wanted = [port.name for port in inner._c._get_method("forward").schema.arguments][1:]
     given = [f"{name}_" if name in values else name if name in tensors else "input" for name in wanted]
     lines.append(f"    return self.inner({', '.join(given)})")
     twin.define("\n".join([*lines, ""]))
-    torch.jit.save(twin, str(path))
+    # By way of memory: where the disk is full, torch's own file writer ends the process.
+    buffer = io.BytesIO()
+    torch.jit.save(twin, buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def _scriptable(graph: GraphModule, objective: Objective | None = None) -> GraphModule:
@@ -99,9 +106,10 @@ def _scriptable(graph: GraphModule, objective: Objective | None = None) -> Graph
     if objective is not None:
         copied.add_submodule("objective", objective)
         result = nodes.output_node()
-        output, pullback = result.args[0]  # type: ignore[misc]
+        outputs: Any = result.args[0]
+        output, pullback = outputs
         given = next(node for node in nodes.nodes if node.op == "placeholder" and node.target == "cotangent")
-        readers = [user for user in given.users]
+        readers = list(given.users)
         with nodes.inserting_after(output):
             both = nodes.call_module("objective", (output, given))
         with nodes.inserting_after(both):
@@ -118,7 +126,13 @@ def _scriptable(graph: GraphModule, objective: Objective | None = None) -> Graph
 def _without_deprecations() -> Iterator[None]:
     """TorchScript still works and says at every call that it is deprecated; nothing else is silenced."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r".*torch\.jit\..* is (deprecated|not supported)", category=FutureWarning)
-        warnings.filterwarnings("ignore", message=r".*torch\.jit\..* is (deprecated|not supported)", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", message="The TorchScript type system doesn't support instance-level annotations")
+        warnings.filterwarnings(
+            "ignore", message=r".*torch\.jit\..* is (deprecated|not supported)", category=FutureWarning
+        )
+        warnings.filterwarnings(
+            "ignore", message=r".*torch\.jit\..* is (deprecated|not supported)", category=DeprecationWarning
+        )
+        warnings.filterwarnings(
+            "ignore", message="The TorchScript type system doesn't support instance-level annotations"
+        )
         yield

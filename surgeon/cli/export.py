@@ -23,7 +23,7 @@ Examples:
   surgeon export mypackage.models:make --input-shape 3,64,64 --weights trained.pth"""
 
 
-class Shape(click.ParamType):
+class Shape(click.ParamType[tuple[int, ...]]):
     """C,H,W as a tuple of positive integers."""
 
     name = "C,H,W"
@@ -41,7 +41,7 @@ class Shape(click.ParamType):
         return shape
 
 
-class Formats(click.ParamType):
+class Formats(click.ParamType[tuple[str, ...]]):
     """onnx, torchscript or both, with a comma between them."""
 
     name = "FORMATS"
@@ -88,9 +88,16 @@ class Formats(click.ParamType):
 @click.option(
     "--norm", type=click.Choice(["1", "2", "inf"]), default="2", show_default=True, help="Norm of step and radius."
 )
-@click.option("--step-size", type=options.number(), metavar="A", default=20.0, show_default=True, help="Default step size.")
 @click.option(
-    "--radius", type=options.number(above=0, infinite=True), metavar="E", default=100.0, show_default=True, help="Default radius."
+    "--step-size", type=options.number(), metavar="A", default=20.0, show_default=True, help="Default step size."
+)
+@click.option(
+    "--radius",
+    type=options.number(above=0, infinite=True),
+    metavar="E",
+    default=100.0,
+    show_default=True,
+    help="Default radius.",
 )
 @click.option("--steps", type=click.IntRange(min=1), default=5, show_default=True, help="Default number of steps.")
 @click.option(
@@ -102,7 +109,9 @@ class Formats(click.ParamType):
 @click.option("--opset", type=click.IntRange(18, 23), default=18, show_default=True, help="ONNX operator set.")
 @click.option("--single-file", is_flag=True, help="Put the weights into each ONNX file.")
 @click.option("--no-verify", is_flag=True, help="Do not compare what was written with autograd.")
-@click.option("--tolerance", type=options.number(above=0), metavar="E", help="Relative L2 error allowed.  [default: by quantity]")
+@click.option(
+    "--tolerance", type=options.number(above=0), metavar="E", help="Relative L2 error allowed.  [default: by quantity]"
+)
 @options.as_json
 def command(model: str, output: Path | None, no_verify: bool, as_json: bool, **choices: Any) -> None:
     """Convert MODEL, write its bundle, and verify what was written.

@@ -45,6 +45,14 @@ Examples:
 )
 @click.option("--columns", type=click.IntRange(min=1), default=6, show_default=True, help="Most target classes shown.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Chooses the random class of the last column.")
+@click.option(
+    "--clip",
+    type=click.FloatRange(0, 49),
+    default=0.0,
+    show_default=True,
+    metavar="PERCENT",
+    help="Cut this share of a cell's values at either end before scaling it: more contrast than the paper's.",
+)
 @click.option("--side", type=click.IntRange(32, 1024), default=192, show_default=True, help="Pixels of a cell's side.")
 @options.device
 @options.threads
@@ -57,6 +65,7 @@ def command(
     against: Path | None,
     columns: int,
     seed: int,
+    clip: float,
     side: int,
     device: str,
     threads: int | None,
@@ -95,12 +104,15 @@ def command(
 
         def panel(title: str, climber: Session, temperature: float | None) -> Panel:
             here = {**settings, "temperature": temperature}
-            return draw_panel(title, climber, images, own, rows, here, lambda: progress.advance(task))
+            return draw_panel(title, climber, images, own, rows, here, clip, lambda: progress.advance(task))
 
         panels = [panel(upper_title(session, settings), session, settings["temperature"])]
         if lower:
             panels.append(panel(*lower))
-    save(grid(panels, title=session.manifest.model.name, footer=footer(session, settings, extra), side=side), output)
+    save(
+        grid(panels, title=session.manifest.model.name, footer=footer(session, settings, extra, clip), side=side),
+        output,
+    )
     if as_json:
         drawn = zip(photos, own, rows, strict=True)
         cells = [{"photo": str(photo), "own": mine, "targets": row} for photo, mine, row in drawn]
@@ -113,7 +125,7 @@ def ordinary(session: Session, plain: Session | None) -> tuple[str, Session, flo
     """Title, session and temperature of the lower grid; None where the upper one shows ordinary gradients already."""
     if plain is not None:
         _require_same(session, plain)
-        return f"Ordinary gradients (hard gates, {plain.bundle.path.name})", plain, None
+        return f"Ordinary gradients (hard gates, from {plain.bundle.path.name})", plain, None
     if session.manifest.recipe.gate == "hard":
         return None
     gate = session.manifest.recipe.gate
@@ -141,6 +153,7 @@ def draw_panel(
     own: Sequence[int],
     rows: Sequence[Sequence[int]],
     settings: dict[str, Any],
+    clip: float,
     tick: Callable[[], None],
 ) -> Panel:
     """One grid: each photo's row is one batch of ascents, a target class each."""
@@ -149,7 +162,7 @@ def draw_panel(
     drawn = []
     same = all(list(row) == list(rows[0]) for row in rows)
     for image, mine, row in zip(images, own, rows, strict=True):
-        cells = _climb(session, image, mine, row, settings, named=not same, tick=tick)
+        cells = _climb(session, image, mine, row, settings, clip, named=not same, tick=tick)
         drawn.append([_cell(to_picture(image, image_of(session)), _name(session, mine)), *cells])
     headings = ["photo", *[_name(session, index) for index in rows[0]]]
     if not same:
@@ -163,6 +176,7 @@ def _climb(
     own: int,
     row: Sequence[int],
     settings: dict[str, Any],
+    clip: float,
     named: bool,
     tick: Callable[[], None],
 ) -> list[Cell]:
@@ -182,7 +196,7 @@ def _climb(
     for place, index in enumerate(row):
         change = f"{100 * before[place, index]:.0f} % to {100 * after[place, index]:.0f} %"
         caption = f"{_name(session, index)}, {change}" if named else change
-        cells.append(_cell(difference(image, step.perturbed[place]), caption, framed=index == own))
+        cells.append(_cell(difference(image, step.perturbed[place], clip), caption, framed=index == own))
     return cells
 
 
@@ -197,15 +211,16 @@ def upper_title(session: Session, settings: dict[str, Any]) -> str:
     return f"Excitation pullbacks (T = {temperature:g})"
 
 
-def footer(session: Session, settings: dict[str, Any], extra: int | None) -> str:
+def footer(session: Session, settings: dict[str, Any], extra: int | None, clip: float) -> str:
     """How the cells were made."""
     defaults = session.manifest.defaults
     steps, size, radius = (settings[name] or getattr(defaults, name) for name in ("steps", "step_size", "radius"))
+    cut = f" less {clip:g} % at either end" if clip else ""
     last = "" if extra is None else f" Last column: a random class ({_name(session, extra)})."
     return (
         f"Each cell: what {steps} steps of length {size:g} within radius {radius:g} add to the photo, scaled to its "
-        f"own range; beneath it the class's probability before and after. Framed: the class that the network sees in "
-        f"the photo.{last}"
+        f"own range{cut}; beneath it the class's probability before and after. Framed: the class that the network "
+        f"sees in the photo.{last}"
     )
 
 

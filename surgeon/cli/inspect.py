@@ -61,7 +61,10 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], ri
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    heading = Text(title, style="bold") if title else None
+    headed = any(column.strip() for column in columns)
+    shape = box.SIMPLE_HEAD if headed else None
+    table = Table(title=heading, title_justify="left", box=shape, pad_edge=False, show_header=headed)
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
@@ -87,6 +90,7 @@ def _print_origin(console: Console, manifest: Manifest) -> None:
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
     rows.append(("made with", versions or "unknown"))
     console.print(_table("", ("", " "), rows))
+    console.print()
 
 
 def _print_file(console: Console, file: FileReport) -> None:

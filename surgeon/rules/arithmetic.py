@@ -9,7 +9,7 @@ from torch import Tensor
 from surgeon.rules.registry import aten, rule
 
 Operand = Tensor | float | int
-Lazy = Callable[[], Tensor] | Tensor | None
+Lazy = Callable[[], Tensor | None] | Tensor | None
 
 
 def unbroadcast(g: Tensor, operand: Operand) -> Tensor | None:
@@ -18,9 +18,7 @@ def unbroadcast(g: Tensor, operand: Operand) -> Tensor | None:
         return None
     leading = g.dim() - operand.dim()
     repeated = [
-        dim
-        for dim in range(g.dim())
-        if dim < leading or (operand.shape[dim - leading] == 1 and g.shape[dim] != 1)
+        dim for dim in range(g.dim()) if dim < leading or (operand.shape[dim - leading] == 1 and g.shape[dim] != 1)
     ]
     if not repeated:
         return g

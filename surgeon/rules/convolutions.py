@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -59,9 +58,7 @@ def transposed_convolve(
         around = [reach[a] - padding[a] for a in range(axes)]
         if all(g.shape[2 + a] + 2 * around[a] - reach[a] == size[a] for a in range(axes)):
             return convolve(g, _reversed_kernel(weight, groups), stride, around, dilation, groups)
-    unreached = [
-        size[a] + 2 * padding[a] - (g.shape[2 + a] - 1) * stride[a] - reach[a] - 1 for a in range(axes)
-    ]
+    unreached = [size[a] + 2 * padding[a] - (g.shape[2 + a] - 1) * stride[a] - reach[a] - 1 for a in range(axes)]
     fits = all(0 <= unreached[a] < stride[a] for a in range(axes))
     spread: Tensor = aten.convolution.default(
         g,

@@ -51,9 +51,9 @@ class DerivedRule:
             with detect_fake_mode(varying) or nullcontext(), torch.no_grad(), enable_python_dispatcher():
                 cotangents = [torch.zeros_like(out) for out in self._select(self._call(leaves))]
                 # "real" takes the values as they are, and these are fake; "symbolic" would make every size a symbol.
-                return make_fx(
-                    self._pull(leaves), tracing_mode="real", decomposition_table=core_aten_decompositions()
-                )(cotangents, varying)
+                return make_fx(self._pull(leaves), tracing_mode="real", decomposition_table=core_aten_decompositions())(
+                    cotangents, varying
+                )
         except (RuntimeError, NotImplementedError, TypeError) as error:
             raise ConversionError(
                 f"PyTorch gives no exportable derivative for {self._operator} ({str(error).splitlines()[0]})",

@@ -209,10 +209,7 @@ def _divisor(
 
 def _repeated(g: Tensor, times: Sequence[int], size: Sequence[int]) -> Tensor:
     """[N, C, out…], each element `times` over along each axis, and zeros behind, up to `size`."""
-    for a, count in enumerate(times):
-        dim = 2 + 2 * a + 1
-        g = g.unsqueeze(dim).expand(*g.shape[:dim], count, *g.shape[dim:])
-    g = g.reshape(*g.shape[:2], *(g.shape[2 + 2 * a] * times[a] for a in range(len(times))))
+    g = functional.interpolate(g, scale_factor=[float(count) for count in times], mode="nearest")
     missing = [size[a] - g.shape[2 + a] for a in range(len(size))]
     return functional.pad(g, [width for m in reversed(missing) for width in (0, m)]) if any(missing) else g
 

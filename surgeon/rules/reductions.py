@@ -30,7 +30,13 @@ def _spread(g: Tensor, x: Tensor, dims: list[int], keepdim: bool) -> Tensor:
 
 @rule(aten.mean.dim)
 def mean(
-    g: Tensor, out: Tensor, x: Tensor, dims: Sequence[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+    g: Tensor,
+    out: Tensor,
+    x: Tensor,
+    dims: Sequence[int] | None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor]:
     """Mean over `dims`."""
     reduced = _reduced(x, dims)
@@ -39,7 +45,13 @@ def mean(
 
 @rule(aten.sum.dim_IntList)
 def sum_over(
-    g: Tensor, out: Tensor, x: Tensor, dims: Sequence[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+    g: Tensor,
+    out: Tensor,
+    x: Tensor,
+    dims: Sequence[int] | None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor]:
     """Sum over `dims`."""
     return (_spread(g, x, _reduced(x, dims), keepdim),)

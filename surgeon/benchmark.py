@@ -1,0 +1,334 @@
+"""How long a bundle's artifacts take, beside what one would use without them; all in turn, in one process.
+
+A pullback does the forward's multiply-adds twice, so twice the plain forward in the same runtime is its floor, and what
+every ratio here is to. The contenders take turns, A B C A B C, so that a machine that slows down slows all of them; the
+ratio is taken within each turn. torch is imported only where a contender needs it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy
+
+from surgeon import machines
+from surgeon.artifacts.bundle import Bundle
+from surgeon.errors import SurgeonError
+from surgeon.machines import Machine
+from surgeon.runtime import _open as open_session
+from surgeon.runtime import load
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+    from surgeon.rivals import Rivals
+
+OPPONENTS = ("forward", "eager", "compile")
+"""forward: the plain ONNX export; eager: the same gates by PyTorch's autograd; compile: torch.compile of that."""
+
+PAUSE = 0.02
+"""Seconds before each measurement: the threads of whoever ran before spin for a moment, and would be in the way."""
+
+Array = numpy.ndarray[Any, numpy.dtype[Any]]
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something to time. Calling `run` does `passes` passes and returns when the last is done."""
+
+    name: str
+    run: Call
+    passes: int = 1
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One contender at one batch size: seconds per pass, one number for each turn."""
+
+    name: str
+    seconds: tuple[float, ...]
+    ratios: tuple[float, ...] | None  # to 2 x forward of the same turn; None where forward was not timed
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """A quarter of the turns was faster than the first, a quarter slower than the second."""
+        return quartiles(self.seconds)
+
+    @property
+    def ratio(self) -> float | None:
+        return None if self.ratios is None else statistics.median(self.ratios)
+
+    @property
+    def ratio_quartiles(self) -> tuple[float, float] | None:
+        return None if self.ratios is None else quartiles(self.ratios)
+
+
+@dataclass(frozen=True)
+class Round:
+    """All contenders at one batch size; `skipped` says of each that could not take part why."""
+
+    batch: int
+    timings: tuple[Timing, ...]
+    skipped: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What was measured, on what, and how."""
+
+    bundle: str
+    model: str
+    gate: str
+    pool: str
+    machine: Machine
+    steps: int  # of each ascent
+    repeats: int
+    warm_up: int
+    rounds: tuple[Round, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain values: seconds per pass (an ascent's: per step), and ratios to 2 x forward."""
+        plain = dataclasses.asdict(self)
+        for round, entry in zip(self.rounds, plain["rounds"], strict=True):
+            entry["timings"] = [_timing_json(timing) for timing in round.timings]
+        return plain
+
+
+def benchmark(
+    bundle: str | Path,
+    *,
+    against: Sequence[str] = (),
+    batches: Sequence[int] = (1,),
+    threads: int | None = None,
+    device: str = "cpu",
+    steps: int | None = None,
+    repeats: int = 15,
+    warm_up: int = 2,
+    source: str | None = None,
+    weights: str | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Benchmark:
+    """Time `pullback` and `ascent` (per step) of the bundle against `against`, a choice of OPPONENTS.
+
+    `threads` None takes every core that the process may use, for PyTorch and ONNX Runtime alike; `steps` None takes the
+    bundle's default. Opponents need torch and the network itself: `source` and `weights` say where it is, if not where
+    the manifest says. `progress` is told what is done now. Raises SurgeonError for an opponent that is unknown or needs
+    what is not installed, VerificationError where an opponent computes something else, ProviderError for a device that
+    is not there.
+    """
+    unknown = [name for name in against if name not in OPPONENTS]
+    if unknown:
+        raise SurgeonError(f"there is no opponent {unknown[0]!r}", f"Choose from {', '.join(OPPONENTS)}")
+    for name, value in (
+        ("batch", min(batches, default=0)),
+        ("repeats", repeats),
+        ("steps", 1 if steps is None else steps),
+    ):
+        if value < 1:
+            raise SurgeonError(f"{name} is {value}", "Give 1 or more")
+    if against and not torch_is_installed():
+        raise SurgeonError(
+            f"timing against {', '.join(against)} needs torch, which is not installed",
+            'pip install "surgeon[convert]", or give --against none',
+        )
+    opened = load(bundle, device, threads).bundle
+    manifest = opened.manifest
+    steps = manifest.defaults.steps if steps is None else steps
+    threads = threads or machines.cores()
+    inputs = [feeds(opened, batch) for batch in batches]
+    busy = machines.load_average()
+    own = _Own.open(opened, device, threads)
+    with ExitStack() as stack:
+        rivals = None
+        if against:
+            from surgeon.rivals import Rivals
+
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="surgeon-bench-")))
+            progress("the network itself")
+            rivals = stack.enter_context(Rivals(manifest, against, folder, device, threads, source, weights))
+        rounds = []
+        for given in inputs:
+            tell = _prefixed(progress, f"batch {len(given['input'])}: ")
+            rounds.append(_round(own, rivals, given, steps, repeats, warm_up, tell))
+    return Benchmark(
+        bundle=str(bundle),
+        model=manifest.model.name,
+        gate=manifest.recipe.gate,
+        pool=manifest.recipe.pool,
+        machine=machines.describe(device, threads, busy),
+        steps=steps,
+        repeats=repeats,
+        warm_up=warm_up,
+        rounds=tuple(rounds),
+    )
+
+
+def _prefixed(progress: Callable[[str], None], prefix: str) -> Callable[[str], None]:
+    return lambda doing: progress(prefix + doing)
+
+
+def torch_is_installed() -> bool:
+    """Whether opponents can be made at all; imports nothing."""
+    return importlib.util.find_spec("torch") is not None
+
+
+def measure(
+    contenders: Sequence[Contender],
+    repeats: int,
+    warm_up: int,
+    *,
+    pause: float = PAUSE,
+    clock: Callable[[], float] = time.perf_counter,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, tuple[float, ...]]:
+    """Seconds per pass of each contender by name, one number for each of `repeats` turns; `warm_up` turns before."""
+    seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    for turn in range(-warm_up, repeats):
+        for contender in contenders:
+            progress(f"{contender.name}, " + ("warming up" if turn < 0 else f"turn {turn + 1} of {repeats}"))
+            time.sleep(pause)
+            begin = clock()
+            contender.run()
+            taken = (clock() - begin) / contender.passes
+            if turn >= 0:
+                seconds[contender.name].append(taken)
+    return {name: tuple(values) for name, values in seconds.items()}
+
+
+def timings(seconds: dict[str, tuple[float, ...]]) -> tuple[Timing, ...]:
+    """What `measure` returned, with each turn's ratio to twice the same turn's `forward` where there is one."""
+    floor = seconds.get("forward")
+    return tuple(
+        Timing(
+            name,
+            values,
+            None if floor is None else tuple(value / (2 * least) for value, least in zip(values, floor, strict=True)),
+        )
+        for name, values in seconds.items()
+    )
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float]:
+    """The first and the third quartile; of a single value, that value."""
+    if len(values) == 1:
+        return values[0], values[0]
+    first, _, third = statistics.quantiles(values, n=4, method="inclusive")
+    return first, third
+
+
+def feeds(bundle: Bundle, batch: int, seed: int = 0) -> dict[str, Array]:
+    """An `input` [batch, …] of noise in the bundle's value range, and a one-hot `cotangent` [batch, …]."""
+    artifact = bundle.manifest.artifacts.get("pullback.onnx")
+    if artifact is None:
+        raise SurgeonError(f"the bundle {bundle.path} holds no pullback.onnx", "Export it with --formats onnx")
+    image = bundle.manifest.image
+    shape: tuple[Any, ...] = artifact.inputs[0].shape[1:]
+    if image is not None:
+        shape = (image.channels, image.height, image.width)
+    outputs: tuple[Any, ...] = artifact.outputs[0].shape[1:]
+    if not all(isinstance(size, int) for size in (*shape, *outputs)):
+        raise SurgeonError(
+            f"the bundle {bundle.path} leaves sizes open, and does not say which to take", "Export it again"
+        )
+    low, high = image.range if image is not None else (-1.0, 1.0)
+    random = numpy.random.default_rng(seed)
+    cotangent = numpy.zeros((batch, int(numpy.prod(outputs))), artifact.inputs[1].dtype)
+    cotangent[numpy.arange(batch), random.integers(0, cotangent.shape[1], batch)] = 1
+    values = random.uniform(low, high, (batch, *shape)).astype(artifact.inputs[0].dtype)
+    return {"input": values, "cotangent": cotangent.reshape(batch, *outputs)}
+
+
+def onnx_call(session: InferenceSession, given: dict[str, Array], device: str) -> Call:
+    """A call that runs `session` on those of `given` that it takes; on a GPU nothing is copied, but for scalars."""
+    ports = [port.name for port in [*session.get_inputs(), *session.get_overridable_initializers()]]
+    taken = {name: given[name] for name in ports if name in given}
+    if device == "cpu":
+        return lambda: session.run(None, taken)
+    import onnxruntime
+
+    binding = session.io_binding()
+    for name, value in taken.items():
+        place = device if value.ndim else "cpu"
+        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(value, place, 0))
+    for port in session.get_outputs():
+        binding.bind_output(port.name, device)
+
+    def run() -> None:
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+
+    return run
+
+
+class Unavailable(Exception):
+    """An opponent that cannot take part on this machine; the message says why, and the others go on."""
+
+
+@dataclass(frozen=True)
+class _Own:
+    """The bundle's own artifacts, loaded."""
+
+    device: str
+    sessions: dict[str, InferenceSession]
+
+    @classmethod
+    def open(cls, bundle: Bundle, device: str, threads: int) -> _Own:
+        names = [name for name in ("pullback.onnx", "ascent.onnx") if name in bundle.manifest.artifacts]
+        return cls(device, {name: open_session(bundle.file(name), device, threads) for name in names})
+
+    def contenders(self, given: dict[str, Array], steps: int) -> list[Contender]:
+        found = [Contender("pullback", onnx_call(self.sessions["pullback.onnx"], given, self.device))]
+        if "ascent.onnx" in self.sessions:
+            run = onnx_call(self.sessions["ascent.onnx"], {**given, "steps": numpy.array(steps)}, self.device)
+            found.append(Contender("ascent", run, passes=steps))
+        return found
+
+
+def _round(
+    own: _Own,
+    rivals: Rivals | None,
+    given: dict[str, Array],
+    steps: int,
+    repeats: int,
+    warm_up: int,
+    progress: Callable[[str], None],
+) -> Round:
+    """Check the opponents' values, then time everyone at this batch size."""
+    contenders, skipped = own.contenders(given, steps), {}
+    if rivals is not None:
+        output, pullback = own.sessions["pullback.onnx"].run(["output", "pullback"], given)
+        for name in rivals.names:
+            progress(f"{name}: " + ("compiling" if name == "compile" else "checking its values"))
+            try:
+                contenders.append(Contender(name, rivals.call(name, given, output, pullback)))
+            except Unavailable as error:
+                skipped[name] = str(error)
+    contenders.sort(key=lambda contender: contender.name != "forward")
+    seconds = measure(contenders, repeats, warm_up, progress=progress)
+    return Round(len(given["input"]), timings(seconds), skipped)
+
+
+def _timing_json(timing: Timing) -> dict[str, Any]:
+    """The figures and, for whoever wants other ones, the numbers that they come from."""
+    return {
+        "name": timing.name,
+        "median": timing.median,
+        "quartiles": timing.quartiles,
+        "ratio": timing.ratio,
+        "ratio_quartiles": timing.ratio_quartiles,
+        "seconds": timing.seconds,
+    }

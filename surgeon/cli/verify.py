@@ -1,0 +1,94 @@
+"""`surgeon verify`: a bundle's files against its manifest, and its artifacts against autograd."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from surgeon.cli import options
+
+if TYPE_CHECKING:
+    from surgeon.artifacts.bundle import Bundle
+    from surgeon.artifacts.manifest import Comparison
+
+
+@click.command("verify", short_help="Compare a bundle's artifacts with PyTorch's autograd.")
+@options.bundle
+@click.option("--source", metavar="MODEL", help="The network to compare with.  [default: what the manifest names]")
+@click.option("--weights", metavar="FILE|NAME|random", help="Its weights.  [default: what the manifest names]")
+@click.option("--tolerance", type=options.number(above=0), help="Relative L2 error allowed.  [default: by quantity]")
+@click.option("--integrity", is_flag=True, help="Check the files against the manifest and nothing more (no torch).")
+@options.as_json
+def command(
+    bundle: Path, source: str | None, weights: str | None, tolerance: float | None, integrity: bool, as_json: bool
+) -> None:
+    r"""Check the files of BUNDLE against its manifest, then run its artifacts against PyTorch's autograd.
+
+    The network is built again from what the manifest says of it; a weights file is known by name only, so give its
+    place with --weights. Exit code 3 where an artifact is off by more than its tolerance.
+
+    \b
+    surgeon verify exported/lite0
+    surgeon verify exported/mine --source mypackage.models:make --weights trained.pth
+    surgeon verify exported/lite0 --integrity
+    """
+    from surgeon.artifacts.bundle import Bundle
+
+    opened = Bundle.open(bundle)
+    opened.check()
+    if integrity:
+        _print(opened, [], as_json)
+        return
+    lines = _compare(opened, source, weights, tolerance)
+    _print(opened, lines, as_json)
+    from surgeon.verify import require
+
+    require(tuple(lines))
+
+
+def _compare(bundle: Bundle, source: str | None, weights: str | None, tolerance: float | None) -> list[Comparison]:
+    from surgeon.cli import screen
+    from surgeon.errors import SurgeonError
+
+    try:
+        import torch
+    except ImportError as error:
+        raise SurgeonError(
+            f"the files of {bundle.path} are as exported, and nothing more was verified: torch is not installed",
+            'pip install "surgeon[convert]", or give --integrity to check the files alone',
+        ) from error
+    del torch
+    from surgeon.sources import resolve_again
+    from surgeon.verify import verify
+
+    with screen.progress() as bar:
+        task = bar.add_task("build the network", total=None)
+        network = resolve_again(bundle.manifest, source=source, weights=weights)
+
+        def told(line: Comparison) -> None:
+            bar.update(task, description=f"{line.artifact} {line.quantity}, {line.condition}")
+
+        return list(verify(bundle.path, network.module, manifest=bundle.manifest, tolerance=tolerance, progress=told))
+
+
+def _print(bundle: Bundle, lines: list[Comparison], as_json: bool) -> None:
+    from surgeon.cli import comparisons, screen
+
+    files = list(bundle.manifest.files)
+    if as_json:
+        screen.print_json(
+            {
+                "bundle": str(bundle.path),
+                "files": files,
+                "passed": all(line.passed for line in lines),
+                "verification": comparisons.facts(lines),
+            }
+        )
+        return
+    console = screen.console()
+    if lines:
+        console.print(comparisons.table(lines))
+        console.print(comparisons.summary(lines))
+    console.print(f"{bundle.path}: {len(files)} files as exported", soft_wrap=True, markup=False)

@@ -1,0 +1,186 @@
+"""What an artifact is timed against: the network's plain ONNX export, and the same pullback by PyTorch's autograd.
+
+Each is asked for its values first, and takes part only where they are the artifact's.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from surgeon import eager, oracle
+from surgeon.artifacts.manifest import Manifest
+from surgeon.artifacts.onnx_writer import export_plain
+from surgeon.benchmark import Call, Unavailable, onnx_call
+from surgeon.errors import ProviderError, SurgeonError, VerificationError
+from surgeon.runtime import _open as open_session
+from surgeon.sources import resolve_again
+from surgeon.verify import HALF_TOLERANCE, HARD_TOLERANCE, OUTPUT_TOLERANCE, SOFT_TOLERANCE, relative_error
+
+Array = numpy.ndarray[Any, numpy.dtype[Any]]
+
+
+class Forward(nn.Module):
+    """A network up to the layer that takes the cotangent, so that its forward pass is what the pullback contains."""
+
+    def __init__(self, network: nn.Module, at: str | None) -> None:
+        super().__init__()
+        self.network, self._at = network, at
+
+    def forward(self, input: Tensor) -> Tensor:
+        return oracle.forward(self.network, input, self._at)
+
+
+class Rivals:
+    """The opponents `names` of the bundle that `manifest` describes; a context, which lends torch its settings.
+
+    Raises ProviderError where PyTorch cannot use `device`, SurgeonError where the network is not to be had.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        names: Sequence[str],
+        folder: Path,
+        device: str,
+        threads: int,
+        source: str | None = None,
+        weights: str | None = None,
+    ) -> None:
+        if device == "cuda" and not torch.cuda.is_available() and set(names) - {"forward"}:
+            raise ProviderError(
+                "the device 'cuda' is not there for PyTorch", "Install PyTorch with CUDA, or give --against forward"
+            )
+        self.names = tuple(dict.fromkeys(names))
+        self._manifest, self._folder, self._device, self._threads = manifest, folder, device, threads
+        self._dtype = torch.float16 if manifest.recipe.precision == "fp16" else torch.float32
+        self._module = resolve_again(manifest, source=source, weights=weights).module.to(self._dtype)
+        self._plain: Any = None
+        self._settings = (torch.get_num_threads(), torch.backends.cudnn.allow_tf32)
+
+    def __enter__(self) -> Rivals:
+        torch.set_num_threads(self._threads)
+        torch.backends.cudnn.allow_tf32 = False  # nor does the artifact's provider use it
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        threads, torch.backends.cudnn.allow_tf32 = self._settings
+        torch.set_num_threads(threads)
+
+    def call(self, name: str, given: dict[str, Array], output: Array, pullback: Array) -> Call:
+        """A call that does one pass of the opponent `name` on `given`, checked against the artifact's values.
+
+        Raises VerificationError where they differ, Unavailable where the opponent cannot take part.
+        """
+        if name == "forward":
+            return self._forward(given, output)
+        input, cotangent = (
+            torch.from_numpy(given[key]).to(self._device, self._dtype) for key in ("input", "cotangent")
+        )
+        network = self._eager(input, cotangent, pullback)
+        if name == "compile":
+            network = _compiled(network, input, cotangent)
+        found = eager.pull(network, input, cotangent)
+        for quantity, value, expected in zip(("output", "pullback"), found, (output, pullback), strict=True):
+            self._check(f"{name}'s {quantity}", _array(value), expected, self._tolerance(quantity))
+
+        def run() -> None:
+            eager.pull(network, input, cotangent)
+            if self._device == "cuda":
+                torch.cuda.synchronize()
+
+        return run
+
+    def _forward(self, given: dict[str, Array], output: Array) -> Call:
+        if self._plain is None:
+            self._plain = self._export_plain(given["input"])
+        precise = {"input": given["input"].astype(numpy.float16 if self._dtype == torch.float16 else numpy.float32)}
+        (found,) = self._plain.run(None, precise)
+        self._check("the plain export's output", found, output, self._tolerance("output"))
+        return onnx_call(self._plain, precise, self._device)
+
+    def _export_plain(self, input: Array) -> Any:
+        path, recipe = self._folder / "forward.onnx", self._manifest.recipe
+        example = torch.from_numpy(input[:1]).to(self._dtype).expand(2, *input.shape[1:])
+        try:
+            with torch.no_grad():
+                export_plain(Forward(self._module.cpu(), recipe.at), example, path, recipe.opset)
+        except OSError as error:
+            raise SurgeonError(
+                f"the plain export cannot be written to {self._folder} ({error.strerror or error})",
+                "Free some space there, or set TMPDIR",
+            ) from error
+        return open_session(path, self._device, self._threads)
+
+    def _eager(self, input: Tensor, cotangent: Tensor, pullback: Array) -> eager.Network:
+        """The faster of both ways in which the network's own code can run, if its values are right."""
+        module, temperature = self._module.to(self._device), self._manifest.defaults.temperature
+        fast = eager.network(module, self._manifest.recipe, temperature)
+        found = _array(eager.pull(fast, input, cotangent)[1])
+        if _error(found, pullback) <= self._tolerance("pullback"):
+            return fast
+        return eager.network(module, self._manifest.recipe, temperature, in_place=True)
+
+    def _tolerance(self, quantity: str) -> float:
+        recipe = self._manifest.recipe
+        if recipe.precision == "fp16":
+            return HALF_TOLERANCE
+        if quantity == "output":
+            return OUTPUT_TOLERANCE
+        exact = all(gate.rule == "soft" for gate in self._manifest.gates)
+        cold = max(1.0, 0.1 / self._manifest.defaults.temperature)
+        return min(HARD_TOLERANCE, SOFT_TOLERANCE * cold) if exact else HARD_TOLERANCE
+
+    def _check(self, what: str, found: Array, expected: Array, tolerance: float) -> None:
+        error = _error(found, expected)
+        if error > tolerance:
+            raise VerificationError(
+                f"{what} is off the bundle's by {error:.1e} ({tolerance:.0e} allowed), so their times do not compare",
+                "Say with --source and --weights which network the bundle holds, or `surgeon verify` it",
+            )
+
+
+def _array(values: Tensor) -> Array:
+    return values.cpu().numpy()
+
+
+def _error(found: Array, expected: Array) -> float:
+    return relative_error(torch.from_numpy(found), torch.from_numpy(expected))
+
+
+def _compiled(network: eager.Network, input: Tensor, cotangent: Tensor) -> eager.Network:
+    """`network` by torch.compile, for this batch size alone, compiled now."""
+    torch.compiler.reset()
+    compiled: Callable[[Tensor], Tensor] = torch.compile(network, dynamic=False)
+    try:
+        with _silent():
+            eager.pull(compiled, input, cotangent)
+    except Exception as error:  # dynamo, inductor, the C++ compiler and triton share no exception
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise Unavailable(f"torch.compile failed ({reason.rstrip('.')})") from error
+    return compiled
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """torch.compile's warnings and advice are not about what is measured; its errors are told."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
