@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
 
 from surgeon.errors import ConversionError
@@ -25,8 +25,18 @@ class Captured:
     """
 
     graph: GraphModule
-    input: Node
-    output: Node
+
+    @property
+    def input(self) -> Node:
+        """The placeholder."""
+        return next(node for node in self.graph.graph.nodes if node.op == "placeholder")
+
+    @property
+    def output(self) -> Node:
+        """The node whose value is returned; looked up, since passes over the graph may put another one in its place."""
+        (returned,) = _returned(self.graph)
+        assert isinstance(returned, Node)
+        return returned
 
 
 def capture(module: nn.Module, example: Tensor) -> Captured:
@@ -39,6 +49,7 @@ def capture(module: nn.Module, example: Tensor) -> Captured:
     was_training = module.training
     try:
         program = torch.export.export(module.eval(), (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
+        _detach_untracked(program)
         table = torch.export.default_decompositions()
         for operator in KEPT:
             table.pop(operator, None)
@@ -51,15 +62,31 @@ def capture(module: nn.Module, example: Tensor) -> Captured:
     finally:
         module.train(was_training)
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    outputs = graph.graph.output_node().args[0]
-    outputs = list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
+    outputs = _returned(graph)
     if len(inputs) != 1 or len(outputs) != 1 or not isinstance(outputs[0], Node):
         raise ConversionError(
             f"{type(module).__name__} takes {len(inputs)} inputs and returns {len(outputs)} values",
             "Wrap it in a module that takes one tensor and returns one tensor",
         )
     graph.graph.eliminate_dead_code()
-    return Captured(graph, inputs[0], outputs[0])
+    return Captured(graph)
+
+
+def _returned(graph: GraphModule) -> list[object]:
+    outputs = graph.graph.output_node().args[0]
+    return list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
+
+
+def _detach_untracked(program: ExportedProgram) -> None:
+    """Detach what the network computes under torch.no_grad: decomposition dissolves that region into its surroundings."""
+    for node in list(program.graph.nodes):
+        if node.target is not torch.ops.higher_order.wrap_with_set_grad_enabled or node.args[0]:
+            continue
+        for value in list(node.users):
+            with program.graph.inserting_after(value):
+                detached = program.graph.call_function(torch.ops.aten.detach.default, (value,))
+            detached.meta = dict(value.meta)
+            value.replace_all_uses_with(detached, lambda user, own=detached: user is not own)
 
 
 def _first_line(error: Exception) -> str:

@@ -25,11 +25,10 @@ class Gate:
     pool = "hard"  # the backward of max pooling that goes with this policy
     tempered = False  # whether it reads the temperature
 
-    def through(self, z: Tensor, cotangent: Tensor, coldness: Tensor, *, closed: bool = False) -> Tensor:
+    def through(self, z: Tensor, cotangent: Tensor, coldness: Tensor) -> Tensor:
         """The part of `cotangent` that passes a ramp with pre-activation `z` (same shape), which opens at z = 0.
 
-        `coldness` is 1/T, a scalar tensor. `closed` says that autograd lets the cotangent pass at z = 0 exactly, as it
-        does for clamp and not for ReLU.
+        `coldness` is 1/T, a scalar tensor.
         """
         raise NotImplementedError
 
@@ -41,7 +40,7 @@ class Soft(Gate):
     pool = "soft"
     tempered = True
 
-    def through(self, z: Tensor, cotangent: Tensor, coldness: Tensor, *, closed: bool = False) -> Tensor:
+    def through(self, z: Tensor, cotangent: Tensor, coldness: Tensor) -> Tensor:
         return torch.sigmoid(z * coldness) * cotangent
 
 
@@ -50,8 +49,8 @@ class Hard(Gate):
 
     name = "hard"
 
-    def through(self, z: Tensor, cotangent: Tensor, coldness: Tensor, *, closed: bool = False) -> Tensor:
-        return torch.where(z >= 0 if closed else z > 0, cotangent, 0.0)
+    def through(self, z: Tensor, cotangent: Tensor, coldness: Tensor) -> Tensor:
+        return torch.where(z > 0, cotangent, 0.0)
 
 
 class Guided(Gate):
@@ -59,7 +58,7 @@ class Guided(Gate):
 
     name = "guided"
 
-    def through(self, z: Tensor, cotangent: Tensor, coldness: Tensor, *, closed: bool = False) -> Tensor:
+    def through(self, z: Tensor, cotangent: Tensor, coldness: Tensor) -> Tensor:
         return torch.where(z > 0, torch.relu(cotangent), 0.0)
 
 
@@ -68,7 +67,7 @@ class Deconvnet(Gate):
 
     name = "deconvnet"
 
-    def through(self, z: Tensor, cotangent: Tensor, coldness: Tensor, *, closed: bool = False) -> Tensor:
+    def through(self, z: Tensor, cotangent: Tensor, coldness: Tensor) -> Tensor:
         return torch.relu(cotangent)
 
 
@@ -95,8 +94,8 @@ class Ramp:
     coldness: Tensor
     edges: str = "lower"
 
-    def __call__(self, z: Tensor, cotangent: Tensor, *, closed: bool = False) -> Tensor:
-        return self.policy.through(z, cotangent, self.coldness, closed=closed)
+    def __call__(self, z: Tensor, cotangent: Tensor) -> Tensor:
+        return self.policy.through(z, cotangent, self.coldness)
 
     @property
     def upper_edge(self) -> bool:

@@ -7,6 +7,7 @@ that calls no autograd; every node of it carries the name of the forward node an
 
 from __future__ import annotations
 
+import itertools
 import operator
 import warnings
 from collections.abc import Callable, Iterator
@@ -115,11 +116,19 @@ class Pullback(nn.Module):
             keywords["ramp"] = Ramp(step.policy, coldness, self._recipe.edges)
         entries = step.rule(g, values[node], *arguments, **keywords)
         for argument, entry in _pairs(node.args, entries):
-            if argument not in self._active or entry is None:
+            if argument not in self._active:
                 continue
+            if entry is None:
+                raise ConversionError(
+                    f"{_where(node)} depends on the input through {argument.name}, for which its rule has no cotangent",
+                    "Complete the rule in surgeon/rules",
+                )
             piece = entry() if callable(entry) else entry
             if piece.shape != values[argument].shape:
-                raise AssertionError(f"the rule of {node.target} gives {piece.shape} for {values[argument].shape}")
+                raise ConversionError(
+                    f"{_where(node)}: its rule gives {list(piece.shape)} for {list(values[argument].shape)}",
+                    "Mend the rule in surgeon/rules",
+                )
             cotangents[argument] = cotangents[argument] + piece if argument in cotangents else piece
 
     def _step(self, node: Node) -> Step:
@@ -145,7 +154,8 @@ class Pullback(nn.Module):
     def _derive(self, node: Node) -> DerivedRule:
         arguments = torch.fx.map_arg(node.args, lambda argument: argument.meta["val"])
         flat, _ = torch.utils._pytree.tree_flatten(node.args)
-        used: list[Any] = [user.args[1] for user in node.users if user.target is operator.getitem]
+        users = [user for user in node.users if user.target is operator.getitem and user in self._active]
+        used: list[Any] = [user.args[1] for user in users]
         outputs = sorted(set(used)) if isinstance(node.meta["val"], (tuple, list)) else None
         assert isinstance(node.target, OpOverload)
         try:
@@ -177,7 +187,8 @@ def rewrite_program(
     captured = capture(module, example)
     optimise(captured.graph)
     pullback = Pullback(captured, recipe or Recipe())
-    cotangent = torch.zeros([example.shape[0], *captured.output.meta["val"].shape[1:]], dtype=example.dtype)
+    output = captured.output.meta["val"]
+    cotangent = torch.zeros([example.shape[0], *output.shape[1:]], dtype=output.dtype)
     arguments: tuple[Tensor, ...] = (example, cotangent)
     batch = {0: Dim("batch", min=1)}
     shapes: tuple[Any, ...] = (batch, batch)
@@ -235,11 +246,10 @@ def _nodes(arguments: Any) -> list[Node]:
 
 
 def _pairs(arguments: Any, entries: Any) -> Iterator[tuple[Node, Any]]:
-    """(argument node, its cotangent) for a rule's entries; later arguments without an entry have none."""
-    for argument, entry in zip(arguments, entries, strict=False):
+    """(argument node, its cotangent) for a rule's entries; None for later arguments, which have no entry."""
+    for argument, entry in itertools.zip_longest(arguments, entries):
         if isinstance(argument, (list, tuple)):
-            if entry is not None:
-                yield from _pairs(argument, entry)
+            yield from _pairs(argument, entry or ())
         elif isinstance(argument, Node):
             yield argument, entry
 
@@ -248,11 +258,8 @@ def _active(captured: Captured) -> set[Node]:
     """Nodes through which a gradient flows from the input to the output."""
     reached = {captured.input}
     for node in captured.graph.graph.nodes:
-        if (
-            node.op == "call_function"
-            and node.target not in CONSTANT
-            and any(n in reached for n in node.all_input_nodes)
-        ):
+        differentiable = node.op == "call_function" and node.target not in CONSTANT and _is_floating(node)
+        if differentiable and any(argument in reached for argument in node.all_input_nodes):
             reached.add(node)
     leading: set[Node] = set()
     pending = [captured.output]
@@ -266,7 +273,20 @@ def _active(captured: Captured) -> set[Node]:
             "the output does not depend on the input through anything that has a gradient",
             "There is nothing to pull back",
         )
+    given, returned = captured.input.meta["val"], captured.output.meta["val"]
+    if not returned.dim() or str(returned.shape[0]) != str(given.shape[0]):
+        raise ConversionError(
+            f"the network maps {list(given.shape)} to {list(returned.shape)}, which has another batch",
+            "Its output needs one row for each sample of its input",
+        )
     return leading
+
+
+def _is_floating(node: Node) -> bool:
+    """Whether the node's value, or one of its values, is a floating-point tensor: indices and masks have no gradient."""
+    value = node.meta.get("val")
+    values = value if isinstance(value, (tuple, list)) else [value]
+    return any(isinstance(item, Tensor) and item.is_floating_point() for item in values)
 
 
 def _backward_order(captured: Captured, active: set[Node]) -> list[Node]:

@@ -11,7 +11,18 @@ RULES (explicit), DERIVED (its exact derivative is meant, and comes from autogra
 plausible and wrong.
 """
 
-from surgeon.rules import activations, arithmetic, convolutions, derived, linear, norms, pools, reductions, shapes
+from surgeon.rules import (
+    activations,
+    arithmetic,
+    convolutions,
+    derived,
+    linear,
+    norms,
+    pools,
+    reductions,
+    shapes,
+    smooth,
+)
 from surgeon.rules.registry import CONSTANT, DERIVED, KEPT, RULES, Rule, rule
 
 __all__ = [
@@ -30,4 +41,5 @@ __all__ = [
     "reductions",
     "rule",
     "shapes",
+    "smooth",
 ]

@@ -28,11 +28,14 @@ def hardtanh(g: Tensor, out: Tensor, z: Tensor, low: float = -1.0, high: float =
 def clamp(
     g: Tensor, out: Tensor, z: Tensor, low: float | None = None, high: float | None = None, *, ramp: Ramp
 ) -> tuple[Tensor]:
-    """As hardtanh, but either edge may be missing; where there is only the upper one, it is the gate."""
+    """As hardtanh, but either edge may be missing; where there is only the upper one, it is the gate.
+
+    Shut at an edge itself, as hardtanh is, and as autograd has it since torch 2.14 (open before).
+    """
     if low is not None:
-        g = ramp(z - low if low else z, g, closed=True)
+        g = ramp(z - low if low else z, g)
     if high is not None and (low is None or ramp.upper_edge):
-        g = ramp(high - z, g, closed=True)
+        g = ramp(high - z, g)
     return (g,)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from surgeon.rules.registry import aten, rule
 
 Operand = Tensor | float | int
-Lazy = Callable[[], Tensor] | Tensor | None
+Lazy = Callable[[], Tensor | None] | Tensor | None
 
 
 def unbroadcast(g: Tensor, operand: Operand) -> Tensor | None:
@@ -18,9 +18,7 @@ def unbroadcast(g: Tensor, operand: Operand) -> Tensor | None:
         return None
     leading = g.dim() - operand.dim()
     repeated = [
-        dim
-        for dim in range(g.dim())
-        if dim < leading or (operand.shape[dim - leading] == 1 and g.shape[dim] != 1)
+        dim for dim in range(g.dim()) if dim < leading or (operand.shape[dim - leading] == 1 and g.shape[dim] != 1)
     ]
     if not repeated:
         return g
@@ -29,13 +27,13 @@ def unbroadcast(g: Tensor, operand: Operand) -> Tensor | None:
 
 
 @rule(aten.add.Tensor, aten.add.Scalar)
-def add(g: Tensor, out: Tensor, a: Operand, b: Operand, *, alpha: float = 1) -> tuple[Lazy, Lazy]:
+def add(g: Tensor, out: Tensor, a: Operand, b: Operand, alpha: float = 1) -> tuple[Lazy, Lazy]:
     """a + alpha * b."""
     return unbroadcast(g, a), lambda: unbroadcast(g if alpha == 1 else alpha * g, b)
 
 
 @rule(aten.sub.Tensor, aten.sub.Scalar)
-def sub(g: Tensor, out: Tensor, a: Operand, b: Operand, *, alpha: float = 1) -> tuple[Lazy, Lazy]:
+def sub(g: Tensor, out: Tensor, a: Operand, b: Operand, alpha: float = 1) -> tuple[Lazy, Lazy]:
     """a - alpha * b."""
     return unbroadcast(g, a), lambda: unbroadcast(-alpha * g, b)
 

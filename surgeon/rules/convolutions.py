@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -59,9 +58,7 @@ def transposed_convolve(
         around = [reach[a] - padding[a] for a in range(axes)]
         if all(g.shape[2 + a] + 2 * around[a] - reach[a] == size[a] for a in range(axes)):
             return convolve(g, _reversed_kernel(weight, groups), stride, around, dilation, groups)
-    unreached = [
-        size[a] + 2 * padding[a] - (g.shape[2 + a] - 1) * stride[a] - reach[a] - 1 for a in range(axes)
-    ]
+    unreached = [size[a] + 2 * padding[a] - (g.shape[2 + a] - 1) * stride[a] - reach[a] - 1 for a in range(axes)]
     fits = all(0 <= unreached[a] < stride[a] for a in range(axes))
     spread: Tensor = aten.convolution.default(
         g,
@@ -110,15 +107,20 @@ def convolution(
 ) -> tuple[Lazy, None, Lazy]:
     """The adjoint for x, and the sum over all positions for the bias. Computed weights have no rule.
 
-    A transposed convolution is the adjoint of an ordinary one, so its own adjoint is that ordinary one; output padding
-    only adds positions that g's last windows cover or leave out.
+    A transposed convolution is the adjoint of an ordinary one, so its own adjoint is that ordinary one. Output padding
+    of a stride or more (allowed where the dilation is longer) gives g room for further windows, which x does not have.
     """
     axes = x.dim() - 2
     stride, padding, dilation = (per_axis(value, axes) for value in (stride, padding, dilation))
+    output_padding = per_axis(output_padding, axes)
 
     def at_input() -> Tensor:
         if transposed:
-            return convolve(g, weight, stride, padding, dilation, groups)
+            pulled = convolve(g, weight, stride, padding, dilation, groups)
+            for a in range(axes):
+                if output_padding[a] >= stride[a]:
+                    pulled = pulled.narrow(2 + a, 0, x.shape[2 + a])
+            return pulled
         return transposed_convolve(g, weight, x.shape[2:], stride, padding, dilation, groups)
 
     return at_input, None, lambda: g.sum([0, *range(2, g.dim())])

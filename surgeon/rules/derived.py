@@ -1,20 +1,22 @@
 """The VJP of one operator, taken from PyTorch's autograd and recorded as a graph of plain operators.
 
-`torch.func.vjp` is traced by `make_fx` with symbolic sizes, so the graph that comes out holds for any batch; it calls no
-autograd, and can therefore be exported.
+`torch.func.vjp` is traced by `make_fx` on the fake values that capture left at the node: their batch is symbolic, so the
+graph that comes out holds for any batch. It calls no autograd, and can therefore be exported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._decomp import core_aten_decompositions
+from torch._dispatch.python import enable_python_dispatcher
+from torch._guards import detect_fake_mode
 from torch._ops import OpOverload
 from torch.fx import GraphModule
-from torch.fx.experimental import _config as fx_config
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
@@ -24,9 +26,9 @@ from surgeon.errors import ConversionError
 class DerivedRule:
     """The rule of `operator` at one node: called like any other rule, with the operator's own arguments.
 
-    `arguments` and `keywords` are example values at that node (tensors may be fake); `active` marks, in the flattened
-    arguments, the tensors that lead to the network's input, and `outputs` the outputs that lead on (None where the
-    operator has a single one). Raises ConversionError where autograd has no derivative for the operator.
+    `arguments` and `keywords` are the values at that node: fake tensors, and symbolic integers, of one mode. `active`
+    marks, in the flattened arguments, the tensors that lead to the network's input, and `outputs` the outputs that lead
+    on (None where the operator has a single one). Raises ConversionError where autograd has no derivative for the operator.
     """
 
     def __init__(
@@ -41,18 +43,17 @@ class DerivedRule:
         self._active, self._outputs = list(active), outputs
         leaves, self._spec = pytree.tree_flatten(arguments)
         self._varying = [i for i, leaf in enumerate(leaves) if isinstance(leaf, (Tensor, torch.SymInt))]
-        self._graph = self._trace([_example(leaf) for leaf in leaves])
+        self._graph = self._trace(leaves)
 
     def _trace(self, leaves: list[Any]) -> GraphModule:
         varying = [leaves[i] for i in self._varying]
-        shapes = self._select(self._call(leaves))
-        cotangents = [torch.zeros_like(out) for out in shapes]
         try:
-            # No duck sizing: a batch that happens to equal another size must not stand for it.
-            with fx_config.patch(use_duck_shape=False):
-                return make_fx(
-                    self._pull(leaves), tracing_mode="symbolic", decomposition_table=core_aten_decompositions()
-                )(cotangents, varying)
+            with detect_fake_mode(varying) or nullcontext(), torch.no_grad(), enable_python_dispatcher():
+                cotangents = [torch.zeros_like(out) for out in self._select(self._call(leaves))]
+                # "real" takes the values as they are, and these are fake; "symbolic" would make every size a symbol.
+                return make_fx(self._pull(leaves), tracing_mode="real", decomposition_table=core_aten_decompositions())(
+                    cotangents, varying
+                )
         except (RuntimeError, NotImplementedError, TypeError) as error:
             raise ConversionError(
                 f"PyTorch gives no exportable derivative for {self._operator} ({str(error).splitlines()[0]})",
@@ -94,14 +95,3 @@ class DerivedRule:
         for i, cotangent in zip([i for i in self._varying if self._active[i]], pulled, strict=True):
             entries[i] = cotangent
         return tuple(pytree.tree_unflatten(entries, spec))
-
-
-def _example(leaf: Any) -> Any:
-    """A real tensor shaped like a fake one, its symbolic sizes at their hints; anything else as it is."""
-    if isinstance(leaf, Tensor):
-        return torch.zeros([_hint(size) for size in leaf.shape], dtype=leaf.dtype)
-    return _hint(leaf) if isinstance(leaf, torch.SymInt) else leaf
-
-
-def _hint(size: int | torch.SymInt) -> int:
-    return size if isinstance(size, int) else int(size.node.hint)

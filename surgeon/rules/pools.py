@@ -142,8 +142,8 @@ class Windows:
             shape = [1] * self.axes
             shape[axis] = self.out[axis]
             touches = touches | outside.any(0).reshape(shape)
-        low = torch.finfo(values.dtype).min
-        return torch.where(touches, 0.0, low).to(values.dtype)
+        low = torch.full((), torch.finfo(values.dtype).min, dtype=values.dtype, device=values.device)
+        return torch.where(touches, torch.zeros_like(low), low)
 
 
 @rule(aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)

@@ -20,6 +20,8 @@ def _reduced(x: Tensor, dims: Sequence[int] | int | None) -> list[int]:
 
 def _spread(g: Tensor, x: Tensor, dims: list[int], keepdim: bool) -> Tensor:
     """`g`, the cotangent of a sum of `x` over `dims`, at every element that was summed."""
+    if not keepdim and len(dims) == x.dim():
+        return g.reshape([1] * x.dim()).expand(x.shape)
     if not keepdim:
         for dim in dims:
             g = g.unsqueeze(dim)
@@ -28,7 +30,13 @@ def _spread(g: Tensor, x: Tensor, dims: list[int], keepdim: bool) -> Tensor:
 
 @rule(aten.mean.dim)
 def mean(
-    g: Tensor, out: Tensor, x: Tensor, dims: Sequence[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+    g: Tensor,
+    out: Tensor,
+    x: Tensor,
+    dims: Sequence[int] | None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor]:
     """Mean over `dims`."""
     reduced = _reduced(x, dims)
@@ -37,7 +45,13 @@ def mean(
 
 @rule(aten.sum.dim_IntList)
 def sum_over(
-    g: Tensor, out: Tensor, x: Tensor, dims: Sequence[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+    g: Tensor,
+    out: Tensor,
+    x: Tensor,
+    dims: Sequence[int] | None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor]:
     """Sum over `dims`."""
     return (_spread(g, x, _reduced(x, dims), keepdim),)

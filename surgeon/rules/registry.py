@@ -47,9 +47,23 @@ DERIVED: set[OpOverload] = _overloads(
     # pointwise and smooth, or with corners that are not gates
     *("abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "atan2", "cos", "cosh", "sin", "sinh", "tan", "tanh"),
     *("elu", "erf", "exp", "expm1", "gelu", "hardsigmoid", "hardswish", "log", "log10", "log1p", "log2", "reciprocal"),
-    *("mish", "pow", "rsqrt", "sigmoid", "silu", "softplus", "sqrt", "where", "maximum", "minimum", "hardshrink"),
+    *("pow", "rsqrt", "sigmoid", "softplus", "sqrt", "where", "maximum", "minimum", "hardshrink"),
     # over a dimension
-    *("_softmax", "_log_softmax", "amax", "amin", "cumsum", "max", "min", "prod", "sort", "std", "topk", "var", "var_mean"),
+    *(
+        "_softmax",
+        "_log_softmax",
+        "amax",
+        "amin",
+        "cumsum",
+        "max",
+        "min",
+        "prod",
+        "sort",
+        "std",
+        "topk",
+        "var",
+        "var_mean",
+    ),
     *("logsumexp", "linalg_vector_norm"),
     # norms that measure their input
     *("native_group_norm", "native_layer_norm"),
@@ -60,14 +74,41 @@ DERIVED: set[OpOverload] = _overloads(
 """Operators whose exact derivative is meant, and taken from autograd when a graph needs it."""
 
 CONSTANT: set[OpOverload] = _overloads(
-    *("any", "all", "argmax", "argmin", "argsort", "bitwise_and", "bitwise_not", "bitwise_or", "ceil", "eq", "floor", "ge"),
-    *("gt", "isfinite", "isinf", "isnan", "le", "logical_and", "logical_not", "logical_or", "lt", "ne", "nonzero", "round"),
+    *(
+        "any",
+        "all",
+        "argmax",
+        "argmin",
+        "argsort",
+        "bitwise_and",
+        "bitwise_not",
+        "bitwise_or",
+        "ceil",
+        "eq",
+        "floor",
+        "ge",
+    ),
+    *(
+        "gt",
+        "isfinite",
+        "isinf",
+        "isnan",
+        "le",
+        "logical_and",
+        "logical_not",
+        "logical_or",
+        "lt",
+        "ne",
+        "nonzero",
+        "round",
+    ),
     *("sign", "trunc", "sym_size", "sym_numel", "sym_stride", "empty_like", "full_like", "ones_like", "rand_like"),
     *("zeros_like", "new_zeros", "new_ones", "new_full", "new_empty", "detach"),
 )
 """Operators through which no gradient flows."""
 
 KEPT: set[OpOverload] = {
+    aten.detach.default,
     aten.hardsigmoid.default,
     aten.hardswish.default,
     aten.linear.default,
@@ -77,4 +118,5 @@ KEPT: set[OpOverload] = {
     aten.threshold.default,
 }
 """Operators that the default decompositions would take apart: a gate would lose its name before a rule could see it, a
-smooth activation would turn into pieces that look like gates, or a matrix product would lose its form."""
+smooth activation would turn into pieces that look like gates, a matrix product would lose its form, or a detached value
+would look attached."""

@@ -105,7 +105,9 @@ def slice_(
     size = x.shape[dim]
     if out.shape[dim] == size:
         return (g,)
-    first = 0 if start is None else start + size if start < 0 else start
+    first = 0 if start is None else max(start + size, 0) if start < 0 else start
+    if isinstance(size, int):
+        first = min(first, size)
     if step == 1:
         return (_padded(g, dim, first, size - first - out.shape[dim]),)
     # Spread with zeros: one new trailing dimension of length `step`, of which the first entry is the cotangent.
