@@ -95,7 +95,9 @@ def test_ten_steps_of_ascent(source: Source, bundle: Path) -> None:
     x = images(source, 2, 3)
     target = torch.eye(1000)[[3, 977]]
     options = {"temperature": source.temperature, "step_size": 20.0, "radius": 100.0}
-    expected = reference_ascent(source.module, x, target, recipe=SOFT, range=(-1.0, 1.0), margin=0.0, steps=10, **options)
+    expected = reference_ascent(
+        source.module, x, target, recipe=SOFT, range=(-1.0, 1.0), margin=0.0, steps=10, **options
+    )
     found = surgeon.load(bundle).ascent(x.numpy(), target.numpy(), steps=10, **options)
     added = relative_error(torch.from_numpy(found.perturbed) - x, expected[0] - x)
     show(source, "10-step ascent, what was added", f"{added:.1e}")
