@@ -1,13 +1,19 @@
-"""Passes over the captured forward graph, before its pullback is written: an ordered list, each keeps every value."""
+"""Passes over graphs: `optimise` over the captured forward, before its pullback is written, `optimise_pullback` after.
+
+Two ordered lists; each pass keeps every value, up to rounding, and says how often it applied.
+"""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch._ops import OpOverload
+from torch.export import ExportedProgram
+from torch.fx import Graph, GraphModule, Node
 
 from surgeon.rules.registry import aten
 
@@ -20,6 +26,15 @@ def optimise(graph: GraphModule) -> dict[str, int]:
     graph.graph.eliminate_dead_code()
     graph.graph.lint()
     graph.recompile()
+    return applied
+
+
+def optimise_pullback(program: ExportedProgram) -> dict[str, int]:
+    """Apply PULLBACK_PASSES to the recorded pullback, in place; how often each one applied, by name."""
+    applied = {step.__name__: step(program) for step in PULLBACK_PASSES}
+    program.graph.eliminate_dead_code()
+    program.graph.lint()
+    program.graph_module.recompile()
     return applied
 
 
@@ -124,7 +139,66 @@ def share_concatenations(graph: GraphModule) -> int:
     return count
 
 
+def fold_scales(program: ExportedProgram) -> int:
+    """s * (a * conv(g, w)) = a * conv(g, s w), for a constant s per channel: a batch norm's scale behind a gate.
+
+    The product s w is constant too, so a runtime computes it when it loads.
+    """
+    graph, count = program.graph, 0
+    varying = _varying(program)
+    for node in list(graph.nodes):
+        if node.target is not aten.mul.Tensor or not all(isinstance(factor, Node) for factor in node.args):
+            continue
+        for gated, scale in (node.args, node.args[::-1]):
+            if scale in varying or gated.target is not aten.mul.Tensor or len(gated.users) != 1:
+                continue
+            conv = next((f for f in gated.args if isinstance(f, Node) and f.target is aten.convolution.default), None)
+            if conv is None or len(conv.users) != 1 or conv.args[2] is not None or conv.args[6]:  # bias, transposed
+                continue
+            shape = conv.meta["val"].shape
+            if tuple(scale.meta["val"].shape) != (shape[1], *[1] * (len(shape) - 2)):
+                continue
+            with graph.inserting_before(conv):
+                column = _recorded(graph, aten.unsqueeze.default, (scale, 1), conv)
+                weight = _recorded(graph, aten.mul.Tensor, (conv.args[1], column), conv)
+            _move_before(scale, column)
+            conv.args = (conv.args[0], weight, *conv.args[2:])
+            node.replace_all_uses_with(gated)
+            graph.erase_node(node)
+            count += 1
+            break
+    return count
+
+
+PULLBACK_PASSES: tuple[Callable[[ExportedProgram], int], ...] = (fold_scales,)
+
 PASSES: tuple[Pass, ...] = (drop_identities, fold_batch_norm, fold_padding, share_concatenations)
+
+
+def _varying(program: ExportedProgram) -> set[Node]:
+    """The nodes that depend on what the caller gives."""
+    given = set(program.graph_signature.user_inputs)
+    found: set[Node] = set()
+    for node in program.graph.nodes:
+        if node.name in given or found.intersection(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _recorded(graph: Graph, target: OpOverload, arguments: tuple[Any, ...], like: Node) -> Node:
+    """A new node with a fake value of its own, and with the provenance of `like`."""
+    node = graph.call_function(target, arguments)
+    node.meta = dict(like.meta)
+    node.meta["val"] = target(*torch.fx.map_arg(arguments, lambda argument: argument.meta["val"]))
+    return node
+
+
+def _move_before(node: Node, place: Node) -> None:
+    """Move `node`, a constant, and what it is computed from, to the front of `place`."""
+    if node.op != "placeholder":
+        place.prepend(node)
+        for argument in node.all_input_nodes:
+            _move_before(argument, node)
 
 
 def _value(graph: GraphModule, argument: object) -> Tensor | None:

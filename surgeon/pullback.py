@@ -28,7 +28,7 @@ from surgeon.artifacts.manifest import Recipe
 from surgeon.capture import Captured, capture, source_class, source_line, source_module
 from surgeon.errors import ConversionError
 from surgeon.gates import GATES, Gate, Ramp, gate
-from surgeon.optimise import optimise
+from surgeon.optimise import optimise, optimise_pullback
 from surgeon.rules import CONSTANT, DERIVED, RULES
 from surgeon.rules.derived import DerivedRule
 
@@ -197,6 +197,7 @@ def rewrite_program(
     with fx_traceback.preserve_node_meta(), warnings.catch_warnings(), torch.no_grad():
         shapes_by_name = dict(zip(("input", "cotangent", "temperature"), shapes, strict=False))
         program = torch.export.export(pullback, arguments, dynamic_shapes=shapes_by_name)
+    optimise_pullback(program)
     return program, pullback
 
 
