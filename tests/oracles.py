@@ -1,4 +1,4 @@
-"""Slow rules, number by number, straight from the paper's formulas (arXiv 2507.22832) and those that it is compared with.
+"""Slow rules, number by number, straight from the papers' formulas (arXiv 2507.22832, 1412.6806, 1311.2901).
 
 Nothing here imports surgeon or uses autograd. z is a pre-activation, g the cotangent of the activation.
 """

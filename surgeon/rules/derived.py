@@ -1,7 +1,7 @@
 """The VJP of one operator, taken from PyTorch's autograd and recorded as a graph of plain operators.
 
-`torch.func.vjp` is traced by `make_fx` on the fake values that capture left at the node: their batch is symbolic, so the
-graph that comes out holds for any batch. It calls no autograd, and can therefore be exported.
+`torch.func.vjp` is traced by `make_fx` on the fake values that capture left at the node: their batch is symbolic, so
+the graph that comes out holds for any batch. It calls no autograd, and can therefore be exported.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class DerivedRule:
 
     `arguments` and `keywords` are the values at that node: fake tensors, and symbolic integers, of one mode. `active`
     marks, in the flattened arguments, the tensors that lead to the network's input, and `outputs` the outputs that lead
-    on (None where the operator has a single one). Raises ConversionError where autograd has no derivative for the operator.
+    on (None where the operator has a single one). Raises ConversionError where autograd has no derivative for the
+    operator.
     """
 
     def __init__(
