@@ -28,6 +28,7 @@ zoo: .venv/dev  ## the slow tests: whole networks
 # ---- The demonstration: EfficientNet-Lite0 with its ImageNet weights, on photos that come with Python packages.
 
 BUNDLE := exported/efficientnet_lite0
+HARD := $(BUNDLE)-hard
 data_of = $(shell $(BIN)/python -c 'import importlib.util as i; print(*i.find_spec("$(1)").submodule_search_locations)')/data
 LABELLED = $(call data_of,foolbox)
 # Of the twenty, by number and ImageNet class: bald eagle, spoonbill, Dalmatian, strawberry, jeep.
@@ -36,10 +37,12 @@ FIGURE := 17_22 14_129 16_251 04_949 06_609
 demo: .venv/demo  ## convert EfficientNet-Lite0 and draw its pullbacks on labelled photos
 	@echo "[2/4] Converting EfficientNet-Lite0, ImageNet weights, and verifying what was written"
 	@$(BIN)/surgeon export efficientnet_lite0 -o $(BUNDLE)
+	@echo "[2/4] Once more with hard gates, to compare with: the ordinary gradient"
+	@$(BIN)/surgeon export efficientnet_lite0 --gate hard --formats onnx -o $(HARD)
 	@echo "[3/4] Five-step ascents on 20 labelled photos, each towards what the network sees in it"
 	@$(BIN)/surgeon run $(BUNDLE) "$(LABELLED)"/imagenet_*.jpg --steps 5 -o exported/demo
 	@echo "[4/4] The grid: $(words $(FIGURE)) photos, each towards the class of each; ordinary gradients beneath"
-	@$(BIN)/surgeon figure $(BUNDLE) $(FIGURE:%="$(LABELLED)/imagenet_%.jpg") --steps 5 -o exported/demo.png
+	@$(BIN)/surgeon figure $(BUNDLE) $(FIGURE:%="$(LABELLED)/imagenet_%.jpg") --against $(HARD) --steps 5 --clip 0.5 -o exported/demo.png
 	@echo
 	@echo "Bundle:  $(BUNDLE)/"
 	@echo "Photos:  exported/demo/  (clean, perturbed, difference and pullback of each)"
@@ -49,7 +52,7 @@ demo: .venv/demo  ## convert EfficientNet-Lite0 and draw its pullbacks on labell
 README_PHOTOS := chelsea.png rocket.jpg motorcycle_left.png
 
 readme-picture: .venv/demo  ## draw the README's picture again (after `make demo`)
-	$(BIN)/surgeon figure $(BUNDLE) $(README_PHOTOS:%="$(call data_of,skimage)/%") --steps 5 -o .github/demo.jpg
+	$(BIN)/surgeon figure $(BUNDLE) $(README_PHOTOS:%="$(call data_of,skimage)/%") --against $(HARD) --steps 5 --clip 0.5 --side 144 -o .github/demo.jpg
 
 # ---- The environment, made once. The demonstration needs no linters, and the tests need no photos.
 

@@ -22,7 +22,7 @@ class Objective(nn.Module):
     """What the ascent climbs: (output, cotangent) -> (score [N], cotangent of the score at the output).
 
     logit: sum(c * output), whose cotangent is c, usually one-hot. cross-entropy: minus the cross-entropy to the target
-    distribution c, sum(c * log softmax(output)), over the last dimension. energy: |output|^2 / 2, for which c is not
+    distribution c, sum(c * log softmax(output)), over the classes (dimension 1). energy: |output|^2 / 2, for which c is not
     read.
     """
 
@@ -39,8 +39,8 @@ class Objective(nn.Module):
             return (cotangent * output).flatten(1).sum(1), cotangent
         if self.kind == "energy":
             return 0.5 * (output * output).flatten(1).sum(1), output
-        score = (cotangent * torch.log_softmax(output, -1)).flatten(1).sum(1)
-        return score, cotangent - torch.softmax(output, -1) * cotangent.sum(-1, keepdim=True)
+        score = (cotangent * torch.log_softmax(output, 1)).flatten(1).sum(1)
+        return score, cotangent - torch.softmax(output, 1) * cotangent.sum(1, keepdim=True)
 
 
 class Step(nn.Module):

@@ -24,8 +24,7 @@ from surgeon import machines
 from surgeon.artifacts.bundle import Bundle
 from surgeon.errors import SurgeonError
 from surgeon.machines import Machine
-from surgeon.runtime import _open as open_session
-from surgeon.runtime import load
+from surgeon.runtime import load, open_session
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

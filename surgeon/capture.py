@@ -78,7 +78,7 @@ def _returned(graph: GraphModule) -> list[object]:
 
 
 def _detach_untracked(program: ExportedProgram) -> None:
-    """Detach what the network computes under torch.no_grad: decompositions dissolve such regions."""
+    """Detach what the network computes under torch.no_grad: decompositions dissolve that region."""
     for node in list(program.graph.nodes):
         if node.target is not torch.ops.higher_order.wrap_with_set_grad_enabled or node.args[0]:
             continue

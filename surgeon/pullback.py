@@ -283,7 +283,7 @@ def _active(captured: Captured) -> set[Node]:
 
 
 def _is_floating(node: Node) -> bool:
-    """Whether the node gives a floating-point tensor, be it among others: indices and masks have no gradient."""
+    """Whether the node's value, or one of its values, is a floating-point tensor: indices and masks are not."""
     value = node.meta.get("val")
     values = value if isinstance(value, (tuple, list)) else [value]
     return any(isinstance(item, Tensor) and item.is_floating_point() for item in values)

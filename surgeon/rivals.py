@@ -22,7 +22,7 @@ from surgeon.artifacts.manifest import Manifest
 from surgeon.artifacts.onnx_writer import export_plain
 from surgeon.benchmark import Call, Unavailable, onnx_call
 from surgeon.errors import ProviderError, SurgeonError, VerificationError
-from surgeon.runtime import _open as open_session
+from surgeon.runtime import open_session
 from surgeon.sources import resolve_again
 from surgeon.verify import HALF_TOLERANCE, HARD_TOLERANCE, OUTPUT_TOLERANCE, SOFT_TOLERANCE, relative_error
 

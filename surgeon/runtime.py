@@ -224,7 +224,7 @@ class Session:
 
     def _session(self, name: str) -> onnxruntime.InferenceSession:
         if name not in self._loaded:
-            self._loaded[name] = _open(self.bundle.file(name), self.device, self._threads)
+            self._loaded[name] = open_session(self.bundle.file(name), self.device, self._threads)
         return self._loaded[name]
 
 
@@ -241,7 +241,7 @@ def top(output: Array, count: int = 5) -> list[tuple[int, float]]:
     return [(int(index), float(probabilities[index])) for index in best]
 
 
-def _open(path: Path, device: str, threads: int | None) -> onnxruntime.InferenceSession:
+def open_session(path: Path, device: str, threads: int | None) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session that runs on `device` or raises ProviderError; it never falls back to another."""
     import onnxruntime
 

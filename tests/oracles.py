@@ -1,4 +1,4 @@
-"""Slow rules, number by number, straight from the papers' formulas (arXiv 2507.22832, 1412.6806, 1311.2901).
+"""Slow rules, number by number, straight from the formulas of the paper (arXiv 2507.22832) and its rivals.
 
 Nothing here imports surgeon or uses autograd. z is a pre-activation, g the cotangent of the activation.
 """

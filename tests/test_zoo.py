@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import surgeon
-from surgeon.artifacts.manifest import Defaults, Recipe
+from surgeon.artifacts.manifest import Recipe
 from surgeon.artifacts.onnx_writer import export_plain
 from surgeon.exporting import export
 from surgeon.oracle import reference_ascent, reference_pullback
@@ -34,7 +34,7 @@ def source(request: pytest.FixtureRequest) -> Source:
 @pytest.fixture(scope="module")
 def bundle(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("zoo") / source.model.name
-    export(source, folder, SOFT, Defaults(temperature=0.3))
+    export(source, folder, SOFT)
     return folder
 
 
@@ -66,32 +66,38 @@ def test_soft_pullback_at_four_temperatures_and_three_batches(source: Source, bu
 
 
 def test_hard_pullback_is_the_gradient(source: Source, tmp_path: Path) -> None:
+    def gradient(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(source.module(x), x, v)[0]
+
+    x, v = images(source, 2, 7), cotangents(2, 7)
+    single = gradient(x, v).double()
     module = source.module.double()
     try:
         graph = surgeon.rewrite(module, images(source, 2, 0).double(), HARD)
-        x, v = images(source, 2, 7).double(), cotangents(2, 7).double()
         with torch.no_grad():
-            _, found = graph(x, v)
-        x.requires_grad_()
-        (expected,) = torch.autograd.grad(module(x), x, v)
-        exact = relative_error(found, expected)
+            _, found = graph(x.double(), v.double())
+        expected = gradient(x.double(), v.double())
     finally:
         module.float()
+    exact = relative_error(found, expected)
     show(source, "hard pullback, float64, through surgeon.rewrite", f"{exact:.1e}")
     assert exact < 1e-10
     export(source, tmp_path / "hard", HARD, formats=("onnx",), check=False)
-    x, v = images(source, 2, 7), cotangents(2, 7)
-    single = surgeon.load(tmp_path / "hard").pullback(x.numpy(), v.numpy()).pullback
-    rounded = relative_error(torch.from_numpy(single).double(), expected)
-    show(source, "hard pullback, float32 artifact", f"{rounded:.1e}")
-    assert rounded < 1e-3
+    artifact = torch.from_numpy(surgeon.load(tmp_path / "hard").pullback(x.numpy(), v.numpy()).pullback)
+    ours, theirs = relative_error(artifact.double(), expected), relative_error(single, expected)
+    show(source, "hard pullback, float32 artifact (and float32 autograd itself)", f"{ours:.1e} ({theirs:.1e})")
+    # Where pre-activations near zero flip their gates on rounding, float32 autograd is as far from float64 as we are.
+    assert ours < max(1e-3, 5 * theirs)
 
 
 def test_ten_steps_of_ascent(source: Source, bundle: Path) -> None:
     x = images(source, 2, 3)
     target = torch.eye(1000)[[3, 977]]
-    options = {"temperature": 0.3, "step_size": 20.0, "radius": 100.0}
-    expected = reference_ascent(source.module, x, target, recipe=SOFT, range=(-1.0, 1.0), margin=0.0, steps=10, **options)
+    options = {"temperature": source.temperature, "step_size": 20.0, "radius": 100.0}
+    expected = reference_ascent(
+        source.module, x, target, recipe=SOFT, range=(-1.0, 1.0), margin=0.0, steps=10, **options
+    )
     found = surgeon.load(bundle).ascent(x.numpy(), target.numpy(), steps=10, **options)
     added = relative_error(torch.from_numpy(found.perturbed) - x, expected[0] - x)
     show(source, "10-step ascent, what was added", f"{added:.1e}")

@@ -137,9 +137,7 @@ def _translate(
 
 
 def _fold(model: onnx_ir.Model) -> onnx_ir.Model:
-    """Fold small constants, and only those: a runtime folds flipped kernels as it loads, and a file that held them too
-    would hold each weight twice.
-    """
+    """Fold small constants alone: a runtime folds flipped kernels as it loads; stored, they would double the file."""
     folded: onnx_ir.Model = optimizer.optimize(model, output_size_limit=_INLINE_BYTES)
     return folded
 

@@ -19,7 +19,7 @@ def relu(g: Tensor, out: Tensor, z: Tensor, *, ramp: Ramp) -> tuple[Tensor]:
 
 @rule(aten.hardtanh.default, kind="gate")
 def hardtanh(g: Tensor, out: Tensor, z: Tensor, low: float = -1.0, high: float = 1.0, *, ramp: Ramp) -> tuple[Tensor]:
-    """min(max(z, low), high), ReLU6 with low = 0 and high = 6: a ramp that opens at low and one that closes."""
+    """min(max(z, low), high), ReLU6 with low = 0 and high = 6: a ramp that opens and one that closes."""
     passed = ramp(z - low if low else z, g)
     return (ramp(high - z, passed) if ramp.upper_edge else passed,)
 

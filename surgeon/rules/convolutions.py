@@ -4,11 +4,11 @@ With input x of size H, kernel w of size k, stride s, padding p and dilation d (
 
     out[o] = sum over j < k of w[j] x[o s + j d - p],   o < O = floor((H + 2p - d (k - 1) - 1) / s) + 1,
 
-so its adjoint is g_x[i] = sum over (o, j) with o s + j d - p = i of w[j] g[o]: a transposed convolution. Written from
-the start of the padded input it has length F = (O - 1) s + d (k - 1) + 1, of which x holds the positions p to p + H;
-the H + 2p - F positions at the end that no window reached (fewer than s) get zeros. At stride one it is again an
-ordinary convolution, of g padded by d (k - 1) - p, with the kernel reversed and its input and output channels
-exchanged, which every runtime computes as fast as the forward one.
+so its adjoint is g_x[i] = sum over (o, j) with o s + j d - p = i of w[j] g[o]: a transposed convolution. From the start
+of the padded input it has length F = (O - 1) s + d (k - 1) + 1, of which x holds the positions p to p + H; the
+H + 2p - F positions at the end that no window reached (fewer than s) get zeros. At stride one it is again an ordinary
+convolution, of g padded by d (k - 1) - p, with the kernel reversed and its input and output channels exchanged, which
+every runtime computes as fast as the forward one.
 """
 
 from __future__ import annotations

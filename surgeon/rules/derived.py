@@ -28,8 +28,7 @@ class DerivedRule:
 
     `arguments` and `keywords` are the values at that node: fake tensors, and symbolic integers, of one mode. `active`
     marks, in the flattened arguments, the tensors that lead to the network's input, and `outputs` the outputs that lead
-    on (None where the operator has a single one). Raises ConversionError where autograd has no derivative for the
-    operator.
+    on (None where the operator has a single one). Raises ConversionError where autograd has no derivative for it.
     """
 
     def __init__(
@@ -52,9 +51,9 @@ class DerivedRule:
             with detect_fake_mode(varying) or nullcontext(), torch.no_grad(), enable_python_dispatcher():
                 cotangents = [torch.zeros_like(out) for out in self._select(self._call(leaves))]
                 # "real" takes the values as they are, and these are fake; "symbolic" would make every size a symbol.
-                return make_fx(self._pull(leaves), tracing_mode="real", decomposition_table=core_aten_decompositions())(
-                    cotangents, varying
-                )
+                table = dict(core_aten_decompositions())
+                traced = make_fx(self._pull(leaves), tracing_mode="real", decomposition_table=table)
+                return traced(cotangents, varying)
         except (RuntimeError, NotImplementedError, TypeError) as error:
             raise ConversionError(
                 f"PyTorch gives no exportable derivative for {self._operator} ({str(error).splitlines()[0]})",
@@ -82,7 +81,7 @@ class DerivedRule:
                     arguments[i] = value
                 return self._select(self._call(arguments))
 
-            _, vjp = torch.func.vjp(forward, *(values[i] for i in active))
+            vjp = torch.func.vjp(forward, *(values[i] for i in active))[1]
             return list(vjp(cotangents))
 
         return pull

@@ -132,7 +132,7 @@ class Windows:
         return inside.reshape(self._count(), *self.out)
 
     def _padding_value(self, values: Tensor) -> Tensor:
-        """0 for windows that hold a padded position, which takes part as 0, and very low elsewhere: [out…]."""
+        """0 for windows that hold a padded position (it takes part with that value), very low elsewhere: [out…]."""
         touches = torch.zeros([1] * self.axes, dtype=torch.bool, device=values.device)
         for axis in range(self.axes):
             positions = self._positions(axis, values)
