@@ -111,9 +111,7 @@ def test_batch_norm_stays_where(name: str) -> None:
 
 
 def test_batch_norm_stays_behind_a_computed_weight() -> None:
-    module = nn.Sequential(
-        nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 2, 3)), random_norm(nn.BatchNorm2d, 2)
-    )
+    module = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 2, 3)), random_norm(nn.BatchNorm2d, 2))
     assert keeps_values(module, image(2, 2, 5, 5), "fold_batch_norm")[0] == 0
 
 
@@ -140,9 +138,7 @@ def test_concatenations_along_other_axes_or_of_other_pieces_stay() -> None:
 
 
 def test_identities_go() -> None:
-    module = Apply(
-        lambda x: F.adaptive_avg_pool2d(F.dropout(x.clone(), training=False), (5, 5)).contiguous().clone()
-    )
+    module = Apply(lambda x: F.adaptive_avg_pool2d(F.dropout(x.clone(), training=False), (5, 5)).contiguous().clone())
     applied, captured = keeps_values(module, image(2, 2, 5, 5), "drop_identities")
     assert applied >= 2
     assert captured.output is captured.input
@@ -158,9 +154,7 @@ def test_adaptive_pools_to_another_size_stay() -> None:
     [((1, 1, 2, 2), 0.0, 1), ((2, 2), 0.0, 1), ((0, 1, 0, 1), 0.0, 0), ((1, 1, 1, 1), 0.5, 0), ((-1, -1), 0.0, 0),
      ((0, 0, 0, 0, 1, 1), 0.0, 0)],
 )  # fmt: skip
-def test_symmetric_zero_padding_folds_into_a_convolution(
-    widths: tuple[int, ...], value: float, applied: int
-) -> None:
+def test_symmetric_zero_padding_folds_into_a_convolution(widths: tuple[int, ...], value: float, applied: int) -> None:
     channels = 4 if len(widths) == 6 else 2
     module = Apply(lambda x, conv: conv(F.pad(x, widths, value=value)), nn.Conv2d(channels, 3, 3, padding=(1, 0)))
     found, _ = keeps_values(module, image(2, 2, 6, 7), "fold_padding")

@@ -1,4 +1,4 @@
-"""Whole networks, small: hard gates against autograd, soft ones against the independent oracle, and planted mistakes."""
+"""Whole networks, small, against the independent oracle; and mistakes planted on purpose."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ PLANTED: dict[str, tuple[object, Callable[..., Any]]] = {
     "kernel not flipped": (
         aten.convolution.default,
         lambda g, out, x, w, b, s, p, d, t, o, n: (
-            lambda: aten.convolution.default(g, w.flip(2, 3), None, s, p, d, True, [0 if k == 1 else 0 for k in s], n)[
+            lambda: aten.convolution.default(g, w.flip(2, 3), None, s, p, d, True, [0, 0], n)[
                 :, :, : x.shape[2], : x.shape[3]
             ],
             None,
