@@ -54,7 +54,7 @@ def network(request: pytest.FixtureRequest) -> tuple[type[nn.Module], nn.Module,
 def test_networks_agree_with_the_oracle(network: tuple[type[nn.Module], nn.Module, Any], recipe: str) -> None:
     kind, module, captured = network
     pullback = Pullback(captured, RECIPES[recipe])
-    for batch, temperature in ((1, 0.3), (3, 2.0)):
+    for batch, temperature in ((1, 0.3), (3, 2.0)) if recipe in ("soft", "hard") else ((2, 0.7),):
         assert error(module, pullback, example(kind, batch), RECIPES[recipe], temperature) < 1e-10
 
 
