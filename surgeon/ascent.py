@@ -22,8 +22,8 @@ class Objective(nn.Module):
     """What the ascent climbs: (output, cotangent) -> (score [N], cotangent of the score at the output).
 
     logit: sum(c * output), whose cotangent is c, usually one-hot. cross-entropy: minus the cross-entropy to the target
-    distribution c, sum(c * log softmax(output)), over the classes (dimension 1). energy: |output|^2 / 2, for which c is not
-    read.
+    distribution c, sum(c * log softmax(output)), over the classes (dimension 1). energy: |output|^2 / 2, for which c
+    is not read.
     """
 
     __constants__ = ("kind",)  # TorchScript's word for attributes that the compiler may take for granted

@@ -6,7 +6,14 @@ the pre-activation that its gate reads) and small, except for the operators in `
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -46,21 +53,19 @@ def capture(module: nn.Module, example: Tensor) -> Captured:
     """
     if example.shape[0] < 2:
         raise ValueError("capture needs an example batch of at least 2: torch.export fixes sizes 0 and 1")
-    was_training = module.training
     try:
-        program = torch.export.export(module.eval(), (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
-        _detach_untracked(program)
-        table = torch.export.default_decompositions()
-        for operator in KEPT:
-            table.pop(operator, None)
-        graph = program.run_decompositions(table).module(check_guards=False)
+        with _evaluating(module), _silent_torch():
+            program = torch.export.export(module, (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
+            _detach_untracked(program)
+            table = torch.export.default_decompositions()
+            for operator in KEPT:
+                table.pop(operator, None)
+            graph = program.run_decompositions(table).module(check_guards=False)
     except Exception as error:
         raise ConversionError(
-            f"torch.export cannot record {type(module).__name__} with a dynamic batch ({_first_line(error)})",
+            f"torch.export cannot record the network with a dynamic batch{_place(error)} ({_first_line(error)})",
             "Data-dependent control flow and a fixed batch are the usual causes",
         ) from error
-    finally:
-        module.train(was_training)
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
     outputs = _returned(graph)
     if len(inputs) != 1 or len(outputs) != 1 or not isinstance(outputs[0], Node):
@@ -87,6 +92,40 @@ def _detach_untracked(program: ExportedProgram) -> None:
                 detached = program.graph.call_function(torch.ops.aten.detach.default, (value,))
             detached.meta = dict(value.meta)
             value.replace_all_uses_with(detached, lambda user, own=detached: user is not own)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the time being; afterwards each submodule has its own mode back."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@contextmanager
+def _silent_torch() -> Iterator[None]:
+    """Keep torch.export's log and the graphs that it prints on failure off the screen: its exception says it all."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _place(error: Exception) -> str:
+    """Where in the user's code `error` came up, as " at file:line"; nothing where only torch's own code is known."""
+    own = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith((*own, "<"))
+    ]
+    return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
 
 
 def _first_line(error: Exception) -> str:

@@ -160,7 +160,7 @@ class Session:
         if cotangent is None:
             raise SurgeonError(f"the objective {objective!r} needs a cotangent", "Give one, such as `one_hot(targets)`")
         if objective == "cross-entropy":
-            output = numpy.log(numpy.maximum(softmax(output), numpy.finfo(output.dtype).tiny))
+            output = numpy.log(numpy.maximum(softmax(output, axis=1), numpy.finfo(output.dtype).tiny))
         return numpy.asarray((cotangent * output).sum(axis=axes))
 
     def one_hot(self, targets: int | Sequence[int]) -> Array:
@@ -228,10 +228,10 @@ class Session:
         return self._loaded[name]
 
 
-def softmax(output: Array) -> Array:
-    """Probabilities over the last axis, of the same shape."""
-    exponentials = numpy.exp(output - output.max(axis=-1, keepdims=True))
-    return numpy.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))
+def softmax(output: Array, axis: int = -1) -> Array:
+    """Probabilities over the classes along `axis`, of the same shape."""
+    exponentials = numpy.exp(output - output.max(axis=axis, keepdims=True))
+    return numpy.asarray(exponentials / exponentials.sum(axis=axis, keepdims=True))
 
 
 def top(output: Array, count: int = 5) -> list[tuple[int, float]]:
