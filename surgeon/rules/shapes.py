@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from surgeon.rules.arithmetic import unbroadcast
+from surgeon.rules.arithmetic import Lazy, unbroadcast
 from surgeon.rules.registry import aten, rule
 
 
@@ -32,6 +32,12 @@ def reshape(g: Tensor, out: Tensor, x: Tensor, *shape: Any) -> tuple[Tensor]:
 def identity(g: Tensor, out: Tensor, x: Tensor, *options: Any, memory_format: Any = None) -> tuple[Tensor]:
     """The input, unchanged (dropout in evaluation mode)."""
     return (g,)
+
+
+@rule(aten.copy.default)
+def copy(g: Tensor, out: Tensor, x: Tensor, source: Tensor, non_blocking: bool = False) -> tuple[Lazy, Lazy]:
+    """`source` in the place of x, of which nothing is left: what an assignment to a part of a tensor becomes."""
+    return lambda: torch.zeros_like(x), lambda: unbroadcast(g, source)
 
 
 @rule(aten._to_copy.default)

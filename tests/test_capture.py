@@ -1,0 +1,206 @@
+"""Capture: a functional graph with a dynamic batch, which knows where each node comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx import Node
+
+from surgeon.artifacts.manifest import Recipe
+from surgeon.capture import capture, source_class, source_line, source_module
+from surgeon.errors import ConversionError
+from surgeon.pullback import Pullback, rewrite
+from surgeon.rules import CONSTANT, DERIVED, RULES
+from tests.networks import NETWORKS, Stem, build, example
+
+HARD = Recipe(gate="hard", pool="hard")
+aten = torch.ops.aten
+
+
+class Apply(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> object:
+        return self.function(x)
+
+
+def image(batch: int = 4) -> Tensor:
+    return torch.randn(batch, 2, 6, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+def untracked(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return x.exp()
+
+
+def in_place(x: Tensor) -> Tensor:
+    y = x * 2
+    y += 1
+    F.relu(y, inplace=True)
+    z = y * 1
+    z[:, 0] = 0
+    z[:, :, 1:3, ::2] = x[:, :, :2, :3]
+    return z * x
+
+
+# Each differs from its neighbour of one line in what autograd makes of it.
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "the input": lambda x: x,
+    "a view of the input": lambda x: x.view(x.shape[0], -1),
+    "the input changed in place": lambda x: F.relu(x, inplace=True) * 2,
+    "values changed in place": in_place,
+    "a copy at the end": lambda x: F.dropout(x.relu(), training=False).clone(),
+    "detached": lambda x: x.detach() * x,
+    "without gradient": lambda x: untracked(x) * x,
+    "by an index that depends on the input": lambda x: x.gather(1, x.max(1, keepdim=True).indices),
+    "values and indices": lambda x: (lambda values, indices: values * indices)(*x.sort(2)),
+    "rounded to integers": lambda x: x * (3 * x).long(),
+    "by a mask that depends on the input": lambda x: x * (x > 0.2),
+    "in another dtype": lambda x: x.to(torch.float32) * 2,
+    "pieces that nobody reads": lambda x: x.split([2, 1, 3], 2)[1] + x.unbind(3)[0].unsqueeze(2)[..., :1],
+    "a number first": lambda x: 2 - x / 3 + 1 / (x * x + 1),
+    "a negative and overlong slice": lambda x: x[:, -9:9, -3:, ::4],
+    "pooled in one dimension": lambda x: F.max_pool1d(x.flatten(2), 3, 2, 1),
+    "used twice": lambda x: x @ x.transpose(2, 3) + x,
+    "attention": lambda x: F.scaled_dot_product_attention(x, x * 2, x.sin()),
+    "constants": lambda x: x * torch.linspace(0, 1, 6, dtype=torch.float64) + torch.ones(2, 1, 1).double(),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_keep_values_and_gradient(name: str) -> None:
+    function = FUNCTIONS[name]
+    pullback = Pullback(capture(Apply(function), image()), HARD)
+    for batch in (1, 3):
+        x = image(batch).requires_grad_(True)
+        output = function(x.clone())
+        g = torch.randn_like(output)
+        (gradient,) = torch.autograd.grad(output, x, g)
+        given = image(batch)
+        found, pulled = pullback(given.clone(), g)
+        assert torch.allclose(found, output, rtol=1e-12)
+        assert (pulled - gradient).norm() <= 1e-10 * gradient.norm()
+
+
+def test_capture_takes_the_mode_of_evaluation_and_gives_it_back() -> None:
+    module = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 2)).double().train()
+    graph = capture(module, image()).graph
+    assert module.training
+    assert torch.equal(graph(image()), graph(image()))
+
+
+def test_the_graph_is_functional_and_complete() -> None:
+    captured = capture(build(Stem), example(Stem))
+    targets = [node.target for node in captured.graph.graph.nodes if node.op == "call_function"]
+    assert not [target for target in targets if getattr(target, "_schema", None) and target._schema.is_mutable]
+    assert captured.input.op == "placeholder"
+    assert captured.output.target is aten.linear.default
+    known = {*RULES, *DERIVED, *CONSTANT}
+    assert not [target for target in targets if isinstance(target, torch._ops.OpOverload) and target not in known]
+
+
+def test_nodes_know_their_module_class_and_line() -> None:
+    nodes = capture(build(Stem), example(Stem)).graph.graph.nodes
+    (relu,) = (node for node in nodes if node.target is aten.relu.default)
+    assert source_module(relu) == "relu"
+    assert source_class(relu) == "torch.nn.modules.activation.ReLU"
+    (mean,) = (node for node in nodes if node.target is aten.mean.dim)
+    assert source_module(mean) == ""
+    assert source_line(mean).startswith("networks.py:")
+
+
+@pytest.mark.parametrize("name", ["Stem", "Functional", "Slopes"])
+def test_every_node_of_the_pullback_says_where_it_comes_from(name: str) -> None:
+    network = NETWORKS[name]
+    module = build(network)
+    graph = rewrite(module, example(network))
+    modules = {name for name, _ in module.named_modules()}
+    roles = []
+    for node in graph.graph.nodes:
+        # Sizes are read where export needs them; nothing of the network computes them.
+        if node.op != "call_function" or node.target is aten.sym_size.int:
+            continue
+        origin = node.meta.get("custom", {}).get("surgeon")
+        assert origin is not None, node.format_node()
+        assert set(origin) == {"node", "module", "role"}
+        assert origin["module"] in modules
+        roles.append(origin["role"])
+    assert set(roles) == {"forward", "backward"}
+    named = {node.meta["custom"]["surgeon"]["module"] for node in graph.graph.nodes if is_sigmoid(node)}
+    gates = {"Stem": {"relu"}, "Functional": {"", "module"}, "Slopes": {"leaky", "one", "each"}}
+    assert named == gates[name]
+
+
+def is_sigmoid(node: Node) -> bool:
+    return node.target is aten.sigmoid.default
+
+
+def test_modules_of_another_source_line_are_named_when_called_twice() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(self.act(x) - 1)
+
+    pullback = Pullback(capture(Twice(), image()), HARD)
+    assert [site.module for site in pullback.gates] == ["act", "act"]
+    assert len({site.node for site in pullback.gates}) == 2
+
+
+class Thresholded(nn.Module):
+    """An operator without a rule, inside a named module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Threshold(0.1, 3.0)).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stage(x)
+
+
+REFUSED: dict[str, tuple[Callable[[Tensor], object] | nn.Module, str]] = {
+    "data-dependent flow": (
+        lambda x: x if x.sum() > 0 else -x,
+        r"cannot record the network with a dynamic batch at test_capture.py:\d+ .*Data-dependent",
+    ),
+    "a fixed batch": (lambda x: x.reshape(4, 72), r"cannot record the network with a dynamic batch"),
+    "two outputs": (lambda x: (x, x + 1), r"returns 2 values"),
+    "no output": (lambda x: None, r"Apply"),
+    "a constant": (lambda x: torch.zeros_like(x), r"does not depend on the input"),
+    "classes": (lambda x: x.argmax(1), r"does not depend on the input"),
+    "everything detached": (lambda x: x.detach() * 2, r"does not depend on the input"),
+    "another batch": (lambda x: x.flatten(0, 1), r"which has another batch"),
+    "one number": (lambda x: x.sum(), r"which has another batch"),
+    "an operator without rule": (Thresholded(), r"no pullback rule for aten.threshold.default \(\w+ in stage.1, "),
+    "its line": (lambda x: F.threshold(x, 0.1, 3.0), r"aten.threshold.default \(\w+, test_capture.py:\d+\)"),
+    "weights that depend on the input": (
+        lambda x: F.conv2d(x, x.mean(0, keepdim=True)),
+        r"aten.convolution.default \(.*\) depends on the input through mean, for which its rule has no cotangent",
+    ),
+    "a norm whose scale depends on the input": (
+        lambda x: F.batch_norm(x, torch.zeros(2).double(), torch.ones(2).double(), weight=x.mean((0, 2, 3))),
+        r"batch_norm.* depends on the input through mean",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.filterwarnings("ignore")
+def test_what_cannot_be_converted_is_named(name: str) -> None:
+    function, message = REFUSED[name]
+    module = function if isinstance(function, nn.Module) else Apply(function)
+    with pytest.raises(ConversionError, match=message) as raised:
+        rewrite(module, image(), HARD)
+    assert raised.value.remedy
+    assert "\n" not in str(raised.value)
+    assert raised.value.exit_code == 4
