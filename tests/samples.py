@@ -177,6 +177,7 @@ SAMPLES: dict[OpOverload, list[Sample]] = {
     aten.squeeze.dim: [s(x(N, 1, 3), 1), s(x(N, 3, 2), -1)],
     aten.squeeze.dims: [s(x(N, 1, 3, 1), [1, -1])],
     aten.flatten.using_ints: [s(x(N, 3, 5), 1)],
+    aten.threshold.default: [s(x(N, 3, 4), 0.1, 20.0), s(x(N, 3), 0, 0)],
     aten.clone.default: [s(x(N, 3))],
     aten.alias.default: [s(x(N, 3))],
     aten.lift_fresh_copy.default: [s(x(N, 3))],

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from surgeon.artifacts.manifest import Recipe
-from surgeon.capture import capture, source_class, source_line, source_module
+from surgeon.capture import capture, source_classes, source_line, source_module
 from surgeon.errors import ConversionError
 from surgeon.pullback import Pullback, rewrite
 from surgeon.rules import CONSTANT, DERIVED, RULES
@@ -111,7 +111,7 @@ def test_nodes_know_their_module_class_and_line() -> None:
     nodes = capture(build(Stem), example(Stem)).graph.graph.nodes
     (relu,) = (node for node in nodes if node.target is aten.relu.default)
     assert source_module(relu) == "relu"
-    assert source_class(relu) == "torch.nn.modules.activation.ReLU"
+    assert source_classes(relu)[-1] == "torch.nn.modules.activation.ReLU"
     (mean,) = (node for node in nodes if node.target is aten.mean.dim)
     assert source_module(mean) == ""
     assert source_line(mean).startswith("networks.py:")
