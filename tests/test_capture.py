@@ -157,12 +157,12 @@ def test_modules_of_another_source_line_are_named_when_called_twice() -> None:
     assert len({site.node for site in pullback.gates}) == 2
 
 
-class Thresholded(nn.Module):
+class UnevenlyPooled(nn.Module):
     """An operator without a rule, inside a named module."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stage = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Threshold(0.1, 3.0)).double()
+        self.stage = nn.Sequential(nn.Conv2d(2, 2, 1), nn.AdaptiveMaxPool2d(2)).double()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.stage(x)
@@ -181,8 +181,14 @@ REFUSED: dict[str, tuple[Callable[[Tensor], object] | nn.Module, str]] = {
     "everything detached": (lambda x: x.detach() * 2, r"does not depend on the input"),
     "another batch": (lambda x: x.flatten(0, 1), r"which has another batch"),
     "one number": (lambda x: x.sum(), r"which has another batch"),
-    "an operator without rule": (Thresholded(), r"no pullback rule for aten.threshold.default \(\w+ in stage.1, "),
-    "its line": (lambda x: F.threshold(x, 0.1, 3.0), r"aten.threshold.default \(\w+, test_capture.py:\d+\)"),
+    "an operator without rule": (
+        UnevenlyPooled(),
+        r"no pullback rule for aten.adaptive_max_pool2d.default \(\w+ in stage.1, ",
+    ),
+    "its line": (
+        lambda x: F.adaptive_max_pool2d(x, 2),
+        r"aten.adaptive_max_pool2d.default \(\w+, test_capture.py:\d+\)",
+    ),
     "weights that depend on the input": (
         lambda x: F.conv2d(x, x.mean(0, keepdim=True)),
         r"aten.convolution.default \(.*\) depends on the input through mean, for which its rule has no cotangent",
