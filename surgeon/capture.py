@@ -23,6 +23,12 @@ from torch.fx import GraphModule, Node
 from surgeon.errors import ConversionError
 from surgeon.rules import KEPT
 
+GATE_MODULES = (
+    *(nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.Threshold),
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
+)
+"""What the gate scope "modules" goes by, subclasses included: calls from within one of these are gated."""
+
 
 @dataclass(frozen=True)
 class Captured:
@@ -32,6 +38,7 @@ class Captured:
     """
 
     graph: GraphModule
+    gate_classes: frozenset[str] = frozenset()  # those of GATE_MODULES in the network, and subclasses of them
 
     @property
     def input(self) -> Node:
@@ -74,7 +81,8 @@ def capture(module: nn.Module, example: Tensor) -> Captured:
             "Wrap it in a module that takes one tensor and returns one tensor",
         )
     graph.graph.eliminate_dead_code()
-    return Captured(graph)
+    classes = {type(part) for part in module.modules() if isinstance(part, GATE_MODULES)}
+    return Captured(graph, frozenset(map(_qualified, classes)))
 
 
 def _returned(graph: GraphModule) -> list[object]:
@@ -140,11 +148,14 @@ def source_module(node: Node) -> str:
     return str(name).partition("@")[0]  # a module that is called again has @1, @2, … behind its name
 
 
-def source_class(node: Node) -> str:
-    """Qualified class name of the innermost module that `node` comes from, such as torch.nn.modules.activation.ReLU."""
-    stack = node.meta.get("nn_module_stack")
-    kind = list(stack.values())[-1][1] if stack else ""
-    return kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+def source_classes(node: Node) -> list[str]:
+    """Class names of the modules that `node` comes from, innermost last, such as torch.nn.modules.activation.ReLU."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return [kind if isinstance(kind, str) else _qualified(kind) for _, kind in stack.values()]
+
+
+def _qualified(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def source_line(node: Node) -> str:

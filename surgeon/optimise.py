@@ -39,7 +39,10 @@ def optimise_pullback(program: ExportedProgram) -> dict[str, int]:
 
 
 def drop_identities(graph: GraphModule) -> int:
-    """clone(x) = x; dropout in evaluation mode = x; an adaptive pool to the size that x has = x."""
+    """clone(x) = x; dropout in evaluation mode = x; an adaptive pool to the size that x has = x.
+
+    A view may have needed the copy, which lays a permuted tensor out anew; reshape copies where it has to.
+    """
     count = 0
     for node in list(graph.graph.nodes):
         copies = node.target in (aten.clone.default, aten.alias.default, aten.dropout.default)
@@ -48,6 +51,9 @@ def drop_identities(graph: GraphModule) -> int:
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
             count += 1
+    if count:
+        for node in graph.graph.find_nodes(op="call_function", target=aten.view.default):
+            node.target = aten.reshape.default
     return count
 
 

@@ -192,5 +192,11 @@ def _pull(
         with Pullback(recipe, temperature).within(module):
             # The clone is for networks that start with an operation in place, which autograd refuses on a leaf.
             output = forward(module, leaf.clone(), recipe.at)
-        (pullback,) = torch.autograd.grad(output, leaf, cotangent(output.detach()).to(output.dtype))
+        try:
+            (pullback,) = torch.autograd.grad(output, leaf, cotangent(output.detach()).to(output.dtype))
+        except RuntimeError as error:
+            raise SurgeonError(
+                f"autograd cannot differentiate the network as it is written ({str(error).splitlines()[0]})",
+                "Leave out what it names, or --no-verify",
+            ) from error
     return output.detach(), pullback

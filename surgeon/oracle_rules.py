@@ -23,7 +23,10 @@ from surgeon.errors import SurgeonError
 Rule = Callable[[Tensor, Tensor], Tensor]
 """(pre-activation, cotangent) -> cotangent of the pre-activation."""
 
-GATED_MODULES = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+GATED_MODULES = (
+    *(nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.Threshold),
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
+)
 """What `gate_scope="modules"` goes by: calls from within one of these are gated, all others are ordinary."""
 
 
@@ -64,6 +67,10 @@ def _clamp_max(z: Tensor, max: Any) -> Activation:
     return _clamp(z, max=max)
 
 
+def _threshold(z: Tensor, threshold: float, value: float) -> Activation:
+    return Activation(lambda z: F.threshold(z, threshold, value), lower=threshold)
+
+
 def _leaky_relu(z: Tensor, negative_slope: float = 0.01) -> Activation:
     return Activation(lambda z: F.leaky_relu(z, negative_slope), lower=0.0, slope=negative_slope)
 
@@ -88,6 +95,7 @@ _READERS: tuple[tuple[Callable[..., Activation], tuple[str, ...]], ...] = (
     (_clamp, ("clamp", "clip")),
     (_clamp_min, ("clamp_min",)),
     (_clamp_max, ("clamp_max",)),
+    (_threshold, ("threshold",)),
     (_leaky_relu, ("leaky_relu",)),
     (_prelu, ("prelu",)),
 )
@@ -149,6 +157,8 @@ class Pullback(TorchFunctionMode):
             return call(*args, **kwargs)
         in_place = call in ACTIVATIONS_IN_PLACE or kwargs.pop("inplace", False)
         reader = ACTIVATIONS_IN_PLACE[call] if call in ACTIVATIONS_IN_PLACE else ACTIVATIONS[call]
+        if reader in (_clamp, _clamp_min) and type(z.grad_fn).__name__ == "LinalgVectorNormBackward0":
+            return call(*args, **kwargs)  # the floor of a norm, which something is divided by, is no gate
         activation = reader(*args, **kwargs)
         if not in_place:
             return _Gated.apply(z, activation.plain, self._gate(activation))
@@ -193,7 +203,7 @@ class _Gated(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, plain: Callable[[Tensor], Tensor], rule: Rule) -> Tensor:
-        ctx.save_for_backward(z)
+        ctx.save_for_backward(z.clone())  # the network may overwrite z later on
         ctx.rule = rule
         return plain(z)
 

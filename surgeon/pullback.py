@@ -25,14 +25,12 @@ from torch.fx.graph import CodeGen
 
 from surgeon.artifacts.manifest import Gate as GateSite
 from surgeon.artifacts.manifest import Recipe
-from surgeon.capture import Captured, capture, source_class, source_line, source_module
-from surgeon.errors import ConversionError
+from surgeon.capture import Captured, capture, source_classes, source_line, source_module
+from surgeon.errors import ConversionError, SurgeonError
 from surgeon.gates import GATES, Gate, Ramp, gate
 from surgeon.optimise import optimise, optimise_pullback
 from surgeon.rules import CONSTANT, DERIVED, RULES
 from surgeon.rules.derived import DerivedRule
-
-GATE_MODULES = ("torch.nn.modules.activation.", "torch.nn.modules.pooling.")
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ class Pullback(nn.Module):
                 shape=_shape(step.node.args[0]),
             )
             for step in reversed(self.steps)
-            if step.policy is not None
+            if step.kind in ("gate", "pool") and step.policy is not None
         )
 
     @property
@@ -88,6 +86,8 @@ class Pullback(nn.Module):
     def forward(self, input: Tensor, cotangent: Tensor, temperature: Tensor | None = None) -> tuple[Tensor, Tensor]:
         values = _Forward(self.network).values(input)
         output = values[self._captured.output]
+        if self.tempered and temperature is None:
+            raise SurgeonError("the pullback has soft gates and was given no temperature", "Pass one, such as 0.3")
         coldness = torch.ones((), dtype=input.dtype)
         if temperature is not None:
             with fx_traceback.annotate({"surgeon": {"node": "temperature", "module": "", "role": "backward"}}):
@@ -140,6 +140,8 @@ class Pullback(nn.Module):
         assert isinstance(node.target, OpOverload)
         known = RULES.get(node.target)
         if known is not None:
+            if known.kind == "gate" and _is_floor_of_norm(node):
+                return Step(node, known.backward, GATES["hard"], "exact")
             return Step(node, known.backward, self._policy(node, known.kind), known.kind)
         return Step(node, self._derive(node), None, "derived")
 
@@ -147,7 +149,8 @@ class Pullback(nn.Module):
         """The policy at a gate or pool: the recipe's, or the exact one where its scope leaves the node out."""
         if kind == "exact":
             return None
-        if self._recipe.gate_scope == "modules" and not source_class(node).startswith(GATE_MODULES):
+        inside = self._captured.gate_classes.intersection(source_classes(node))
+        if self._recipe.gate_scope == "modules" and not inside:
             return GATES["hard"]
         return gate(self._recipe.gate if kind == "gate" else self._recipe.pool)
 
@@ -196,7 +199,13 @@ def rewrite_program(
         arguments, shapes = (*arguments, torch.ones((), dtype=example.dtype)), (*shapes, None)
     with fx_traceback.preserve_node_meta(), warnings.catch_warnings(), torch.no_grad():
         shapes_by_name = dict(zip(("input", "cotangent", "temperature"), shapes, strict=False))
-        program = torch.export.export(pullback, arguments, dynamic_shapes=shapes_by_name)
+        try:
+            program = torch.export.export(pullback, arguments, dynamic_shapes=shapes_by_name)
+        except (RuntimeError, ValueError, TypeError) as error:  # what rules and fake tensors raise
+            raise ConversionError(
+                f"torch.export cannot record the pullback ({str(error).strip().splitlines()[0]})",
+                "Please report it, with the network's source",
+            ) from error
     optimise_pullback(program)
     return program, pullback
 
@@ -281,6 +290,13 @@ def _active(captured: Captured) -> set[Node]:
             "Its output needs one row for each sample of its input",
         )
     return leading
+
+
+def _is_floor_of_norm(node: Node) -> bool:
+    """Whether the clamp keeps a norm from dividing by zero, as in functional.normalize: that is no gate."""
+    aten, clamped = torch.ops.aten, node.args[0]
+    assert isinstance(clamped, Node)
+    return node.target is aten.clamp.default and clamped.target is aten.linalg_vector_norm.default
 
 
 def _is_floating(node: Node) -> bool:

@@ -139,12 +139,16 @@ def problems(module: nn.Module, manifest: Manifest, seed: int) -> list[Problem]:
     def cotangents(batch: int) -> Tensor:
         return torch.randn((batch, *outputs), generator=generator)
 
-    target = _cotangent(manifest.recipe.objective, (2, *outputs), generator)
+    def target(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return _cotangent(manifest.recipe.objective, forward(module, x, manifest.recipe.at), generator)
+
+    stepped, climbed = inputs(2), inputs(2)
     return [
         _pullback_problem(module, manifest, inputs(1), cotangents(1), None),
         _pullback_problem(module, manifest, inputs(3), cotangents(3), other),
-        _step_problem(module, manifest, inputs(2), inputs(2), target, other),
-        _ascent_problem(module, manifest, inputs(2), target, other),
+        _step_problem(module, manifest, stepped, inputs(2), target(stepped), other),
+        _ascent_problem(module, manifest, climbed, target(climbed), other),
     ]
 
 
@@ -216,12 +220,11 @@ def input_shape(manifest: Manifest) -> tuple[int, ...]:
     return (manifest.image.channels, manifest.image.height, manifest.image.width)
 
 
-def _cotangent(objective: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """One class per sample; a distribution over the classes for cross-entropy."""
-    scores = torch.randn(shape, generator=generator)
+def _cotangent(objective: str, output: Tensor, generator: torch.Generator) -> Tensor:
+    """One class per sample, the top one (a last ReLU may have shut others); for cross-entropy a distribution."""
     if objective == "cross-entropy":
-        return scores.softmax(1)
-    return torch.zeros(shape).scatter_(1, scores.argmax(1, keepdim=True), 1.0)
+        return torch.randn(output.shape, generator=generator).softmax(1)
+    return torch.zeros(output.shape).scatter_(1, output.argmax(1, keepdim=True), 1.0)
 
 
 def _compare(

@@ -66,6 +66,8 @@ def activation(
     for a, b, s in zip(z.flatten().tolist(), g.flatten().tolist(), slopes, strict=False):
         if operator is aten.relu.default:
             found.append(opened(policy, a, b, temperature))
+        elif operator is aten.threshold.default:
+            found.append(opened(policy, a - float(options[0]), b, temperature))  # type: ignore[arg-type]
         elif operator in (aten.hardtanh.default, aten.clamp.default):
             low, high = (*options, None)[:2] if options else (-1.0, 1.0)
             found.append(between(policy, a, b, temperature, low, high, edges))  # type: ignore[arg-type]

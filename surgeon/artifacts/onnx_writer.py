@@ -29,10 +29,16 @@ from torch.export import Dim, ExportedProgram
 from surgeon.artifacts.manifest import Defaults, Recipe
 from surgeon.artifacts.ports import BATCH
 from surgeon.ascent import Objective, Step
+from surgeon.errors import ConversionError
 
 WEIGHTS = "weights.bin"
 _INLINE_BYTES = 1024  # smaller initializers stay in the .onnx file
 _ORIGIN = "surgeon."
+_RESERVED = {
+    *("input", "cotangent", "temperature", "origin", "step_size", "radius", "steps"),
+    *("output", "pullback", "perturbed", "score", "scores", "climbed", "none", "first_axis"),
+}
+"""Names of values in the artifacts, which a parameter of the network may have too."""
 
 
 def write_onnx(
@@ -132,6 +138,14 @@ def _translate(
             )
         assert program is not None
         return program.model
+    except torch.onnx.errors.OnnxExporterError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise ConversionError(
+            f"torch.onnx cannot translate the graph to opset {opset} ({str(cause).splitlines()[0]})",
+            "Leave this operator out, choose another --opset, or --formats torchscript",
+        ) from error
     finally:
         logger.setLevel(level)
 
@@ -169,7 +183,7 @@ def _name_batch(graph: GraphProto) -> None:
 
 def _prefix_parameters(graph: GraphProto) -> None:
     """network.conv.weight -> conv.weight: parameters by their name in the source module, if it is free."""
-    taken = {name for node in graph.node for name in node.output} | {port.name for port in graph.input}
+    taken = _RESERVED | {name for node in graph.node for name in node.output}
     names = {i.name: short for i in graph.initializer if (short := i.name.removeprefix("network.")) not in taken}
     _rename(graph.node, names)
     for initializer in graph.initializer:

@@ -39,6 +39,12 @@ def clamp(
     return (g,)
 
 
+@rule(aten.threshold.default, kind="gate")
+def threshold(g: Tensor, out: Tensor, z: Tensor, edge: float, value: float, *, ramp: Ramp) -> tuple[Tensor]:
+    """z above the edge, a constant at it and below: a ramp that opens there, wherever it starts from."""
+    return (ramp(z - edge if edge else z, g),)
+
+
 @rule(aten.leaky_relu.default, kind="gate")
 def leaky_relu(g: Tensor, out: Tensor, z: Tensor, slope: float = 0.01, *, ramp: Ramp) -> tuple[Tensor]:
     """slope * z + (1 - slope) * max(z, 0)."""

@@ -99,6 +99,9 @@ class Windows:
             x_padded = x
         unfolded = convolve(x_padded, kernels, self.stride, self.padding, self.dilation, channels)
         y = (unfolded.unflatten(1, (channels, count)) - maximum.unsqueeze(2)) * coldness
+        if y.dtype == torch.float16:
+            # There a distant value over a small T is minus infinity, and its y e^y no number.
+            y = y.clamp(min=_NEVER)
         if any(self.beyond):
             y = torch.where(self._inside(x), y, _NEVER)
         e = torch.exp(y)

@@ -66,7 +66,7 @@ DERIVED: set[OpOverload] = _overloads(
     ),
     *("logsumexp", "linalg_vector_norm"),
     # norms that measure their input
-    *("native_group_norm", "native_layer_norm"),
+    *("native_group_norm", "native_layer_norm", "_native_batch_norm_legit"),
     # indexing
     *("gather", "index", "index_put", "index_select", "masked_fill", "scatter", "scatter_add", "select_scatter"),
     *("slice_scatter", "flip", "roll", "repeat", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d"),
@@ -111,6 +111,7 @@ KEPT: set[OpOverload] = {
     aten.detach.default,
     aten.hardsigmoid.default,
     aten.hardswish.default,
+    aten.linalg_vector_norm.default,
     aten.linear.default,
     aten.mish.default,
     aten.prelu.default,
