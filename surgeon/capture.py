@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
 
-from surgeon.errors import ConversionError
+from surgeon.errors import ConversionError, SurgeonError
 from surgeon.rules import KEPT
 
 
@@ -62,6 +62,7 @@ def capture(module: nn.Module, example: Tensor) -> Captured:
                 table.pop(operator, None)
             graph = program.run_decompositions(table).module(check_guards=False)
     except Exception as error:
+        _refuse_input(module, example)
         raise ConversionError(
             f"torch.export cannot record the network with a dynamic batch{_place(error)} ({_first_line(error)})",
             "Data-dependent control flow and a fixed batch are the usual causes",
@@ -75,6 +76,19 @@ def capture(module: nn.Module, example: Tensor) -> Captured:
         )
     graph.graph.eliminate_dead_code()
     return Captured(graph)
+
+
+def _refuse_input(module: nn.Module, example: Tensor) -> None:
+    """Raise SurgeonError where the module, called as it is, does not take `example` either."""
+    try:
+        with _evaluating(module), torch.no_grad():
+            module(example)
+    except Exception as error:
+        shape = ",".join(map(str, example.shape[1:]))
+        raise SurgeonError(
+            f"the network does not take an input of shape {shape} ({_first_line(error)})",
+            "Give the shape that it takes, without the batch",
+        ) from error
 
 
 def _returned(graph: GraphModule) -> list[object]:

@@ -57,6 +57,11 @@ class Bundle:
         Raises SurgeonError where the manifest does not list it, it is missing, or its bytes are not those exported.
         """
         if name not in self.manifest.files:
+            if name.endswith(".onnx") and name not in self.manifest.artifacts:
+                raise SurgeonError(
+                    f"the bundle {self.path} holds no {name} (formats: {self._formats()})",
+                    "Export it again with --formats onnx",
+                )
             there = ", ".join(sorted(self.manifest.files)) or "no files"
             raise SurgeonError(f"the bundle {self.path} holds no {name} (it lists {there})", _AGAIN)
         shared = [other for other in self.manifest.files if other not in self.manifest.artifacts]
@@ -65,6 +70,9 @@ class Bundle:
                 self._check(needed)
                 self._checked.add(needed)
         return self.path / name
+
+    def _formats(self) -> str:
+        return ", ".join(sorted({artifact.format for artifact in self.manifest.artifacts.values()})) or "none"
 
     def check(self) -> None:
         """Check every file that the manifest lists; raises SurgeonError at the first that is missing or changed."""

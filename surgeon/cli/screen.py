@@ -39,8 +39,11 @@ def progress() -> Progress:
 
 
 def print_json(data: Any) -> None:
-    """One strict JSON object on standard output; an infinity is written as a string, as in the manifest."""
-    click.echo(json.dumps(_strict(data), indent=1, ensure_ascii=False, allow_nan=False))
+    """One strict JSON object on standard output; an infinity is written as a string, as in the manifest.
+
+    In ASCII: a file name need not be in the terminal's encoding, nor in any.
+    """
+    click.echo(json.dumps(_strict(data), indent=1, allow_nan=False))
 
 
 def size_text(count: int) -> str:
