@@ -57,22 +57,16 @@ class Bundle:
         Raises SurgeonError where the manifest does not list it, it is missing, or its bytes are not those exported.
         """
         if name not in self.manifest.files:
-            if name.endswith(".onnx") and name not in self.manifest.artifacts:
-                raise SurgeonError(
-                    f"the bundle {self.path} holds no {name} (formats: {self._formats()})",
-                    "Export it again with --formats onnx",
-                )
             there = ", ".join(sorted(self.manifest.files)) or "no files"
-            raise SurgeonError(f"the bundle {self.path} holds no {name} (it lists {there})", _AGAIN)
+            formats = {artifact.format for artifact in self.manifest.artifacts.values()}
+            remedy = "Export it again with --formats onnx" if formats == {"torchscript"} else _AGAIN
+            raise SurgeonError(f"the bundle {self.path} holds no {name} (it lists {there})", remedy)
         shared = [other for other in self.manifest.files if other not in self.manifest.artifacts]
         for needed in [name, *(shared if name.endswith(".onnx") else [])]:
             if needed not in self._checked:
                 self._check(needed)
                 self._checked.add(needed)
         return self.path / name
-
-    def _formats(self) -> str:
-        return ", ".join(sorted({artifact.format for artifact in self.manifest.artifacts.values()})) or "none"
 
     def check(self) -> None:
         """Check every file that the manifest lists; raises SurgeonError at the first that is missing or changed."""

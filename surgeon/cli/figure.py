@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from surgeon.cli import options
-from surgeon.cli.run import image_of, predicted, read_photo, takes_temperature
+from surgeon.cli.run import image_of, predicted, read_photo, spare_photos, takes_temperature
 from surgeon.errors import SurgeonError
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def command(
     from surgeon.runtime import load
 
     format_of(output)  # before the work, not after it
+    spare_photos(photos, [output])
     session = load(bundle, device, threads)
     plain = load(against, device, threads) if against else None
     if session.manifest.recipe.objective == "energy":
