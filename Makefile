@@ -35,13 +35,13 @@ LABELLED = $(call data_of,foolbox)
 FIGURE := 17_22 14_129 16_251 04_949 06_609
 
 demo: .venv/demo  ## convert EfficientNet-Lite0 and draw its pullbacks on labelled photos
-	@echo "[2/4] Converting EfficientNet-Lite0, ImageNet weights, and verifying what was written"
+	@echo "[2/5] Converting EfficientNet-Lite0, ImageNet weights, and verifying what was written"
 	@$(BIN)/surgeon export efficientnet_lite0 -o $(BUNDLE)
-	@echo "[2/4] Once more with hard gates, to compare with: the ordinary gradient"
+	@echo "[3/5] Once more with hard gates, to compare with: the ordinary gradient"
 	@$(BIN)/surgeon export efficientnet_lite0 --gate hard --formats onnx -o $(HARD)
-	@echo "[3/4] Five-step ascents on 20 labelled photos, each towards what the network sees in it"
+	@echo "[4/5] Five-step ascents on 20 labelled photos, each towards what the network sees in it"
 	@$(BIN)/surgeon run $(BUNDLE) "$(LABELLED)"/imagenet_*.jpg --steps 5 -o exported/demo
-	@echo "[4/4] The grid: $(words $(FIGURE)) photos, each towards the class of each; ordinary gradients beneath"
+	@echo "[5/5] The grid: $(words $(FIGURE)) photos, each towards the class of each; ordinary gradients beneath"
 	@$(BIN)/surgeon figure $(BUNDLE) $(FIGURE:%="$(LABELLED)/imagenet_%.jpg") --against $(HARD) --steps 5 --clip 0.5 -o exported/demo.png
 	@echo
 	@echo "Bundle:  $(BUNDLE)/"
@@ -67,7 +67,7 @@ readme-picture: .venv/demo  ## draw the README's picture again (after `make demo
 	@touch $@
 
 .venv/demo: pyproject.toml constraints.txt | .venv/bin/python
-	@echo "[1/4] Installing torch, ONNX Runtime, the network's weights and the photos into .venv (once; some minutes)"
+	@echo "[1/5] Installing torch, ONNX Runtime, the network's weights and the photos into .venv (once; some minutes)"
 	@$(PIP) -e '.[convert,demo]'
 	@$(PIP) --no-deps foolbox  # for its photos alone
 	@touch $@

@@ -22,6 +22,7 @@ import numpy
 
 from surgeon import machines
 from surgeon.artifacts.bundle import Bundle
+from surgeon.contenders import Contender, Unavailable, onnx_call
 from surgeon.errors import SurgeonError
 from surgeon.machines import Machine
 from surgeon.runtime import load, open_session
@@ -38,16 +39,6 @@ PAUSE = 0.02
 """Seconds before each measurement: the threads of whoever ran before spin for a moment, and would be in the way."""
 
 Array = numpy.ndarray[Any, numpy.dtype[Any]]
-Call = Callable[[], Any]
-
-
-@dataclass(frozen=True)
-class Contender:
-    """Something to time. Calling `run` does `passes` passes and returns when the last is done."""
-
-    name: str
-    run: Call
-    passes: int = 1
 
 
 @dataclass(frozen=True)
@@ -249,32 +240,6 @@ def feeds(bundle: Bundle, batch: int, seed: int = 0) -> dict[str, Array]:
     cotangent[numpy.arange(batch), random.integers(0, cotangent.shape[1], batch)] = 1
     values = random.uniform(low, high, (batch, *shape)).astype(artifact.inputs[0].dtype)
     return {"input": values, "cotangent": cotangent.reshape(batch, *outputs)}
-
-
-def onnx_call(session: InferenceSession, given: dict[str, Array], device: str) -> Call:
-    """A call that runs `session` on those of `given` that it takes; on a GPU nothing is copied, but for scalars."""
-    ports = [port.name for port in [*session.get_inputs(), *session.get_overridable_initializers()]]
-    taken = {name: given[name] for name in ports if name in given}
-    if device == "cpu":
-        return lambda: session.run(None, taken)
-    import onnxruntime
-
-    binding = session.io_binding()
-    for name, value in taken.items():
-        place = device if value.ndim else "cpu"
-        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(value, place, 0))
-    for port in session.get_outputs():
-        binding.bind_output(port.name, device)
-
-    def run() -> None:
-        session.run_with_iobinding(binding)
-        binding.synchronize_outputs()
-
-    return run
-
-
-class Unavailable(Exception):
-    """An opponent that cannot take part on this machine; the message says why, and the others go on."""
 
 
 @dataclass(frozen=True)

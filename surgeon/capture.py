@@ -53,6 +53,7 @@ def capture(module: nn.Module, example: Tensor) -> Captured:
     """
     if example.shape[0] < 2:
         raise ValueError("capture needs an example batch of at least 2: torch.export fixes sizes 0 and 1")
+    _refuse_input(module, example)
     try:
         with _evaluating(module), _silent_torch():
             program = torch.export.export(module, (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
@@ -62,7 +63,6 @@ def capture(module: nn.Module, example: Tensor) -> Captured:
                 table.pop(operator, None)
             graph = program.run_decompositions(table).module(check_guards=False)
     except Exception as error:
-        _refuse_input(module, example)
         raise ConversionError(
             f"torch.export cannot record the network with a dynamic batch{_place(error)} ({_first_line(error)})",
             "Data-dependent control flow and a fixed batch are the usual causes",
@@ -79,15 +79,15 @@ def capture(module: nn.Module, example: Tensor) -> Captured:
 
 
 def _refuse_input(module: nn.Module, example: Tensor) -> None:
-    """Raise SurgeonError where the module, called as it is, does not take `example` either."""
+    """Raise SurgeonError where the module does not take `example`: torch.export lets a wrong dtype pass."""
     try:
         with _evaluating(module), torch.no_grad():
-            module(example)
+            module(example.clone())
     except Exception as error:
-        shape = ",".join(map(str, example.shape[1:]))
+        shape, dtype = ",".join(map(str, example.shape[1:])), str(example.dtype).removeprefix("torch.")
         raise SurgeonError(
-            f"the network does not take an input of shape {shape} ({_first_line(error)})",
-            "Give the shape that it takes, without the batch",
+            f"the network does not take an input of shape {shape}, {dtype}{_place(error)} ({_first_line(error)})",
+            "Give the shape that it takes, without the batch, and a network of that dtype",
         ) from error
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from surgeon import eager, oracle
 from surgeon.artifacts.manifest import Manifest
 from surgeon.artifacts.onnx_writer import export_plain
-from surgeon.benchmark import Call, Unavailable, onnx_call
+from surgeon.contenders import Call, Unavailable, onnx_call
 from surgeon.errors import ProviderError, SurgeonError, VerificationError
 from surgeon.runtime import open_session
 from surgeon.sources import resolve_again

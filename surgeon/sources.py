@@ -177,6 +177,8 @@ def _random_seed(weights: str | None, seed: int) -> int | None:
 def _build(source: str | nn.Module, weights: str | None, input_shape: tuple[int, ...] | None) -> _Network:
     if isinstance(source, nn.Module):
         return _from_module(source, weights, input_shape)
+    if not isinstance(source, str):
+        raise SurgeonError(f"a {type(source).__name__} is no model", "Give a name, package.module:factory, or a module")
     if ":" in source:
         return _from_factory(source, weights, input_shape)
     if Path(source).suffix in (".onnx", ".pt2"):

@@ -91,8 +91,10 @@ def test_functions_keep_values_and_gradient(name: str) -> None:
 
 
 def test_an_input_that_does_not_fit_is_said() -> None:
-    with pytest.raises(SurgeonError, match=r"does not take an input of shape 2,6,6 \(.*4 channels"):
+    with pytest.raises(SurgeonError, match=r"does not take an input of shape 2,6,6, float64 \(.*4 channels"):
         capture(nn.Conv2d(4, 1, 3).double(), image())
+    with pytest.raises(SurgeonError, match=r"does not take an input .*dtype"):
+        capture(nn.Linear(6, 1), image())
 
 
 def test_capture_takes_the_mode_of_evaluation_and_gives_it_back() -> None:

@@ -18,6 +18,7 @@ TORCH_FREE = {
     "surgeon.artifacts.manifest",
     "surgeon.artifacts.ports",
     "surgeon.benchmark",
+    "surgeon.contenders",
     "surgeon.machines",
     "surgeon.runtime",
     "surgeon.inspection",

@@ -147,6 +147,8 @@ def test_a_module_is_copied_and_left_alone() -> None:
     assert all(parameter.requires_grad for parameter in module.parameters())
     with pytest.raises(SurgeonError, match="the module Sequential does not say what it takes"):
         resolve(module)
+    with pytest.raises(SurgeonError, match="a int is no model"):
+        resolve(3)  # type: ignore[arg-type]
     manifest = Manifest(source.model, Recipe(), Defaults(), None, None, (), {})
     with pytest.raises(SurgeonError, match="no name leads to it"):
         resolve_again(manifest)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -153,7 +154,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """The text of `manifest.json`: strict JSON, except that infinite numbers are written as strings."""
-        return json.dumps(_plain(dataclasses.asdict(self)), indent=1, allow_nan=False) + "\n"
+        return json.dumps(strict(dataclasses.asdict(self)), indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -177,14 +178,14 @@ class Manifest:
             raise SurgeonError(f"the manifest is damaged ({error})", "Export the bundle again") from error
 
 
-def _plain(value: Any) -> Any:
-    """`value` with infinities as strings, since JSON has no number for them."""
-    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+def strict(value: Any) -> Any:
+    """`value` as strict JSON can hold it: numbers that are not finite, for which JSON has no word, as strings."""
+    if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: strict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [strict(item) for item in value]
     return value
 
 

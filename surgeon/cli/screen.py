@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +42,9 @@ def print_json(data: Any) -> None:
 
     In ASCII: a file name need not be in the terminal's encoding, nor in any.
     """
-    click.echo(json.dumps(_strict(data), indent=1, allow_nan=False))
+    from surgeon.artifacts.manifest import strict
+
+    click.echo(json.dumps(strict(data), indent=1, allow_nan=False))
 
 
 def size_text(count: int) -> str:
@@ -52,13 +53,3 @@ def size_text(count: int) -> str:
     while value >= 1000 and len(units) > 1:
         value, units = value / 1000, units[1:]
     return f"{value:.0f} {units[0]}" if units[0] == "B" or value >= 100 else f"{value:.1f} {units[0]}"
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(item) for item in value]
-    return value
