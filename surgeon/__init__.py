@@ -15,10 +15,12 @@ _PUBLIC = {
     "load": "surgeon.runtime",
     "Session": "surgeon.runtime",
     "Bundle": "surgeon.artifacts.bundle",
+    "Defaults": "surgeon.artifacts.manifest",
+    "Recipe": "surgeon.artifacts.manifest",
     "SurgeonError": "surgeon.errors",
 }
 
-__all__ = ["Bundle", "Session", "SurgeonError", "__version__", "export", "load", "rewrite"]
+__all__ = ["Bundle", "Defaults", "Recipe", "Session", "SurgeonError", "__version__", "export", "load", "rewrite"]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
 
-from surgeon.errors import ConversionError
+from surgeon.errors import ConversionError, SurgeonError
 from surgeon.rules import KEPT
 
 GATE_MODULES = (
@@ -60,6 +60,7 @@ def capture(module: nn.Module, example: Tensor) -> Captured:
     """
     if example.shape[0] < 2:
         raise ValueError("capture needs an example batch of at least 2: torch.export fixes sizes 0 and 1")
+    _refuse_input(module, example)
     try:
         with _evaluating(module), _silent_torch():
             program = torch.export.export(module, (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
@@ -83,6 +84,19 @@ def capture(module: nn.Module, example: Tensor) -> Captured:
     graph.graph.eliminate_dead_code()
     classes = {type(part) for part in module.modules() if isinstance(part, GATE_MODULES)}
     return Captured(graph, frozenset(map(_qualified, classes)))
+
+
+def _refuse_input(module: nn.Module, example: Tensor) -> None:
+    """Raise SurgeonError where the module does not take `example`: torch.export lets a wrong dtype pass."""
+    try:
+        with _evaluating(module), torch.no_grad():
+            module(example.clone())
+    except Exception as error:
+        shape, dtype = ",".join(map(str, example.shape[1:])), str(example.dtype).removeprefix("torch.")
+        raise SurgeonError(
+            f"the network does not take an input of shape {shape}, {dtype}{_place(error)} ({_first_line(error)})",
+            "Give the shape that it takes, without the batch, and a network of that dtype",
+        ) from error
 
 
 def _returned(graph: GraphModule) -> list[object]:

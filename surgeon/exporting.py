@@ -22,7 +22,7 @@ from surgeon.artifacts.torchscript_writer import write_torchscript
 from surgeon.errors import SurgeonError
 from surgeon.gates import POOLS, gate
 from surgeon.pullback import explicit_graph, rewrite_program
-from surgeon.sources import Source
+from surgeon.sources import Source, resolve
 from surgeon.verify import require, verify
 
 FORMATS = tuple(ports.FILES)
@@ -34,11 +34,14 @@ _VERSIONS = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu", "o
 
 
 def export(
-    source: Source,
+    source: str | nn.Module | Source,
     destination: str | Path,
     recipe: Recipe | None = None,
     defaults: Defaults | None = None,
     *,
+    weights: str | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    preprocess: str | None = None,
     formats: Sequence[str] = FORMATS,
     single_file: bool = False,
     check: bool = True,
@@ -46,14 +49,20 @@ def export(
     stage: Callable[[str], None] = lambda name: None,
     report: Callable[[Comparison], None] = lambda line: None,
 ) -> Bundle:
-    """Convert `source` (`surgeon.sources.resolve`) and write its bundle to the folder `destination`.
+    """Convert `source` and write its bundle to the folder `destination`.
 
-    `recipe` holds what is baked in, `defaults` what a caller of the artifacts may leave out (the source's own
+    `source` is a model's name, `package.module:factory`, or a module, which is copied and not touched; `weights`,
+    `input_shape` (without the batch) and `preprocess` are as in `surgeon.sources.resolve`, whose result may be given
+    instead. `recipe` holds what is baked in, `defaults` what a caller of the artifacts may leave out (the source's own
     temperature, unless given). The bundle is written beside its place, verified there against autograd unless `check`
     is false, and only then put into it, over an older bundle. `stage` is told each name of STAGES as it begins, and
     `report` each line of the verification. Raises SurgeonError for options that do not fit, ConversionError where the
     network cannot be rewritten, and VerificationError where an artifact is over its tolerance; nothing is left then.
     """
+    if not isinstance(source, Source):
+        source = resolve(source, weights=weights, input_shape=input_shape, preprocess=preprocess)
+    elif (weights, input_shape, preprocess) != (None, None, None):
+        raise SurgeonError("a resolved source has its weights, input shape and preprocessing", "Give them to resolve")
     recipe = recipe or Recipe()
     defaults = defaults or Defaults(temperature=source.temperature)
     _refuse(recipe, defaults, formats)

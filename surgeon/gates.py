@@ -22,7 +22,6 @@ class Gate:
     """A policy. Its instances hold no tensors, so one serves every node of every graph."""
 
     name = ""
-    pool = "hard"  # the backward of max pooling that goes with this policy
     tempered = False  # whether it reads the temperature
 
     def through(self, z: Tensor, cotangent: Tensor, coldness: Tensor) -> Tensor:
@@ -37,7 +36,6 @@ class Soft(Gate):
     """sigmoid(z/T) * g: what is just below the threshold passes a little, what is just above it not all."""
 
     name = "soft"
-    pool = "soft"
     tempered = True
 
     def through(self, z: Tensor, cotangent: Tensor, coldness: Tensor) -> Tensor:

@@ -139,7 +139,8 @@ def _port(value: onnx.ValueInfoProto, meanings: dict[str, str], default: float |
     import onnx
 
     tensor = value.type.tensor_type
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    known = value.type.HasField("tensor_type") and tensor.elem_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name if known else "?"  # such as a sequence
     shape = tuple(size.dim_value if size.HasField("dim_value") else size.dim_param or "?" for size in tensor.shape.dim)
     return Port(value.name, dtype, shape, meanings.get(value.name, ""), default)
 

@@ -1,12 +1,13 @@
 """From what the user typed to a network in eval mode, with its preprocessing inside and its labels beside it.
 
-A source is a torchvision classification model's name, an EfficientNet-Lite's name, or `package.module:factory`. No
-part of this touches the internet, but for torchvision's own download of its own weights.
+A source is a torchvision classification model's name, an EfficientNet-Lite's name, `package.module:factory`, or, from
+Python, a module. No part of this touches the internet, but for torchvision's own download of its own weights.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import importlib
 import importlib.util
@@ -38,6 +39,12 @@ LITE_NORMALISATION: Normalisation = ((0.498,) * 3, (0.502,) * 3)
 
 AS_MADE = "as made by the factory"
 """What the manifest says of a factory's own weights."""
+
+FROM_PYTHON = "a module from Python"
+"""What the manifest says of a network that no name leads to."""
+
+AS_GIVEN = "as given"
+"""What the manifest says of such a network's weights."""
 
 TORCHVISION_LICENCE = "BSD-3-Clause (torchvision); terms of ImageNet may apply"
 
@@ -85,19 +92,20 @@ class _Network:
 
 
 def resolve(
-    source: str,
+    source: str | nn.Module,
     *,
     weights: str | None = None,
     input_shape: tuple[int, ...] | None = None,
     preprocess: str | None = None,
     seed: int = 0,
 ) -> Source:
-    """The network that `source` names.
+    """The network that `source` names, or a copy of the module that it is.
 
     `weights` is a file (a state dict: .pth, .pt, .safetensors), a torchvision weights name (IMAGENET1K_V1), `random` or
     `random:SEED`; without it, the published ones of a named model, and a factory's own. `input_shape` is (C, H, W), or
-    whatever the network takes, without the batch. `preprocess` is imagenet, half or none; without it, what the weights
-    were trained with, and none for a factory. `seed` is for `random`. Raises SurgeonError.
+    whatever the network takes, without the batch; a factory or a module may say it in an attribute `input_shape`, as it
+    may its `labels` and its `image_range`. `preprocess` is imagenet, half or none; without it, what the weights were
+    trained with, and none for a factory or a module. `seed` is for `random`. Raises SurgeonError.
     """
     if preprocess is not None and preprocess not in PREPROCESSING:
         raise SurgeonError(f"there is no preprocessing {preprocess!r}", f"Choose {', '.join(PREPROCESSING)}")
@@ -118,7 +126,8 @@ def resolve(
         module = Pixels(module, image.mean, image.std).eval()
     if random_seed is not None:
         _calibrate(module, network.input_shape, random_seed)
-    model = Model(network.name, source, network.weights, network.licence, parameters)
+    named = source if isinstance(source, str) else FROM_PYTHON
+    model = Model(network.name, named, network.weights, network.licence, parameters)
     return Source(module, network.input_shape, network.labels, image, model, network.temperature)
 
 
@@ -127,7 +136,12 @@ def resolve_again(manifest: Manifest, *, source: str | None = None, weights: str
 
     `source` and `weights` replace what the manifest says of them: it knows a weights file by its name alone.
     """
-    if weights is None and manifest.model.weights != AS_MADE:
+    if source is None and manifest.model.source == FROM_PYTHON:
+        raise SurgeonError(
+            f"{manifest.model.name} was exported from Python, and no name leads to it",
+            "Give --source package.module:factory",
+        )
+    if weights is None and manifest.model.weights not in (AS_MADE, AS_GIVEN):
         weights = manifest.model.weights
     image = manifest.image
     if image is not None:
@@ -160,7 +174,11 @@ def _random_seed(weights: str | None, seed: int) -> int | None:
     return int(number) if number else seed
 
 
-def _build(source: str, weights: str | None, input_shape: tuple[int, ...] | None) -> _Network:
+def _build(source: str | nn.Module, weights: str | None, input_shape: tuple[int, ...] | None) -> _Network:
+    if isinstance(source, nn.Module):
+        return _from_module(source, weights, input_shape)
+    if not isinstance(source, str):
+        raise SurgeonError(f"a {type(source).__name__} is no model", "Give a name, package.module:factory, or a module")
     if ":" in source:
         return _from_factory(source, weights, input_shape)
     if Path(source).suffix in (".onnx", ".pt2"):
@@ -251,25 +269,43 @@ def _from_lite(name: str, weights: str | None) -> _Network:
 
 def _from_factory(source: str, weights: str | None, input_shape: tuple[int, ...] | None) -> _Network:
     factory, module = _call_factory(source)
-    label, licence = AS_MADE, "unknown"
+    name = source.rpartition(":")[2].rpartition(".")[2]
+    return _own(module, factory, name, source, AS_MADE, weights, input_shape)
+
+
+def _from_module(module: nn.Module, weights: str | None, input_shape: tuple[int, ...] | None) -> _Network:
+    name = type(module).__name__
+    copied = copy.deepcopy(module).cpu()  # the caller's own keeps its mode, its gradients and its device
+    return _own(copied, module, name, f"the module {name}", AS_GIVEN, weights, input_shape)
+
+
+def _own(
+    module: nn.Module,
+    owner: Any,
+    name: str,
+    described: str,
+    label: str,
+    weights: str | None,
+    input_shape: tuple[int, ...] | None,
+) -> _Network:
+    """The user's own network; what it does not say itself is looked up at `owner`."""
     if weights is not None:
         label = weights
         if _random_seed(weights, 0) is None:
             load_weights(module, _weights_file(weights, []))
             label = Path(weights).name
-    shape = input_shape or _attribute("input_shape", module, factory)
+    shape = input_shape or _attribute("input_shape", module, owner)
     if shape is None:
         raise SurgeonError(
-            f"{source} does not say what it takes",
-            "Give --input-shape C,H,W, or give the module an attribute input_shape",
+            f"{described} does not say what it takes",
+            "Give --input-shape C,H,W (from Python input_shape), or give the module an attribute input_shape",
         )
-    labels = _attribute("labels", module, factory)
+    labels = _attribute("labels", module, owner)
     image = None
     if len(shape) == 3 and shape[0] in (1, 3):
-        low, high = _attribute("image_range", module, factory) or (-1.0, 1.0)
+        low, high = _attribute("image_range", module, owner) or (-1.0, 1.0)
         image = _resized(Image(channels=shape[0], range=(float(low), float(high))), tuple(shape))
-    name = source.rpartition(":")[2].rpartition(".")[2]
-    return _Network(module, name, label, licence, tuple(shape), image, tuple(labels) if labels else None)
+    return _Network(module, name, label, "unknown", tuple(shape), image, tuple(labels) if labels else None)
 
 
 def _call_factory(source: str) -> tuple[Callable[[], nn.Module], nn.Module]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -11,6 +12,7 @@ import pytest
 
 from surgeon.artifacts import bundle as bundles
 from surgeon.artifacts.bundle import MANIFEST, Bundle, seal, staged
+from surgeon.artifacts.manifest import Artifact
 from surgeon.errors import SurgeonError
 from tests.tiny_bundle import write_tiny
 
@@ -88,6 +90,10 @@ def test_what_is_no_bundle_is_named(tiny, tmp_path, monkeypatch):
             Bundle.open(tmp_path / path)
     with pytest.raises(SurgeonError, match=r"holds no other\.onnx"):
         Bundle.open(tiny).file("other.onnx")
+    only = {"pullback.ts": Artifact("torchscript", (), ())}
+    scripted = dataclasses.replace(Bundle.open(tiny).manifest, artifacts=only, files={})
+    with pytest.raises(SurgeonError, match="Export it again with --formats onnx"):
+        Bundle(tiny, scripted).file("pullback.onnx")
     monkeypatch.chdir(tmp_path)
     write_tiny(tmp_path / "exported" / "small")
     with pytest.raises(SurgeonError, match="Did you mean exported/small"):

@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from surgeon.artifacts.manifest import Recipe
 from surgeon.capture import capture, source_classes, source_line, source_module
-from surgeon.errors import ConversionError
+from surgeon.errors import ConversionError, SurgeonError
 from surgeon.pullback import Pullback, rewrite
 from surgeon.rules import CONSTANT, DERIVED, RULES
 from tests.networks import NETWORKS, Stem, build, example
@@ -88,6 +88,13 @@ def test_functions_keep_values_and_gradient(name: str) -> None:
         found, pulled = pullback(given.clone(), g)
         assert torch.allclose(found, output, rtol=1e-12)
         assert (pulled - gradient).norm() <= 1e-10 * gradient.norm()
+
+
+def test_an_input_that_does_not_fit_is_said() -> None:
+    with pytest.raises(SurgeonError, match=r"does not take an input of shape 2,6,6, float64 \(.*4 channels"):
+        capture(nn.Conv2d(4, 1, 3).double(), image())
+    with pytest.raises(SurgeonError, match=r"does not take an input .*dtype"):
+        capture(nn.Linear(6, 1), image())
 
 
 def test_capture_takes_the_mode_of_evaluation_and_gives_it_back() -> None:

@@ -66,6 +66,10 @@ def test_a_foreign_file_is_described_too(tmp_path):
     assert found.manifest is None and found.facts == {}
     assert found.files[0].inputs[0].shape == ("batch", "?")
     assert found.files[0].operators == {"unmarked": {"Relu": 1}}
+    sequence = helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None)
+    nodes = [helper.make_node("SequenceConstruct", ["x"], ["s"])]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", ends[:1], [sequence])), str(tmp_path / "list.onnx"))
+    assert inspect(tmp_path / "list.onnx").files[0].outputs[0].dtype == "?"
 
 
 @pytest.mark.parametrize(

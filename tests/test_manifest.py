@@ -25,6 +25,11 @@ def test_nothing_optional_is_read_back():
     assert Manifest.from_json(bare.to_json()) == bare
 
 
+def test_pools_follow_the_gate_unless_told():
+    assert [Recipe(gate=gate).pool for gate in ("soft", "hard", "guided")] == ["soft", "hard", "hard"]
+    assert Recipe(gate="hard", pool="soft").pool == "soft"
+
+
 def test_infinities_are_strings_and_come_back():
     model = Model("m", "s", "random", "MIT", 1)
     endless = Manifest(model, Recipe(), Defaults(radius=math.inf), Image(margin=math.inf), None, ())

@@ -139,6 +139,21 @@ def test_a_factory(here: Path) -> None:
     assert half is not None and (half.mean, half.range) == ((0.5,), (-1.0, 1.0))
 
 
+def test_a_module_is_copied_and_left_alone() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    source = resolve(module, input_shape=(4,))
+    assert source.model.name == "Sequential"
+    assert source.module is not module and not source.module.training and module.training
+    assert all(parameter.requires_grad for parameter in module.parameters())
+    with pytest.raises(SurgeonError, match="the module Sequential does not say what it takes"):
+        resolve(module)
+    with pytest.raises(SurgeonError, match="a int is no model"):
+        resolve(3)  # type: ignore[arg-type]
+    manifest = Manifest(source.model, Recipe(), Defaults(), None, None, (), {})
+    with pytest.raises(SurgeonError, match="no name leads to it"):
+        resolve_again(manifest)
+
+
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [

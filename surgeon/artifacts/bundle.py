@@ -58,7 +58,9 @@ class Bundle:
         """
         if name not in self.manifest.files:
             there = ", ".join(sorted(self.manifest.files)) or "no files"
-            raise SurgeonError(f"the bundle {self.path} holds no {name} (it lists {there})", _AGAIN)
+            formats = {artifact.format for artifact in self.manifest.artifacts.values()}
+            remedy = "Export it again with --formats onnx" if formats == {"torchscript"} else _AGAIN
+            raise SurgeonError(f"the bundle {self.path} holds no {name} (it lists {there})", remedy)
         shared = [other for other in self.manifest.files if other not in self.manifest.artifacts]
         for needed in [name, *(shared if name.endswith(".onnx") else [])]:
             if needed not in self._checked:

@@ -35,7 +35,7 @@ class Recipe:
     """Choices that are baked into the artifacts at export."""
 
     gate: str = "soft"  # soft, hard, guided, deconvnet
-    pool: str = "soft"  # soft, hard: the backward of max pooling
+    pool: str = ""  # soft, hard: the backward of max pooling; left out, soft under the soft gate and hard otherwise
     gate_scope: str = "all"  # all, modules: with "modules", functional ReLUs keep the hard gate, as in the reference
     edges: str = "lower"  # lower, both: which edges of ReLU6, hardtanh and clamp are softened
     at: str | None = None  # the layer whose output takes the cotangent; None is the network's own output
@@ -44,6 +44,10 @@ class Recipe:
     norm: str = "2"  # 1, 2, inf: the norm of step and radius
     precision: str = "fp32"
     opset: int = 18
+
+    def __post_init__(self) -> None:
+        if not self.pool:
+            object.__setattr__(self, "pool", "soft" if self.gate == "soft" else "hard")
 
 
 @dataclass(frozen=True)

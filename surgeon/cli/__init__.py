@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import os
 import sys
 from typing import Any
@@ -77,6 +78,8 @@ def group() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave the process with its exit code; an error is one line on standard error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an arrow, or an odd file name, must not end a run on an old terminal
+        sys.stdout.reconfigure(errors="replace")
     sys.exit(invoke(arguments))
 
 

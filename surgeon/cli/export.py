@@ -137,10 +137,14 @@ def _export(model: str, output: Path | None, check: bool, choices: dict[str, Any
     import dataclasses
 
     from surgeon.artifacts.manifest import Defaults, Recipe
-    from surgeon.errors import VerificationError
-    from surgeon.exporting import export
-    from surgeon.gates import gate
-    from surgeon.sources import resolve
+    from surgeon.errors import SurgeonError, VerificationError
+
+    try:
+        from surgeon.exporting import export
+        from surgeon.sources import resolve
+    except ImportError as error:
+        missing = error.name or "torch"
+        raise SurgeonError(f"{missing} is not installed, and converting needs it", options.CONVERT) from error
 
     stage("build the network")
     source = resolve(
@@ -149,7 +153,7 @@ def _export(model: str, output: Path | None, check: bool, choices: dict[str, Any
     if source.image is not None:
         source = dataclasses.replace(source, image=dataclasses.replace(source.image, margin=choices["margin"]))
     named = {field.name: choices[field.name] for field in dataclasses.fields(Recipe) if field.name in choices}
-    recipe = Recipe(**{**named, "pool": choices["pool"] or gate(choices["gate"]).pool})
+    recipe = Recipe(**{**named, "pool": choices["pool"] or ""})
     defaults = Defaults(
         temperature=choices["temperature"] or source.temperature,
         step_size=choices["step_size"],

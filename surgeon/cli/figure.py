@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from surgeon.cli import options
-from surgeon.cli.run import image_of, predicted, read_photo
+from surgeon.cli.run import image_of, predicted, read_photo, spare_photos, takes_temperature
 from surgeon.errors import SurgeonError
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def command(
     from surgeon.runtime import load
 
     format_of(output)  # before the work, not after it
+    spare_photos(photos, [output])
     session = load(bundle, device, threads)
     plain = load(against, device, threads) if against else None
     if session.manifest.recipe.objective == "energy":
@@ -126,10 +127,10 @@ def ordinary(session: Session, plain: Session | None) -> tuple[str, Session, flo
     if plain is not None:
         _require_same(session, plain)
         return f"Ordinary gradients (hard gates, from {plain.bundle.path.name})", plain, None
-    if session.manifest.recipe.gate == "hard":
-        return None
     gate = session.manifest.recipe.gate
-    if gate != "soft":
+    if gate in ("soft", "hard") and not takes_temperature(session):
+        return None
+    if gate not in ("soft", "hard"):
         raise SurgeonError(
             f"the bundle {session.bundle.path} has {gate} gates, and no temperature makes them hard",
             "Give a bundle of the same model with hard gates: --against BUNDLE",
@@ -203,12 +204,13 @@ def _climb(
 def upper_title(session: Session, settings: dict[str, Any]) -> str:
     """What the upper grid shows, and at which temperature."""
     gate = session.manifest.recipe.gate
-    if gate == "hard":
-        return "Ordinary gradients (hard gates)"
-    if gate != "soft":
-        return f"{gate.capitalize()} gates"
     temperature = settings["temperature"] or session.manifest.defaults.temperature
-    return f"Excitation pullbacks (T = {temperature:g})"
+    tempered = takes_temperature(session)
+    if gate == "soft" and tempered:
+        return f"Excitation pullbacks (T = {temperature:g})"
+    if gate in ("soft", "hard") and not tempered:
+        return "Ordinary gradients (hard gates)" if gate == "hard" else "Ordinary gradients (no gate is soft)"
+    return f"{gate.capitalize()} gates" + (f", soft pools (T = {temperature:g})" if tempered else "")
 
 
 def footer(session: Session, settings: dict[str, Any], extra: int | None, clip: float) -> str:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import click
 
+CONVERT = "pip install 'surgeon[convert]', or '.[convert]' from a checkout"
+"""What is missing where torch is."""
+
 
 def number(above: float | None = None, infinite: bool = False) -> Callable[[str], float]:
     """An option's type: a number above `above` (None: any); NaN never, infinity only where it means something."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from surgeon.runtime import Session, Step
 
 Top = list[dict[str, Any]]
+KINDS = ("clean", "perturbed", "difference", "pullback")
 
 
 class Interrupted(SurgeonError):
@@ -76,10 +77,12 @@ def command(
         settings["temperature"] = None
     wanted = choose_targets(session, photos, targets)
     images = [read_photo(session, photo) for photo in photos]  # every photo, before the first is computed
+    names = file_names(photos)
+    spare_photos(photos, [path for name in names for path in picture_paths(output, name).values()])
     results: list[dict[str, Any]] = []
     with screen.progress() as progress:
         task = progress.add_task("", total=len(photos) * (settings["steps"] + 1))
-        for photo, name, image, target in zip(photos, file_names(photos), images, wanted, strict=True):
+        for photo, name, image, target in zip(photos, names, images, wanted, strict=True):
             progress.update(task, description=photo.name)
             try:
                 result = ascend(session, image, target, settings, lambda: progress.advance(task))
@@ -182,11 +185,24 @@ def file_names(photos: Sequence[Path]) -> list[str]:
     return names
 
 
+def picture_paths(folder: Path, name: str) -> dict[str, Path]:
+    """Where each kind of picture goes."""
+    return {kind: folder / f"{name}.{kind}.png" for kind in KINDS}
+
+
+def spare_photos(photos: Sequence[Path], written: Sequence[Path]) -> None:
+    """Raise SurgeonError where writing `written` would replace one of `photos`."""
+    given = {photo.resolve() for photo in photos}
+    for path in written:
+        if path.resolve() in given:
+            raise SurgeonError(f"{path} is one of the photos, and would be overwritten", "Give another place with -o")
+
+
 def write_pictures(folder: Path, name: str, pictures: dict[str, PIL.Image.Image]) -> dict[str, str]:
     """Write NAME.KIND.png for each picture; return the paths by kind. Each is written beside and renamed."""
     from surgeon.pictures import save
 
-    paths = {kind: folder / f"{name}.{kind}.png" for kind in pictures}
+    paths = picture_paths(folder, name)
     for kind, picture in pictures.items():
         save(picture, paths[kind])
     return {kind: str(path) for kind, path in paths.items()}

@@ -38,10 +38,13 @@ def progress() -> Progress:
 
 
 def print_json(data: Any) -> None:
-    """One strict JSON object on standard output; an infinity is written as a string, as in the manifest."""
+    """One strict JSON object on standard output; an infinity is written as a string, as in the manifest.
+
+    In ASCII: a file name need not be in the terminal's encoding, nor in any.
+    """
     from surgeon.artifacts.manifest import strict
 
-    click.echo(json.dumps(strict(data), indent=1, ensure_ascii=False, allow_nan=False))
+    click.echo(json.dumps(strict(data), indent=1, allow_nan=False))
 
 
 def size_text(count: int) -> str:
