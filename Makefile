@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-PYTEST := $(BIN)/python -m pytest -q
+PYTEST := $(BIN)/python -m pytest -q -n auto
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -23,7 +23,7 @@ test: .venv/dev  ## the fast tests: what .ci/run calls
 	@$(PYTEST) 2>&1
 
 zoo: .venv/dev  ## the slow tests: whole networks
-	$(PYTEST) -m slow
+	$(PYTEST) -n 0 -m slow -s
 
 # ---- The demonstration: EfficientNet-Lite0 with its ImageNet weights, on photos that come with Python packages.
 
