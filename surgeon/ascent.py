@@ -82,3 +82,8 @@ class Step(nn.Module):
         offset = input + step_size * direction - origin
         offset = offset * (radius / self._norm(offset).clamp(min=self.floor)).clamp(max=1.0)
         return (origin + offset).clamp(self.low, self.high)
+
+
+def clamp_range(low: float, high: float, margin: float) -> tuple[float, float]:
+    """[low - margin, high + margin], infinite where the margin is."""
+    return (-math.inf, math.inf) if math.isinf(margin) else (low - margin, high + margin)

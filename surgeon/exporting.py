@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from surgeon.artifacts import ports
 from surgeon.artifacts.bundle import Bundle, seal, staged
 from surgeon.artifacts.manifest import Comparison, Defaults, Manifest, Recipe
-from surgeon.artifacts.onnx_writer import clamp_range, embed_weights, write_onnx
+from surgeon.artifacts.onnx_writer import embed_weights, write_onnx
 from surgeon.artifacts.torchscript_writer import write_torchscript
+from surgeon.ascent import clamp_range
 from surgeon.errors import SurgeonError
 from surgeon.gates import POOLS, gate
 from surgeon.pullback import explicit_graph, rewrite_program
@@ -27,7 +28,7 @@ from surgeon.verify import require, verify
 
 FORMATS = tuple(ports.FILES)
 PRECISIONS = ("fp32", "fp16")
-STAGES = ("rewrite", "write ONNX", "write TorchScript", "verify")
+STAGES = ("rewrite", "write TorchScript", "write ONNX", "verify")
 
 _FACTS = ("schema", "model", "recipe", "defaults", "image", "labels", "gates")
 _VERSIONS = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime")

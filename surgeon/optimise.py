@@ -200,8 +200,11 @@ def _recorded(graph: Graph, target: OpOverload, arguments: tuple[Any, ...], like
 
 
 def _move_before(node: Node, place: Node) -> None:
-    """Move `node`, a constant, and what it is computed from, to the front of `place`."""
-    if node.op != "placeholder":
+    """Move `node`, a constant, and what it is computed from, to the front of `place`, unless it stands there already.
+
+    What stands earlier may have readers there: a scale that the forward pass computes and multiplies by, say.
+    """
+    if place < node:
         place.prepend(node)
         for argument in node.all_input_nodes:
             _move_before(argument, node)

@@ -10,8 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from surgeon import optimise as passes
+from surgeon import pullback
+from surgeon.artifacts.manifest import Recipe
 from surgeon.capture import Captured, capture
-from surgeon.optimise import optimise
+from surgeon.optimise import optimise, optimise_pullback
+from surgeon.oracle import reference_pullback
 
 aten = torch.ops.aten
 
@@ -169,3 +172,41 @@ def test_the_list_is_applied_in_order_and_counted() -> None:
     # Dropout between the two would have kept the norm from folding.
     assert applied["fold_batch_norm"] == 1
     assert captured.output.target is aten.convolution.default
+
+
+def scaled(x: Tensor, first: nn.Module, second: nn.Module, scale: nn.Module) -> Tensor:
+    return second(torch.relu(first(x) * scale.log_scale.exp())).flatten(1)
+
+
+def normalised(x: Tensor, norm: nn.Module, second: nn.Module) -> Tensor:
+    return second(torch.relu(norm(x))).flatten(1)
+
+
+class LogScale(nn.Module):
+    """A scale per channel that the network computes, in its forward pass, from a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.linspace(-1, 1, 4)[:, None, None])
+
+
+SCALES = {
+    "a batch norm's": Apply(normalised, random_norm(nn.BatchNorm2d, 3), nn.Conv2d(3, 2, 3, padding=1)),
+    "one that the forward pass reads too": Apply(
+        scaled, nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 3, padding=1), LogScale()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_a_scale_behind_a_gate_folds_into_the_weight(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    applied: dict[str, int] = {}
+    monkeypatch.setattr(pullback, "optimise_pullback", lambda program: applied.update(optimise_pullback(program)))
+    module, x = SCALES[name].double().eval(), image(2, 3, 6, 6)
+    graph = pullback.rewrite(module, x)
+    assert applied == {"fold_scales": 1}
+    other, cotangent = image(3, 3, 6, 6), image(3, 72)
+    expected = reference_pullback(module, other, cotangent, recipe=Recipe(), temperature=0.5)
+    with torch.no_grad():
+        found = graph(other, cotangent, torch.tensor(0.5, dtype=torch.float64))
+    assert all(torch.allclose(f, e, rtol=1e-12, atol=1e-12) for f, e in zip(found, expected, strict=True))

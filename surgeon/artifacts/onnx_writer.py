@@ -11,7 +11,6 @@ import contextlib
 import io
 import json
 import logging
-import math
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -402,8 +401,3 @@ def _add_defaults(model: ModelProto, defaults: Defaults) -> None:
         if not port.type.tensor_type.shape.dim:
             kind = port.type.tensor_type.elem_type
             model.graph.initializer.append(helper.make_tensor(port.name, kind, [], [getattr(defaults, port.name)]))
-
-
-def clamp_range(low: float, high: float, margin: float) -> tuple[float, float]:
-    """[low - margin, high + margin], infinite where the margin is."""
-    return (-math.inf, math.inf) if math.isinf(margin) else (low - margin, high + margin)
