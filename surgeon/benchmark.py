@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 OPPONENTS = ("forward", "eager", "compile")
 """forward: the plain ONNX export; eager: the same gates by PyTorch's autograd; compile: torch.compile of that."""
 
-PAUSE = 0.02
-"""Seconds before each measurement: the threads of whoever ran before spin for a moment, and would be in the way."""
+PAUSE = 0.1
+"""Seconds before each measurement: for 50 ms, ONNX Runtime's threads spin for more work, and would be in the way."""
 
 Array = numpy.ndarray[Any, numpy.dtype[Any]]
 

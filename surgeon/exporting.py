@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from surgeon.artifacts import ports
 from surgeon.artifacts.bundle import Bundle, seal, staged
+from surgeon.artifacts.layout import LAYOUTS
 from surgeon.artifacts.manifest import Comparison, Defaults, Manifest, Recipe
 from surgeon.artifacts.onnx_writer import embed_weights, write_onnx
 from surgeon.artifacts.torchscript_writer import write_torchscript
@@ -122,6 +123,7 @@ def _refuse(recipe: Recipe, defaults: Defaults, formats: Sequence[str]) -> None:
         ("pool", recipe.pool, POOLS),
         ("gate scope", recipe.gate_scope, ("all", "modules")),
         ("precision", recipe.precision, PRECISIONS),
+        ("layout", recipe.layout, LAYOUTS),
         *(("format", name, FORMATS) for name in formats),
     ]
     for what, given, known in choices:

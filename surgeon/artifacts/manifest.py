@@ -43,6 +43,7 @@ class Recipe:
     step: str = "unit"  # unit: g/|g|; relative: g/|g| * |x|; raw: g
     norm: str = "2"  # 1, 2, inf: the norm of step and radius
     precision: str = "fp32"
+    layout: str = "blocked"  # blocked, plain: see surgeon.artifacts.layout
     opset: int = 18
 
     def __post_init__(self) -> None:

@@ -25,6 +25,7 @@ from onnxscript import optimizer
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from surgeon.artifacts.layout import keep_blocked
 from surgeon.artifacts.manifest import Defaults, Recipe
 from surgeon.artifacts.ports import BATCH
 from surgeon.ascent import Objective, Step
@@ -54,6 +55,8 @@ def write_onnx(
     `facts` (JSON) goes into `metadata_props`.
     """
     pullback = _translate_pullback(program, folder, recipe.opset)
+    if recipe.layout == "blocked" and recipe.precision == "fp32":
+        keep_blocked(pullback.graph)
     objective = _fragment(Objective(recipe.objective), ["output", "cotangent"], ["score", "climbed"], pullback, recipe)
     step = _fragment(
         Step(recipe.step, recipe.norm, *value_range),
@@ -105,6 +108,7 @@ def _translate_pullback(program: ExportedProgram, folder: Path, opset: int) -> M
     del proto.graph.metadata_props[:], proto.metadata_props[:]
     _name_batch(proto.graph)
     _prefix_parameters(proto.graph)
+    _describe(proto.graph, list(proto.graph.value_info))
     return proto
 
 
@@ -187,8 +191,18 @@ def _prefix_parameters(graph: GraphProto) -> None:
     _rename(graph.node, names)
     for initializer in graph.initializer:
         initializer.name = names.get(initializer.name, initializer.name)
-    for value in graph.value_info:
-        value.name = names.get(value.name, value.name)
+
+
+def _describe(graph: GraphProto, values: Sequence[ValueInfoProto], prefix: str = "") -> None:
+    """Give those results in `graph` that are called as in `values`, but for `prefix`, the shapes from there.
+
+    Initializers have theirs already. ONNX Runtime's layouts depend on knowing that two shapes are the same.
+    """
+    known = {prefix + value.name: value for value in values}
+    made = [name for node in graph.node for name in node.output]
+    described = [_like(known[name], name) for name in made if name in known]
+    del graph.value_info[:]
+    graph.value_info.extend(described)
 
 
 def _rename(nodes: Sequence[NodeProto], names: dict[str, str]) -> None:
@@ -256,6 +270,7 @@ def _ascent_step(pullback: ModelProto, objective: GraphProto, step: GraphProto) 
     constants = _constants(pullback.graph, objective, step)
     read = [constants[name] for name in dict.fromkeys(_names_read(nodes)) if name in constants]
     graph = helper.make_graph(nodes, "ascent_step", inputs, outputs, read)
+    _describe(graph, pullback.graph.value_info)
     return helper.make_model(graph, opset_imports=pullback.opset_import, ir_version=pullback.ir_version)
 
 
@@ -293,6 +308,7 @@ def _ascent(pullback: ModelProto, objective: GraphProto, step: GraphProto) -> Mo
         ],
         inside,
     )
+    _describe(body, pullback.graph.value_info, "each/")
     loop = [
         helper.make_node("Sub", ["input", "input"], ["none"], name="none"),
         helper.make_node(
@@ -314,6 +330,7 @@ def _ascent(pullback: ModelProto, objective: GraphProto, step: GraphProto) -> Mo
     graph = helper.make_graph(
         [*scalars, *loop, *last, *end], "ascent", inputs, outputs, [*shared, *outside, first_axis]
     )
+    _describe(graph, pullback.graph.value_info, "last/")
     return helper.make_model(graph, opset_imports=pullback.opset_import, ir_version=pullback.ir_version)
 
 
