@@ -112,8 +112,9 @@ class _Walk:
         batch, channels, *size = shape
         plane = f"{scalar}/{'x'.join(map(str, size))}"
         name = f"{scalar}/{'x'.join(map(str, shape[1:]))}"
-        self._make("Shape", [self._images], "batch", reader, None, start=0, end=1)
-        self._make("Concat", ["batch", self._sizes(1, *size)], f"{plane}/shape", reader, None, axis=0)
+        batches = f"{self._images}/batch"
+        self._make("Shape", [self._images], batches, reader, None, start=0, end=1)
+        self._make("Concat", [batches, self._sizes(1, *size)], f"{plane}/shape", reader, None, axis=0)
         self._make("Expand", [scalar, f"{plane}/shape"], plane, reader, (batch, 1, *size))
         self._make("Conv", [plane, self._ones(channels, reader)], name, reader, shape)
         return name
