@@ -56,6 +56,7 @@ class Gates(oracle_rules.Pullback):
 
     def __init__(self, recipe: Recipe, temperature: float, in_place: bool = False) -> None:
         super().__init__(recipe, temperature)
+        self._t = temperature
         self._in_place = in_place
 
     def __torch_function__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -76,7 +77,7 @@ class Gates(oracle_rules.Pullback):
         if isinstance(args[-1], bool):  # torch.compile passes `inplace` on by position, as the module wrote it
             kwargs["inplace"], args = args[-1], args[:-1]
         in_place = (kwargs.pop("inplace", False) or call in oracle_rules.ACTIVATIONS_IN_PLACE) and self._in_place
-        rule = (_ACTIVATIONS[call](*args, **kwargs), self.recipe.gate, self.recipe.edges, self.temperature)
+        rule = (_ACTIVATIONS[call](*args, **kwargs), self.recipe.gate, self.recipe.edges, self._t)
         return (
             args[0].copy_(_Activation.apply(args[0].clone(), *rule)) if in_place else _Activation.apply(args[0], *rule)
         )
@@ -114,7 +115,7 @@ class Gates(oracle_rules.Pullback):
         )
         image = input if dimensions == 2 else input.unsqueeze(-2)
         batched = image if image.dim() == 4 else image.unsqueeze(0)
-        pooled = _MaxPool.apply(batched, kernel, stride, padding, dilation, ceil_mode, self.temperature)
+        pooled = _MaxPool.apply(batched, kernel, stride, padding, dilation, ceil_mode, self._t)
         pooled = pooled if image.dim() == 4 else pooled.squeeze(0)
         return pooled if dimensions == 2 else pooled.squeeze(-2)
 

@@ -25,6 +25,7 @@ from surgeon.errors import SurgeonError
 from surgeon.gates import POOLS, gate
 from surgeon.pullback import explicit_graph, rewrite_program
 from surgeon.sources import Source, resolve
+from surgeon.temperatures import INPUTS
 from surgeon.verify import require, verify
 
 FORMATS = tuple(ports.FILES)
@@ -79,19 +80,19 @@ def export(
             image=source.image,
             labels=source.labels,
             gates=pullback.gates,
-            artifacts=ports.artifacts(
-                formats, recipe, defaults, pullback.tempered, source.input_shape, pullback.output_shape
-            ),
             versions=_versions(),
         )
+        temperature = manifest.default_temperature if pullback.tempered else None
+        artifacts = ports.artifacts(formats, recipe, defaults, temperature, source.input_shape, pullback.output_shape)
+        manifest = dataclasses.replace(manifest, artifacts=artifacts)
         image = source.image
         value_range = clamp_range(*image.range, image.margin) if image is not None else (-math.inf, math.inf)
         if "torchscript" in formats:
             stage("write TorchScript")
-            write_torchscript(explicit_graph(program), folder, recipe, defaults, value_range)
+            write_torchscript(explicit_graph(program), folder, recipe, manifest.input_defaults, value_range)
         if "onnx" in formats:
             stage("write ONNX")
-            write_onnx(program, folder, recipe, defaults, value_range, _facts(manifest))
+            write_onnx(program, folder, recipe, manifest.input_defaults, value_range, _facts(manifest))
             if single_file:
                 embed_weights(folder)
         del program, pullback
@@ -122,6 +123,7 @@ def _refuse(recipe: Recipe, defaults: Defaults, formats: Sequence[str]) -> None:
     choices = [
         ("pool", recipe.pool, POOLS),
         ("gate scope", recipe.gate_scope, ("all", "modules")),
+        ("temperature input", recipe.temperature_input, INPUTS),
         ("precision", recipe.precision, PRECISIONS),
         ("layout", recipe.layout, LAYOUTS),
         *(("format", name, FORMATS) for name in formats),

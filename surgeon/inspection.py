@@ -102,7 +102,7 @@ def _inspect_bundle(bundle: Bundle) -> Inspection:
 def _report(path: Path, model: onnx.ModelProto, described: Iterable[Port]) -> FileReport:
     """What the ONNX file itself says of its ports; the manifest only adds what they mean."""
     meanings = {port.name: port.meaning for port in described}
-    defaults = {initializer.name: _scalar(initializer) for initializer in model.graph.initializer}
+    defaults = {initializer.name: _default(initializer) for initializer in model.graph.initializer}
     # Before IR version 4 every weight is an input too: a port is what has no initializer, or a scalar one.
     inputs = [value for value in model.graph.input if value.name not in defaults or defaults[value.name] is not None]
     operators: dict[str, collections.Counter[str]] = {}
@@ -135,7 +135,9 @@ def _operators(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[str, str]]:
                 yield from _operators(graph.node)
 
 
-def _port(value: onnx.ValueInfoProto, meanings: dict[str, str], default: float | int | None) -> Port:
+def _port(
+    value: onnx.ValueInfoProto, meanings: dict[str, str], default: float | int | tuple[float, ...] | None
+) -> Port:
     import onnx
 
     tensor = value.type.tensor_type
@@ -145,14 +147,15 @@ def _port(value: onnx.ValueInfoProto, meanings: dict[str, str], default: float |
     return Port(value.name, dtype, shape, meanings.get(value.name, ""), default)
 
 
-def _scalar(initializer: onnx.TensorProto) -> float | int | None:
-    """Value of a scalar initializer; None for any other."""
+def _default(initializer: onnx.TensorProto) -> float | int | tuple[float, ...] | None:
+    """Value of a scalar initializer, and of a temperature per gate; None for any other."""
     import onnx
 
-    if list(initializer.dims) or initializer.data_location == onnx.TensorProto.EXTERNAL:
+    row = len(initializer.dims) == 1 and initializer.name == "temperature"
+    if initializer.data_location == onnx.TensorProto.EXTERNAL or (list(initializer.dims) and not row):
         return None
-    item = onnx.numpy_helper.to_array(initializer).item()
-    return item if isinstance(item, (int, float)) else None
+    item = onnx.numpy_helper.to_array(initializer).tolist()
+    return tuple(item) if row else item if isinstance(item, (int, float)) else None
 
 
 def _load(path: Path) -> onnx.ModelProto:

@@ -15,20 +15,21 @@ from torch import Tensor, nn
 
 from surgeon.artifacts.manifest import Recipe
 from surgeon.errors import SurgeonError
-from surgeon.oracle_rules import Pullback
+from surgeon.oracle_rules import Pullback, Temperatures
 
 FLOOR = 1e-20
 """Smallest norm that a step or a projection divides by."""
 
 
 def reference_pullback(
-    module: nn.Module, input: Tensor, cotangent: Tensor, *, recipe: Recipe, temperature: float
+    module: nn.Module, input: Tensor, cotangent: Tensor, *, recipe: Recipe, temperature: Temperatures
 ) -> tuple[Tensor, Tensor]:
     """The network's output, and the pullback of `cotangent` at that output to the input.
 
     `input` is [N, ...], any floating dtype that the module has; `cotangent` has the output's shape, or is the same for
-    each sample. With `recipe.at`, output means that layer's. Returns (output, pullback), detached; the module must be
-    in eval mode. Raises SurgeonError where the output is not one tensor, or `recipe.at` names no layer.
+    each sample. `temperature` is one for all soft gates and pools, or what `Temperatures` says. With `recipe.at`,
+    output means that layer's. Returns (output, pullback), detached; the module must be in eval mode. Raises
+    SurgeonError where the output is not one tensor, or `recipe.at` names no layer.
     """
     return _pull(module, input, lambda output: cotangent.expand_as(output), recipe, temperature)
 
@@ -41,7 +42,7 @@ def reference_ascent(
     recipe: Recipe,
     range: tuple[float, float] | None,
     margin: float = 0.0,
-    temperature: float,
+    temperature: Temperatures,
     step_size: float,
     radius: float,
     steps: int,
@@ -86,7 +87,7 @@ def reference_step(
     recipe: Recipe,
     range: tuple[float, float] | None,
     margin: float = 0.0,
-    temperature: float,
+    temperature: Temperatures,
     step_size: float,
     radius: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -183,15 +184,17 @@ def forward(module: nn.Module, input: Tensor, at: str | None) -> Tensor:
 
 
 def _pull(
-    module: nn.Module, input: Tensor, cotangent: Callable[[Tensor], Tensor], recipe: Recipe, temperature: float
+    module: nn.Module, input: Tensor, cotangent: Callable[[Tensor], Tensor], recipe: Recipe, temperature: Temperatures
 ) -> tuple[Tensor, Tensor]:
     if module.training:
         raise SurgeonError("the network is in training mode", "Call .eval() on it first")
     with torch.enable_grad():
         leaf = input.detach().clone().requires_grad_(True)
-        with Pullback(recipe, temperature).within(module):
+        rules = Pullback(recipe, temperature)
+        with rules.within(module):
             # The clone is for networks that start with an operation in place, which autograd refuses on a leaf.
             output = forward(module, leaf.clone(), recipe.at)
+        rules.assign(output)
         try:
             (pullback,) = torch.autograd.grad(output, leaf, cotangent(output.detach()).to(output.dtype))
         except RuntimeError as error:

@@ -7,7 +7,7 @@ another backward. Slow and obvious on purpose. Source of the formulas: arXiv 250
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,13 @@ from torch.overrides import TorchFunctionMode
 
 from surgeon.artifacts.manifest import Recipe
 from surgeon.errors import SurgeonError
+from surgeon.temperatures import module_names
 
 Rule = Callable[[Tensor, Tensor], Tensor]
 """(pre-activation, cotangent) -> cotangent of the pre-activation."""
+
+Temperatures = float | Sequence[tuple[str, float]]
+"""One T for all soft gates and pools; or (source module, T) of each that leads to the output, in the order of calls."""
 
 GATED_MODULES = (
     *(nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.Threshold),
@@ -38,6 +42,15 @@ class Activation:
     lower: Any = None  # number or tensor
     upper: Any = None
     slope: Any = 0.0  # likewise, broadcast against z
+
+
+@dataclass
+class Call:
+    """A soft gate or pool, as it was called: its turn, the names of the innermost module, and its temperature."""
+
+    turn: int
+    modules: frozenset[str]
+    temperature: float | None  # None until all calls are known
 
 
 def _relu(z: Tensor) -> Activation:
@@ -114,13 +127,17 @@ POOLS = {
 class Pullback(TorchFunctionMode):
     """While active, ReLU-type calls and max pooling are recorded by autograd with their pullback as backward."""
 
-    def __init__(self, recipe: Recipe, temperature: float) -> None:
+    def __init__(self, recipe: Recipe, temperature: Temperatures) -> None:
         super().__init__()
+        if recipe.temperatures and not isinstance(temperature, Sequence):
+            raise SurgeonError("the recipe fixes temperatures of some gates", "Say the temperature of each gate")
         if recipe.gate not in ("soft", "hard", "guided", "deconvnet"):
             raise SurgeonError(f"no gate {recipe.gate!r}", "Choose soft, hard, guided or deconvnet")
         self.recipe = recipe
         self.temperature = temperature
         self._depth = 0 if recipe.gate_scope == "modules" else 1
+        self._calls = 0
+        self._running: list[frozenset[str]] = []
 
     @contextlib.contextmanager
     def within(self, module: nn.Module) -> Iterator[None]:
@@ -137,8 +154,52 @@ class Pullback(TorchFunctionMode):
                 if isinstance(layer, GATED_MODULES):
                     hooks.enter_context(layer.register_forward_pre_hook(enter))
                     hooks.enter_context(layer.register_forward_hook(leave))
+            if isinstance(self.temperature, Sequence):
+                self._watch(module, hooks)
             with self:
                 yield
+
+    def _watch(self, module: nn.Module, hooks: contextlib.ExitStack) -> None:
+        """Keep the names of the modules that run: a module may have several."""
+        names: dict[nn.Module, set[str]] = {}
+        for name, layer in module.named_modules(remove_duplicate=False):
+            names.setdefault(layer, set()).add(name)
+
+        def enter(layer: nn.Module, _: Any) -> None:
+            self._running.append(frozenset(names[layer]))
+
+        def leave(*_: Any) -> None:
+            self._running.pop()
+
+        for layer in names:
+            hooks.enter_context(layer.register_forward_pre_hook(enter))
+            hooks.enter_context(layer.register_forward_hook(leave))
+
+    def _call(self) -> Call:
+        self._calls += 1
+        shared = None if isinstance(self.temperature, Sequence) else self.temperature
+        return Call(self._calls, self._running[-1] if self._running else frozenset({""}), shared)
+
+    def assign(self, output: Tensor) -> None:
+        """Give the soft gates and pools that lead to `output` their temperatures, where each has its own.
+
+        Raises SurgeonError where their number or their modules are not those that the temperatures are for.
+        """
+        if not isinstance(self.temperature, Sequence):
+            return
+        calls = _calls_behind(output)
+        if len(calls) != len(self.temperature):
+            raise SurgeonError(
+                f"the network runs {len(calls)} soft gates and pools, and {len(self.temperature)} have temperatures",
+                "Export the bundle again from this network",
+            )
+        for call, (module, temperature) in zip(calls, self.temperature, strict=True):
+            if call.modules.isdisjoint(module_names(module)):
+                raise SurgeonError(
+                    f"soft gate or pool {call.turn} runs in {min(call.modules)!r}, its temperature is for {module!r}",
+                    "Export the bundle again from this network",
+                )
+            call.temperature = temperature
 
     def __torch_function__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -167,7 +228,8 @@ class Pullback(TorchFunctionMode):
 
     def _gate(self, activation: Activation) -> Rule:
         if self.recipe.gate == "soft":
-            return lambda z, g: soft_gate(activation, z, g, self.temperature, both=self.recipe.edges == "both")
+            both = self.recipe.edges == "both"
+            return Softened(self._call(), lambda z, g, t: soft_gate(activation, z, g, t, both=both))
         if self.recipe.gate == "guided":
             return lambda z, g: guided_gate(activation, z, g)
         return lambda z, g: deconvnet_gate(activation, g)
@@ -193,9 +255,36 @@ class Pullback(TorchFunctionMode):
         output = _Gated.apply(
             input,
             lambda x: pool(x, kernel, stride, padding, dilation, ceil_mode)[0],
-            lambda x, g: soft_pool_vjp(x, g, kernel, stride, padding, dilation, self.temperature),
+            Softened(self._call(), lambda x, g, t: soft_pool_vjp(x, g, kernel, stride, padding, dilation, t)),
         )
         return (output, indices) if with_indices or return_indices else output
+
+
+@dataclass(frozen=True)
+class Softened:
+    """A rule that reads the temperature of its call, when autograd comes back to it."""
+
+    call: Call
+    rule: Callable[[Tensor, Tensor, float], Tensor]
+
+    def __call__(self, z: Tensor, g: Tensor) -> Tensor:
+        assert self.call.temperature is not None
+        return self.rule(z, g, self.call.temperature)
+
+
+def _calls_behind(output: Tensor) -> list[Call]:
+    """The calls of soft gates and pools through which autograd comes from `output`, in their order."""
+    pending, seen = [output.grad_fn], set()
+    found = []
+    while pending:
+        step = pending.pop()
+        if step is not None and step not in seen:
+            seen.add(step)
+            rule = getattr(step, "rule", None)
+            if isinstance(rule, Softened):
+                found.append(rule.call)
+            pending += [before for before, _ in step.next_functions]
+    return sorted(found, key=lambda call: call.turn)
 
 
 class _Gated(torch.autograd.Function):

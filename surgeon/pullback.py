@@ -12,7 +12,7 @@ import operator
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from surgeon.gates import GATES, Gate, Ramp, gate
 from surgeon.optimise import optimise, optimise_pullback
 from surgeon.rules import CONSTANT, DERIVED, RULES
 from surgeon.rules.derived import DerivedRule
+from surgeon.temperatures import assign
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ class Step:
 class Pullback(nn.Module):
     """A network together with its pullback, as a module that needs no autograd.
 
-    forward(input [N, …], cotangent [N, …output…], temperature []) returns the network's output and the pullback of
-    `cotangent` to the input (shaped as the input). Raises ConversionError, at construction, where an operator on the
-    way from input to output has no rule.
+    forward(input [N, …], cotangent [N, …output…], temperature [] or, per gate, [gates]) returns the network's output
+    and the pullback of `cotangent` to the input (shaped as the input). Raises ConversionError, at construction, where
+    an operator on the way from input to output has no rule.
     """
 
     def __init__(self, captured: Captured, recipe: Recipe) -> None:
@@ -60,12 +61,15 @@ class Pullback(nn.Module):
             # What an Interpreter runs is recorded with the meta of the node that it runs.
             node.meta["custom"] = _origin(node, "forward")
         self.steps = [self._step(node) for node in _backward_order(captured, self._active)]
-        self.tempered = any(step.policy is not None and step.policy.tempered for step in self.steps)
+        self.gates = self._sites()
+        self._place = {gate.node: i for i, gate in enumerate(self.gates)}
+        self.per_gate = self._recipe.temperature_input == "per-gate"
+        soft = [gate for gate in self.gates if gate.rule == "soft"]
+        self.tempered = bool(soft) and (self.per_gate or any(gate.temperature is None for gate in soft))
 
-    @property
-    def gates(self) -> tuple[GateSite, ...]:
+    def _sites(self) -> tuple[GateSite, ...]:
         """Every gate and pool, in forward order, as the manifest lists them."""
-        return tuple(
+        sites = [
             GateSite(
                 node=step.node.name,
                 module=source_module(step.node),
@@ -76,7 +80,9 @@ class Pullback(nn.Module):
             )
             for step in reversed(self.steps)
             if step.kind in ("gate", "pool") and step.policy is not None
-        )
+        ]
+        own = assign(self._recipe.temperatures, sites)
+        return tuple(replace(site, temperature=value) for site, value in zip(sites, own, strict=True))
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -113,7 +119,7 @@ class Pullback(nn.Module):
         arguments = torch.fx.map_arg(node.args, values.__getitem__)
         keywords: dict[str, Any] = dict(torch.fx.map_arg(node.kwargs, values.__getitem__))
         if step.policy is not None:
-            keywords["ramp"] = Ramp(step.policy, coldness, self._recipe.edges)
+            keywords["ramp"] = Ramp(step.policy, self._coldness(step, coldness), self._recipe.edges)
         entries = step.rule(g, values[node], *arguments, **keywords)
         for argument, entry in _pairs(node.args, entries):
             if argument not in self._active:
@@ -130,6 +136,16 @@ class Pullback(nn.Module):
                     "Mend the rule in surgeon/rules",
                 )
             cotangents[argument] = cotangents[argument] + piece if argument in cotangents else piece
+
+    def _coldness(self, step: Step, given: Tensor) -> Tensor:
+        """1/T at one gate, a scalar: the gate's entry in `given`, its own fixed value, or `given` itself."""
+        if step.policy is None or not step.policy.tempered or step.kind == "exact":
+            return given
+        place = self._place[step.node.name]
+        if self.per_gate:
+            return given.select(0, place)
+        own = self.gates[place].temperature
+        return given if own is None else torch.full((), 1 / own, dtype=given.dtype)
 
     def _step(self, node: Node) -> Step:
         """The rule for `node`, by the three lists of `surgeon.rules`."""
@@ -185,7 +201,7 @@ def rewrite_program(
 ) -> tuple[ExportedProgram, Pullback]:
     """Capture `module`, optimise its graph, and record forward and pullback as one exported program.
 
-    The program takes (input, cotangent) and, where a gate or pool is tempered, a scalar temperature.
+    The program takes (input, cotangent) and, where a gate or pool reads it, the temperature.
     """
     captured = capture(module, example)
     optimise(captured.graph)
@@ -196,7 +212,8 @@ def rewrite_program(
     batch = {0: Dim("batch", min=1)}
     shapes: tuple[Any, ...] = (batch, batch)
     if pullback.tempered:
-        arguments, shapes = (*arguments, torch.ones((), dtype=example.dtype)), (*shapes, None)
+        sizes = [len(pullback.gates)] if pullback.per_gate else []
+        arguments, shapes = (*arguments, torch.ones(sizes, dtype=example.dtype)), (*shapes, None)
     with fx_traceback.preserve_node_meta(), warnings.catch_warnings(), torch.no_grad():
         shapes_by_name = dict(zip(("input", "cotangent", "temperature"), shapes, strict=False))
         try:
@@ -214,8 +231,9 @@ def rewrite(module: nn.Module, example: Tensor, recipe: Recipe | None = None) ->
     """The explicit pullback graph of `module`: (input, cotangent, temperature) -> (output, pullback).
 
     `example` is an input, [N, …] floating point; the batch of the result is dynamic. Under `recipe`s without soft gates
-    and pools the temperature is left out. The graph calls no autograd; each node's `meta["custom"]["surgeon"]` names
-    the forward node, the source module and the role (forward or backward). Raises ConversionError as `Pullback` does.
+    and pools the temperature is left out; under `temperature_input="per-gate"` it has one entry for each. The graph
+    calls no autograd; each node's `meta["custom"]["surgeon"]` names the forward node, the source module and the role
+    (forward or backward). Raises ConversionError as `Pullback` does.
     """
     if example.shape[0] < 2:
         example = torch.cat([example, example])

@@ -125,6 +125,8 @@ class Rivals:
 
     def _eager(self, input: Tensor, cotangent: Tensor, pullback: Array) -> eager.Network:
         """The faster of both ways in which the network's own code can run, if its values are right."""
+        if self._manifest.recipe.temperatures:
+            raise Unavailable("PyTorch's way has one temperature for all gates, and the bundle has several")
         module, temperature = self._module.to(self._device), self._manifest.defaults.temperature
         fast = eager.network(module, self._manifest.recipe, temperature)
         found = _array(eager.pull(fast, input, cotangent)[1])

@@ -101,10 +101,11 @@ class Session:
             f"the output of {self.bundle.path} is not a row of classes", "Give the cotangent itself, from Python"
         )
 
-    def pullback(self, input: Array, cotangent: Array, temperature: float | None = None) -> Pullback:
+    def pullback(self, input: Array, cotangent: Array, temperature: float | Sequence[float] | None = None) -> Pullback:
         """Pull `cotangent` (shape of the output) at the network's output back to `input` f32 [N, C, H, W].
 
-        `temperature` is the soft gates' T > 0; None takes the bundle's default. Raises SurgeonError for a wrong shape
+        `temperature` is the soft gates' T > 0; None takes the bundle's default. Where the artifacts take one for each
+        gate and pool, it may be as many numbers, and a single one is for all. Raises SurgeonError for a wrong shape
         or dtype, a value that is not finite, or a temperature where the bundle has no use for one.
         """
         return Pullback(*self._run("pullback.onnx", input, cotangent, temperature=temperature))
@@ -117,7 +118,7 @@ class Session:
         steps: int | None = None,
         step_size: float | None = None,
         radius: float | None = None,
-        temperature: float | None = None,
+        temperature: float | Sequence[float] | None = None,
     ) -> Ascent:
         """Climb `steps` steps from `input` f32 [N, C, H, W] along its pullbacks, in one run of `ascent.onnx`.
 
@@ -136,7 +137,7 @@ class Session:
         steps: int | None = None,
         step_size: float | None = None,
         radius: float | None = None,
-        temperature: float | None = None,
+        temperature: float | Sequence[float] | None = None,
     ) -> Iterator[Step]:
         """The same ascent by `ascent_step.onnx`, step by step: yields steps + 1 Steps, the first at `input` itself.
 
@@ -295,6 +296,8 @@ def _quiet(onnxruntime: Any) -> Iterator[None]:
 def _check_value(name: str, value: Any, port: Any) -> Array:
     """`value` as the array that the port takes; raises SurgeonError that names what is wrong with it."""
     dtype = _DTYPES.get(port.type)
+    if name == "temperature" and port.shape:
+        return _check_temperatures(value, port.shape[0], dtype)
     if not port.shape:
         return numpy.asarray(_check_scalar(name, value), dtype)
     if not isinstance(value, numpy.ndarray):
@@ -309,6 +312,20 @@ def _check_value(name: str, value: Any, port: Any) -> Array:
     if not numpy.isfinite(value).all():
         raise SurgeonError(f"the {name} holds values that are not finite")
     return value
+
+
+def _check_temperatures(value: Any, gates: int, dtype: Any) -> Array:
+    """One temperature for each gate and pool; a single number is for all."""
+    if isinstance(value, numpy.ndarray):
+        value = value.tolist()
+    if not isinstance(value, (list, tuple)):
+        return numpy.full(gates, _check_scalar("temperature", value), dtype)
+    if len(value) != gates:
+        raise SurgeonError(
+            f"temperature has {len(value)} entries, and the network {gates} gates and pools",
+            "Give one for each, in the manifest's order, or a single number for all",
+        )
+    return numpy.asarray([_check_scalar("temperature", item) for item in value], dtype)
 
 
 def _check_scalar(name: str, value: Any) -> Any:

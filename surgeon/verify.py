@@ -16,6 +16,7 @@ from surgeon.artifacts.bundle import Bundle
 from surgeon.artifacts.manifest import Artifact, Comparison, Manifest
 from surgeon.errors import SurgeonError, VerificationError
 from surgeon.oracle import forward, reference_ascent, reference_pullback, reference_step, sample_norm
+from surgeon.oracle_rules import Temperatures
 from surgeon.weights import varied_input
 
 SOFT_TOLERANCE = 1e-4
@@ -46,6 +47,9 @@ STEPS = 2
 _ERRORS_ONLY = 3  # ONNX Runtime warns of every input with a default, and artifacts have such inputs
 
 Values = dict[str, Tensor]
+Given = float | list[float]
+"""What an artifact is given as its temperature: a number, or one for each gate and pool."""
+
 Runner = Callable[[Values], Values]
 
 
@@ -55,7 +59,7 @@ class Problem:
 
     kind: str  # stem of the artifact's file name: pullback, ascent_step, ascent
     condition: str  # such as "batch 3, T 0.69"
-    temperature: float
+    temperature: float  # the lowest, where gates have their own
     feeds: Values  # what is left out takes the artifact's default
     solve: Callable[[], Values]
 
@@ -72,10 +76,10 @@ def verify(
     """Run every artifact in `folder` and compare it with plain autograd on `module`, preprocessing included.
 
     `manifest` is read from the folder unless it is given. Inputs are fresh (`seed`); batches are 1, 2 and 3; the
-    temperature is once left to its default and once another. Errors are relative L2 norms; `perturbed` is compared by
-    what was added to the input. `tolerance` replaces every default one. `progress` is told each line as it is known. A
-    line over its tolerance raises nothing here: see `require`. Raises VerificationError where an artifact does not run,
-    or where the pullback is zero, so that nothing is proved.
+    temperature is once left to its default and once another (one for each gate, where they are given so). Errors are
+    relative L2 norms; `perturbed` is compared by what was added to the input. `tolerance` replaces every default one.
+    `progress` is told each line as it is known. A line over its tolerance raises nothing here: see `require`. Raises
+    VerificationError where an artifact does not run, or where the pullback is zero, so that nothing is proved.
     """
     folder = Path(folder)
     manifest = manifest or Bundle.open(folder).manifest
@@ -134,7 +138,7 @@ def problems(module: nn.Module, manifest: Manifest, seed: int) -> list[Problem]:
 
     with torch.no_grad():
         outputs = tuple(forward(module, inputs(1), manifest.recipe.at).shape[1:])
-    other = manifest.defaults.temperature * OTHER_TEMPERATURE
+    other = _other_temperature(manifest, generator)
 
     def cotangents(batch: int) -> Tensor:
         return torch.randn((batch, *outputs), generator=generator)
@@ -153,23 +157,22 @@ def problems(module: nn.Module, manifest: Manifest, seed: int) -> list[Problem]:
 
 
 def _pullback_problem(
-    module: nn.Module, manifest: Manifest, x: Tensor, cotangent: Tensor, temperature: float | None
+    module: nn.Module, manifest: Manifest, x: Tensor, cotangent: Tensor, temperature: Given | None
 ) -> Problem:
     feeds = {"input": x, "cotangent": cotangent}
-    if temperature is None:
-        temperature = manifest.defaults.temperature
-    else:
+    if temperature is not None:
         feeds["temperature"] = torch.tensor(temperature)
+    reference, lowest = _reference_temperatures(manifest, temperature)
 
     def solve() -> Values:
-        found = reference_pullback(module, x, cotangent, recipe=manifest.recipe, temperature=temperature)
+        found = reference_pullback(module, x, cotangent, recipe=manifest.recipe, temperature=reference)
         return dict(zip(("output", "pullback"), found, strict=True))
 
-    return Problem("pullback", _condition(manifest, len(x), temperature), temperature, feeds, solve)
+    return Problem("pullback", _condition(manifest, len(x), temperature), lowest, feeds, solve)
 
 
 def _step_problem(
-    module: nn.Module, manifest: Manifest, x: Tensor, elsewhere: Tensor, cotangent: Tensor, temperature: float
+    module: nn.Module, manifest: Manifest, x: Tensor, elsewhere: Tensor, cotangent: Tensor, temperature: Given
 ) -> Problem:
     options, feeds = _ascent_options(manifest, cotangent, temperature)
     away = elsewhere - x  # one step size away, so that the next step leaves the ball
@@ -180,10 +183,11 @@ def _step_problem(
         return dict(zip(("perturbed", "output", "pullback"), found, strict=True))
 
     condition = _condition(manifest, len(x), temperature) + ", 1 step"
-    return Problem("ascent_step", condition, temperature, {"input": x, "origin": origin, **feeds}, solve)
+    lowest = _reference_temperatures(manifest, temperature)[1]
+    return Problem("ascent_step", condition, lowest, {"input": x, "origin": origin, **feeds}, solve)
 
 
-def _ascent_problem(module: nn.Module, manifest: Manifest, x: Tensor, cotangent: Tensor, temperature: float) -> Problem:
+def _ascent_problem(module: nn.Module, manifest: Manifest, x: Tensor, cotangent: Tensor, temperature: Given) -> Problem:
     options, feeds = _ascent_options(manifest, cotangent, temperature)
 
     def solve() -> Values:
@@ -191,22 +195,48 @@ def _ascent_problem(module: nn.Module, manifest: Manifest, x: Tensor, cotangent:
         return dict(zip(("perturbed", "output", "pullback", "score"), found, strict=True))
 
     condition = _condition(manifest, len(x), temperature) + f", {STEPS} steps"
-    return Problem("ascent", condition, temperature, {"input": x, "steps": torch.tensor(STEPS), **feeds}, solve)
+    lowest = _reference_temperatures(manifest, temperature)[1]
+    return Problem("ascent", condition, lowest, {"input": x, "steps": torch.tensor(STEPS), **feeds}, solve)
 
 
-def _ascent_options(manifest: Manifest, cotangent: Tensor, temperature: float) -> tuple[dict[str, Any], Values]:
+def _other_temperature(manifest: Manifest, generator: torch.Generator) -> Given:
+    """One that is not the default; where each gate has its entry, all different, and in no order."""
+    other = manifest.defaults.temperature * OTHER_TEMPERATURE
+    if manifest.recipe.temperature_input == "scalar":
+        return other
+    return [other * (0.5 + share) for share in torch.rand(len(manifest.gates), generator=generator).tolist()]
+
+
+def _reference_temperatures(manifest: Manifest, given: Given | None) -> tuple[Temperatures, float]:
+    """What the oracle is given where the artifact gets `given` (None: its default), and the lowest T there is."""
+    values = manifest.gate_temperatures(given)
+    soft = [(gate.module, value) for gate, value in zip(manifest.gates, values, strict=True) if gate.rule == "soft"]
+    if manifest.recipe.temperatures or manifest.recipe.temperature_input == "per-gate":
+        return soft, min((value for _, value in soft), default=1.0)
+    assert not isinstance(given, list)
+    shared = manifest.defaults.temperature if given is None else given
+    return shared, shared
+
+
+def _ascent_options(manifest: Manifest, cotangent: Tensor, temperature: Given) -> tuple[dict[str, Any], Values]:
     """The same numbers for the oracle and for the artifact; the radius is one that two steps reach."""
     image, step_size = manifest.image, manifest.defaults.step_size * (HARD_STEP if _is_hard(manifest) else 1)
-    scalars = {"temperature": temperature, "step_size": step_size, "radius": 1.2 * abs(step_size)}
-    options: dict[str, Any] = {"recipe": manifest.recipe, "range": None, **scalars}
+    lengths = {"step_size": step_size, "radius": 1.2 * abs(step_size)}
+    reference = _reference_temperatures(manifest, temperature)[0]
+    options: dict[str, Any] = {"recipe": manifest.recipe, "range": None, "temperature": reference, **lengths}
     if image is not None:
         options |= {"range": image.range, "margin": image.margin}
-    return options, {"cotangent": cotangent, **{name: torch.tensor(value) for name, value in scalars.items()}}
+    scalars = {"temperature": torch.tensor(temperature)} | {key: torch.tensor(value) for key, value in lengths.items()}
+    return options, {"cotangent": cotangent, **scalars}
 
 
-def _condition(manifest: Manifest, batch: int, temperature: float) -> str:
+def _condition(manifest: Manifest, batch: int, temperature: Given | None) -> str:
     tempered = any("temperature" in _names(artifact) for artifact in manifest.artifacts.values())
-    return f"batch {batch}, T {temperature:.3g}" if tempered else f"batch {batch}"
+    if not tempered:
+        return f"batch {batch}"
+    if isinstance(temperature, list) or (temperature is None and manifest.recipe.temperature_input == "per-gate"):
+        return f"batch {batch}, T {'default' if temperature is None else 'per gate'}"
+    return f"batch {batch}, T {manifest.defaults.temperature if temperature is None else temperature:.3g}"
 
 
 def input_shape(manifest: Manifest) -> tuple[int, ...]:

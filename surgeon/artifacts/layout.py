@@ -5,7 +5,8 @@ products of two blocked tensors of one shape, of sigmoid, ReLU and pools, and of
 tensor out of the layout, on one core however many there are, and the next convolution takes it back. Three things that
 a pullback is full of are put differently here, so that it stays:
 
-- z times 1/T, a tensor by a scalar. The scalar is spread over a tensor of z's shape by a convolution of one plane.
+- z times 1/T, a tensor by a scalar. The scalar is spread over a tensor of z's shape by a convolution of one plane; a
+  constant one is the kernel of a depthwise convolution of one element.
 - An activation that it blocks only as part of a convolution, such as clip, where others read what goes into it, too. It
   is given a convolution of its own: depthwise, of one element, by one.
 - A blocked tensor that meets one from outside, such as the cotangent that a transposed convolution gives. That one is
@@ -35,7 +36,7 @@ Shape = tuple[int | str, ...]
 
 
 def keep_blocked(graph: GraphProto) -> dict[str, int]:
-    """Rewrite `graph` as above, in place; how often each was done: "spread", "fused", "entered".
+    """Rewrite `graph` as above, in place; how often each was done: "spread", "scaled", "fused", "entered".
 
     Its first input is the batch of images. No value changes.
     """
@@ -44,6 +45,10 @@ def keep_blocked(graph: GraphProto) -> dict[str, int]:
         walk.visit(node)
     del graph.node[:]
     graph.node.extend(walk.nodes)
+    read = {name for node in graph.node for name in node.input}
+    for initializer in [initializer for initializer in graph.initializer if initializer.name in walk.constants]:
+        if initializer.name not in read:
+            graph.initializer.remove(initializer)
     return walk.counts
 
 
@@ -57,12 +62,18 @@ class _Walk:
             value.name: tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
             for value in (*graph.input, *graph.value_info)
         }
+        # Weights may lie in another file; no scalar does.
+        self.constants = {
+            initializer.name: float(numpy_helper.to_array(initializer))
+            for initializer in graph.initializer
+            if not initializer.dims and initializer.data_type == TensorProto.FLOAT
+        }
         self._makers = {name: node.op_type for node in graph.node for name in node.output}
         self._readers = collections.Counter(name for node in graph.node for name in node.input)
         self._blocked: set[str] = set()
         self._made: set[str] = set()
         self.nodes: list[NodeProto] = []
-        self.counts = {"spread": 0, "fused": 0, "entered": 0}
+        self.counts = {"spread": 0, "scaled": 0, "fused": 0, "entered": 0}
 
     def visit(self, node: NodeProto) -> None:
         """Put `node` behind the nodes that were visited before, and before it those that keep it blocked."""
@@ -88,6 +99,10 @@ class _Walk:
             if node.op_type == "Mul" and self._shapes.get(name) == () and name in self._makers:
                 node.input[i] = self._spread(name, self._shapes[other], node)
                 self.counts["spread"] += 1
+            elif node.op_type == "Mul" and name in self.constants:
+                self._scale(node, other, self.constants[name])
+                self.counts["scaled"] += 1
+                return
             elif self._makers.get(name) in _OUTSIDE and self._shapes.get(name) == self._shapes[other]:
                 node.input[i] = self._enter(name, node)
                 self.counts["entered"] += 1
@@ -119,9 +134,21 @@ class _Walk:
         self._make("Conv", [plane, self._ones(channels, reader)], name, reader, shape)
         return name
 
+    def _scale(self, node: NodeProto, tensor: str, factor: float) -> None:
+        """Make of `node`, a product, the depthwise convolution that is the same."""
+        channels = self._shapes[tensor][1]
+        node.op_type = "Conv"
+        node.input[:] = [tensor, self._filled(factor, channels, node)]
+        node.attribute.append(helper.make_attribute("group", channels))
+
     def _ones(self, channels: int | str, reader: NodeProto) -> str:
-        name = f"ones/{channels}"
-        self._make("ConstantOfShape", [self._sizes(channels, 1, 1, 1)], name, reader, None, value=_ONE)
+        return self._filled(1.0, channels, reader)
+
+    def _filled(self, value: float, channels: int | str, reader: NodeProto) -> str:
+        """The kernels of a depthwise convolution of one element."""
+        name = f"ones/{channels}" if value == 1 else f"{value:.9g}/{channels}"
+        filling = numpy_helper.from_array(numpy.array([value], numpy.float32))
+        self._make("ConstantOfShape", [self._sizes(channels, 1, 1, 1)], name, reader, None, value=filling)
         return name
 
     def _make(
@@ -151,6 +178,3 @@ class _Walk:
             self._made.add(name)
             self._graph.initializer.append(numpy_helper.from_array(numpy.array(sizes, numpy.int64), name))
         return name
-
-
-_ONE = numpy_helper.from_array(numpy.ones(1, numpy.float32))

@@ -10,6 +10,7 @@ import json
 import math
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +43,8 @@ class Recipe:
     objective: str = "logit"  # logit, cross-entropy, energy
     step: str = "unit"  # unit: g/|g|; relative: g/|g| * |x|; raw: g
     norm: str = "2"  # 1, 2, inf: the norm of step and radius
+    temperatures: tuple[tuple[str, float], ...] = ()  # (gate's name or pattern, its T): see surgeon.temperatures
+    temperature_input: str = "scalar"  # scalar: one T for all; per-gate: one for each of `Manifest.gates`, in order
     precision: str = "fp32"
     layout: str = "blocked"  # blocked, plain: see surgeon.artifacts.layout
     opset: int = 18
@@ -88,7 +91,7 @@ class Port:
     dtype: str  # numpy's name: float32, int64
     shape: tuple[int | str, ...]
     meaning: str
-    default: float | int | None = None
+    default: float | int | tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ class Gate:
     kind: str  # gate, pool
     rule: str  # soft, hard, guided, deconvnet
     shape: tuple[int | str, ...]  # of the pre-activation
-    temperature: float | None = None  # None: the runtime input
+    temperature: float | None = None  # its own T, fixed (the default of a per-gate input's entry); None: the input's
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,27 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     verification: tuple[Comparison, ...] = ()
     schema: int = SCHEMA
+
+    @property
+    def default_temperature(self) -> float | tuple[float, ...]:
+        """What the artifacts' input `temperature` holds where a caller leaves it out."""
+        shared = self.defaults.temperature
+        if self.recipe.temperature_input == "scalar":
+            return shared
+        return tuple(shared if gate.temperature is None else gate.temperature for gate in self.gates)
+
+    @property
+    def input_defaults(self) -> dict[str, Any]:
+        """The default of every input that a caller may leave out, by name."""
+        return {**dataclasses.asdict(self.defaults), "temperature": self.default_temperature}
+
+    def gate_temperatures(self, given: float | Sequence[float] | None = None) -> tuple[float, ...]:
+        """T of each of `gates`, where a caller gives `given` as the input `temperature` (None: leaves it out)."""
+        given = self.default_temperature if given is None else given
+        if self.recipe.temperature_input == "per-gate":
+            return tuple(given) if isinstance(given, Sequence) else (given,) * len(self.gates)
+        assert not isinstance(given, Sequence)
+        return tuple(given if gate.temperature is None else gate.temperature for gate in self.gates)
 
     def to_json(self) -> str:
         """The text of `manifest.json`: strict JSON, except that infinite numbers are written as strings."""
@@ -201,6 +225,9 @@ def _build(kind: Any, data: Any) -> Any:
             return _build(options[0], data)
         if float in options and data in ("inf", "-inf"):
             return float(data)
+        if isinstance(data, list):
+            options = [option for option in options if typing.get_origin(option) is tuple]
+            return _build(options[0] if options else None, data)
         if type(data) not in options:
             raise TypeError(f"{data!r} is none of {options}")
         return data

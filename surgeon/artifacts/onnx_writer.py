@@ -13,7 +13,7 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from surgeon.artifacts.layout import keep_blocked
-from surgeon.artifacts.manifest import Defaults, Recipe
+from surgeon.artifacts.manifest import Recipe
 from surgeon.artifacts.ports import BATCH
 from surgeon.ascent import Objective, Step
 from surgeon.errors import ConversionError
@@ -45,14 +45,15 @@ def write_onnx(
     program: ExportedProgram,
     folder: Path,
     recipe: Recipe,
-    defaults: Defaults,
+    defaults: Mapping[str, Any],
     value_range: tuple[float, float],
     facts: str,
 ) -> None:
     """Write pullback.onnx, ascent_step.onnx, ascent.onnx and weights.bin into `folder`.
 
-    `program` is what `surgeon.pullback.rewrite_program` returns; images are clamped to `value_range` by each step;
-    `facts` (JSON) goes into `metadata_props`.
+    `program` is what `surgeon.pullback.rewrite_program` returns; `defaults` are those of inputs that may be left
+    out (`Manifest.input_defaults`); images are clamped to `value_range` by each step; `facts` (JSON) goes into
+    `metadata_props`.
     """
     pullback = _translate_pullback(program, folder, recipe.opset)
     if recipe.layout == "blocked" and recipe.precision == "fp32":
@@ -412,9 +413,11 @@ def _scalar(name: str, dtype: int = TensorProto.FLOAT) -> ValueInfoProto:
     return helper.make_tensor_value_info(name, dtype, [])
 
 
-def _add_defaults(model: ModelProto, defaults: Defaults) -> None:
-    """The scalar inputs as initializers too: a caller may leave them out. (ONNX IR, "Graphs": overridable defaults.)"""
+def _add_defaults(model: ModelProto, defaults: Mapping[str, Any]) -> None:
+    """Inputs with a default as initializers too: a caller may leave them out. (ONNX IR: overridable defaults.)"""
     for port in model.graph.input:
-        if not port.type.tensor_type.shape.dim:
+        if port.name in defaults:
+            sizes = [dim.dim_value for dim in port.type.tensor_type.shape.dim]
+            values = defaults[port.name] if sizes else [defaults[port.name]]
             kind = port.type.tensor_type.elem_type
-            model.graph.initializer.append(helper.make_tensor(port.name, kind, [], [getattr(defaults, port.name)]))
+            model.graph.initializer.append(helper.make_tensor(port.name, kind, sizes, values))

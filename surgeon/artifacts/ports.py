@@ -23,13 +23,13 @@ def artifacts(
     formats: Sequence[str],
     recipe: Recipe,
     defaults: Defaults,
-    tempered: bool,
+    temperature: float | tuple[float, ...] | None,
     input_shape: Sequence[int],
     output_shape: Sequence[int],
 ) -> dict[str, Artifact]:
     """All artifacts of `formats`, by file name; shapes are those of one sample, without the batch.
 
-    `tempered` says whether a gate or pool reads the temperature: without one, no artifact takes it.
+    `temperature` is that input's default: one number, or one for each gate and pool; None where no artifact takes it.
     """
     image: tuple[int | str, ...] = (BATCH, *input_shape)
     output: tuple[int | str, ...] = (BATCH, *output_shape)
@@ -38,13 +38,9 @@ def artifacts(
     climbed = (
         [Port("cotangent", "float32", output, _COTANGENTS[recipe.objective])] if recipe.objective in _COTANGENTS else []
     )
-    temperature = (
-        [Port("temperature", "float32", (), "softness T > 0 of gates and pools", defaults.temperature)]
-        if tempered
-        else []
-    )
+    tempered = [] if temperature is None else [_temperature(temperature)]
     scalars = [
-        *temperature,
+        *tempered,
         Port("step_size", "float32", (), "length of a step; negative descends", defaults.step_size),
         Port("radius", "float32", (), "largest norm of what is added; inf for no limit", defaults.radius),
     ]
@@ -53,7 +49,7 @@ def artifacts(
     pullback = Port("pullback", "float32", image, "the cotangent, pulled back to the input")
     perturbed = Port("perturbed", "float32", image, "the images after the ascent")
     ports = {
-        "pullback": ([given, at_output, *temperature], [plain_output, pullback]),
+        "pullback": ([given, at_output, *tempered], [plain_output, pullback]),
         "ascent_step": (
             [given, Port("origin", "float32", image, "the images that the ascent started from"), *climbed, *scalars],
             [
@@ -77,3 +73,10 @@ def artifacts(
         for kind in formats
         for name in FILES[kind]
     }
+
+
+def _temperature(default: float | tuple[float, ...]) -> Port:
+    if isinstance(default, tuple):
+        meaning = "softness T > 0 of each gate and pool, in the manifest's order; those that are not soft read nothing"
+        return Port("temperature", "float32", (len(default),), meaning, default)
+    return Port("temperature", "float32", (), "softness T > 0 of gates and pools", default)

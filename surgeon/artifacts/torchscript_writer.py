@@ -9,7 +9,7 @@ import copy
 import io
 import operator
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,20 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.fx import GraphModule
 
-from surgeon.artifacts.manifest import Defaults, Recipe
+from surgeon.artifacts.manifest import Recipe
 from surgeon.ascent import Objective, Step
 
 
 def write_torchscript(
-    graph: GraphModule, folder: Path, recipe: Recipe, defaults: Defaults, value_range: tuple[float, float]
+    graph: GraphModule, folder: Path, recipe: Recipe, defaults: Mapping[str, Any], value_range: tuple[float, float]
 ) -> None:
-    """Write pullback.ts and ascent.ts into `folder`; `graph` is what `surgeon.pullback.explicit_graph` returns."""
+    """Write pullback.ts and ascent.ts into `folder`; `graph` is what `surgeon.pullback.explicit_graph` returns.
+
+    `defaults` are as for the ONNX files. A scalar fills a temperature that has an entry for each gate.
+    """
     tempered = any(node.op == "placeholder" and node.target == "temperature" for node in graph.graph.nodes)
-    temperature = [("temperature", defaults.temperature)] if tempered else []
-    ascent = [*temperature, ("step_size", defaults.step_size), ("radius", defaults.radius), ("steps", defaults.steps)]
+    temperature = [("temperature", defaults["temperature"])] if tempered else []
+    ascent = [*temperature, *((name, defaults[name]) for name in ("step_size", "radius", "steps"))]
     objective, step = Objective(recipe.objective), Step(recipe.step, recipe.norm, *value_range)
     with _without_deprecations():
         _save(torch.jit.script(_scriptable(graph)), ["input", "cotangent"], temperature, 2, folder / "pullback.ts")
@@ -68,7 +71,7 @@ class _Ascent(nn.Module):
 
 
 def _save(
-    inner: torch.jit.ScriptModule, tensors: list[str], scalars: list[tuple[str, float]], outputs: int, path: Path
+    inner: torch.jit.ScriptModule, tensors: list[str], scalars: list[tuple[str, Any]], outputs: int, path: Path
 ) -> None:
     """Save `inner` behind a forward whose scalars have defaults and which lacks the inputs that it has no use for."""
     holder = nn.Module()
@@ -79,7 +82,10 @@ def _save(
     lines = [f"def forward(self, {', '.join(taken)}) -> Tuple[{', '.join(['Tensor'] * outputs)}]:"]
     for name, value in values.items():
         text = f"float('{value}')" if value in (float("inf"), float("-inf")) else repr(value)
+        text = repr(list(value)) if isinstance(value, tuple) else text
         lines.append(f"    {name}_ = {name} if {name} is not None else torch.tensor({text}, device=input.device)")
+        if isinstance(value, tuple):
+            lines.append(f"    {name}_ = {name}_.expand({len(value)})")
     # What the loop takes and the artifact does not, it does not read: any tensor will do.
     wanted = [port.name for port in inner._c._get_method("forward").schema.arguments][1:]
     given = [f"{name}_" if name in values else name if name in tensors else "input" for name in wanted]

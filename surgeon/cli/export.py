@@ -41,6 +41,21 @@ class Shape(click.ParamType[tuple[int, ...]]):
         return shape
 
 
+class Temperature(click.ParamType[tuple[str, float]]):
+    """T as ("", T), PATTERN=T as (PATTERN, T)."""
+
+    name = "T|GATES=T"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        """Parse `value`, unless it is parsed already."""
+        if isinstance(value, tuple):
+            return value
+        pattern, equals, number = value.rpartition("=")
+        if equals and not pattern:
+            self.fail(f"{value!r} names no gates. Write T, or GATES=T such as 'layer4.*=0.5'.", param, ctx)
+        return pattern, options.number(above=0)(number)
+
+
 class Formats(click.ParamType[tuple[str, ...]]):
     """onnx, torchscript or both, with a comma between them."""
 
@@ -76,7 +91,15 @@ class Formats(click.ParamType[tuple[str, ...]]):
     "--edges", type=click.Choice(["lower", "both"]), default="lower", show_default=True,
     help="Edges of ReLU6, hardtanh and clamp that are softened.",
 )  # fmt: skip
-@click.option("--temperature", type=options.number(above=0), metavar="T", help="Default T.  [default: the model's]")
+@click.option(
+    "--temperature", "temperatures", type=Temperature(), multiple=True, metavar="T|GATES=T",
+    help="Default T, or the fixed T of the gates and pools whose module or node has that name or pattern. Repeatable; "
+    "the last one counts.  [default: the model's]",
+)  # fmt: skip
+@click.option(
+    "--temperature-input", type=click.Choice(["scalar", "per-gate"]), default="scalar", show_default=True,
+    help="What the artifacts take: one T for all, or one for each gate and pool (GATES=T is a default then).",
+)  # fmt: skip
 @click.option(
     "--objective", type=click.Choice(["logit", "cross-entropy", "energy"]), default="logit", show_default=True,
     help="What an ascent climbs.",
@@ -157,9 +180,11 @@ def _export(model: str, output: Path | None, check: bool, choices: dict[str, Any
     if source.image is not None:
         source = dataclasses.replace(source, image=dataclasses.replace(source.image, margin=choices["margin"]))
     named = {field.name: choices[field.name] for field in dataclasses.fields(Recipe) if field.name in choices}
-    recipe = Recipe(**{**named, "pool": choices["pool"] or ""})
+    own = tuple((pattern, value) for pattern, value in choices["temperatures"] if pattern)
+    shared = [value for pattern, value in choices["temperatures"] if not pattern]
+    recipe = Recipe(**{**named, "pool": choices["pool"] or "", "temperatures": own})
     defaults = Defaults(
-        temperature=choices["temperature"] or source.temperature,
+        temperature=shared[-1] if shared else source.temperature,
         step_size=choices["step_size"],
         radius=choices["radius"],
         steps=choices["steps"],

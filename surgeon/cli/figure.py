@@ -128,6 +128,11 @@ def ordinary(session: Session, plain: Session | None) -> tuple[str, Session, flo
         _require_same(session, plain)
         return f"Ordinary gradients (hard gates, from {plain.bundle.path.name})", plain, None
     gate = session.manifest.recipe.gate
+    if session.manifest.recipe.temperatures and session.manifest.recipe.temperature_input == "scalar":
+        raise SurgeonError(
+            f"the bundle {session.bundle.path} fixes temperatures of gates, which no temperature makes hard",
+            "Give a bundle of the same model with hard gates: --against BUNDLE",
+        )
     if gate in ("soft", "hard") and not takes_temperature(session):
         return None
     if gate not in ("soft", "hard"):
@@ -206,6 +211,8 @@ def upper_title(session: Session, settings: dict[str, Any]) -> str:
     gate = session.manifest.recipe.gate
     temperature = settings["temperature"] or session.manifest.defaults.temperature
     tempered = takes_temperature(session)
+    if gate == "soft" and session.manifest.recipe.temperatures:
+        return "Excitation pullbacks (gates with temperatures of their own)"
     if gate == "soft" and tempered:
         return f"Excitation pullbacks (T = {temperature:g})"
     if gate in ("soft", "hard") and not tempered:

@@ -112,7 +112,8 @@ def _print_file(console: Console, file: FileReport) -> None:
 
 def _port(port: Port) -> tuple[str, str, str, str, str]:
     shape = "[" + ", ".join(str(size) for size in port.shape) + "]"
-    default = "" if port.default is None else f"{port.default:g}"
+    values = port.default if isinstance(port.default, tuple) else () if port.default is None else (port.default,)
+    default = ", ".join(dict.fromkeys(f"{value:g}" for value in values))
     return port.name, port.dtype, shape, default, port.meaning
 
 
@@ -120,10 +121,11 @@ def _print_gates(console: Console, manifest: Manifest, every: bool) -> None:
     if not manifest.gates:
         console.print("no gates and no pools\n")
         return
+    fixed = "{:g}" if manifest.recipe.temperature_input == "scalar" else "input ({:g})"
     shared = "input" if any(gate.temperature is None for gate in manifest.gates) else ""
 
     def softness(rule: str, temperature: float | None) -> str:
-        return "" if rule != "soft" else f"{temperature:g}" if temperature is not None else shared
+        return "" if rule != "soft" else shared if temperature is None else fixed.format(temperature)
 
     if every:
         rows = [

@@ -73,7 +73,8 @@ def command(
     size = defaults.step_size if step_size is None else step_size
     settings = {**scalars, "step_size": -size if descend else size}
     settings = {name: getattr(defaults, name) if value is None else value for name, value in settings.items()}
-    if scalars["temperature"] is None and not takes_temperature(session):
+    per_gate = session.manifest.recipe.temperature_input == "per-gate"
+    if scalars["temperature"] is None and (per_gate or not takes_temperature(session)):
         settings["temperature"] = None
     wanted = choose_targets(session, photos, targets)
     images = [read_photo(session, photo) for photo in photos]  # every photo, before the first is computed
