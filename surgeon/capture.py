@@ -22,6 +22,7 @@ from torch.fx import GraphModule, Node
 
 from surgeon.errors import ConversionError, SurgeonError
 from surgeon.rules import KEPT
+from surgeon.sizes import REMEDY, require_any_size
 
 GATE_MODULES = (
     *(nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.Threshold),
@@ -53,27 +54,36 @@ class Captured:
         return returned
 
 
-def capture(module: nn.Module, example: Tensor) -> Captured:
+def capture(module: nn.Module, example: Tensor, dynamic_size: bool = False) -> Captured:
     """Capture `module`, in evaluation mode, as called on `example`: [N >= 2, …], floating point; N stays dynamic.
 
-    Raises ConversionError where torch.export cannot record the module, or where it does not map one tensor to one.
+    With `dynamic_size`, height and width of an `example` [N, C, H, W] stay so, too. Raises ConversionError where
+    torch.export cannot record the module, or where it does not map one tensor to one.
     """
     if example.shape[0] < 2:
         raise ValueError("capture needs an example batch of at least 2: torch.export fixes sizes 0 and 1")
     _refuse_input(module, example)
+    if dynamic_size and example.dim() != 4:
+        raise SurgeonError(f"an input of {example.dim() - 1} dimensions has no height and width", REMEDY)
+    sizes = {2: Dim.DYNAMIC, 3: Dim.DYNAMIC} if dynamic_size else {}
     try:
         with _evaluating(module), _silent_torch():
-            program = torch.export.export(module, (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
+            program = torch.export.export(module, (example,), dynamic_shapes=({0: Dim("batch", min=1), **sizes},))
+            recorded = program
             _detach_untracked(program)
             table = torch.export.default_decompositions()
             for operator in KEPT:
                 table.pop(operator, None)
             graph = program.run_decompositions(table).module(check_guards=False)
     except Exception as error:
+        free = "batch, height and width" if dynamic_size else "batch"
         raise ConversionError(
-            f"torch.export cannot record the network with a dynamic batch{_place(error)} ({_first_line(error)})",
-            "Data-dependent control flow and a fixed batch are the usual causes",
+            f"torch.export cannot record the network with a dynamic {free}{_place(error)} ({_first_line(error)})",
+            REMEDY if dynamic_size else "Data-dependent control flow and a fixed batch are the usual causes",
         ) from error
+    if dynamic_size:
+        with _evaluating(module):
+            require_any_size(recorded, module, module, example)
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
     outputs = _returned(graph)
     if len(inputs) != 1 or len(outputs) != 1 or not isinstance(outputs[0], Node):

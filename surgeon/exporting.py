@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from surgeon import sizes
 from surgeon.artifacts import ports
 from surgeon.artifacts.bundle import Bundle, seal, staged
 from surgeon.artifacts.layout import LAYOUTS
@@ -69,6 +70,8 @@ def export(
     recipe = recipe or Recipe()
     defaults = defaults or Defaults(temperature=source.temperature)
     _refuse(recipe, defaults, formats)
+    if recipe.dynamic_size and source.image is None:
+        raise SurgeonError("the input is not a picture, whose height and width could be free", sizes.REMEDY)
     with staged(destination) as folder:
         stage("rewrite")
         network = _Half(source.module) if recipe.precision == "fp16" else source.module
@@ -83,7 +86,8 @@ def export(
             versions=_versions(),
         )
         temperature = manifest.default_temperature if pullback.tempered else None
-        artifacts = ports.artifacts(formats, recipe, defaults, temperature, source.input_shape, pullback.output_shape)
+        shape = (source.input_shape[0], "H", "W") if recipe.dynamic_size else source.input_shape
+        artifacts = ports.artifacts(formats, recipe, defaults, temperature, shape, pullback.output_shape)
         manifest = dataclasses.replace(manifest, artifacts=artifacts)
         image = source.image
         value_range = clamp_range(*image.range, image.margin) if image is not None else (-math.inf, math.inf)

@@ -47,7 +47,7 @@ def drop_identities(graph: GraphModule) -> int:
     for node in list(graph.graph.nodes):
         copies = node.target in (aten.clone.default, aten.alias.default, aten.dropout.default)
         adaptive = node.target in (aten._adaptive_avg_pool2d.default, aten._adaptive_avg_pool3d.default)
-        if copies or (adaptive and node.meta["val"].shape == node.args[0].meta["val"].shape):
+        if copies or (adaptive and str(node.meta["val"].shape) == str(node.args[0].meta["val"].shape)):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
             count += 1

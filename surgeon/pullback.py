@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx import traceback as fx_traceback
 from torch.fx.graph import CodeGen
@@ -31,6 +32,7 @@ from surgeon.gates import GATES, Gate, Ramp, gate
 from surgeon.optimise import optimise, optimise_pullback
 from surgeon.rules import CONSTANT, DERIVED, RULES
 from surgeon.rules.derived import DerivedRule
+from surgeon.sizes import REMEDY, dynamic, require_any_size
 from surgeon.temperatures import assign
 
 
@@ -76,7 +78,7 @@ class Pullback(nn.Module):
                 op=str(step.node.target),
                 kind=step.kind,
                 rule=step.policy.name,
-                shape=_shape(step.node.args[0]),
+                shape=_shape(step.node.args[0], self._captured.input),
             )
             for step in reversed(self.steps)
             if step.kind in ("gate", "pool") and step.policy is not None
@@ -85,9 +87,9 @@ class Pullback(nn.Module):
         return tuple(replace(site, temperature=value) for site, value in zip(sites, own, strict=True))
 
     @property
-    def output_shape(self) -> tuple[int, ...]:
-        """Shape of one sample's output."""
-        return tuple(self._captured.output.meta["val"].shape[1:])
+    def output_shape(self) -> tuple[int | str, ...]:
+        """Shape of one sample's output; what depends on the input's height and width as a formula of H and W."""
+        return _shape(self._captured.output, self._captured.input)[1:]
 
     def forward(self, input: Tensor, cotangent: Tensor, temperature: Tensor | None = None) -> tuple[Tensor, Tensor]:
         values = _Forward(self.network).values(input)
@@ -203,14 +205,17 @@ def rewrite_program(
 
     The program takes (input, cotangent) and, where a gate or pool reads it, the temperature.
     """
-    captured = capture(module, example)
+    recipe = recipe or Recipe()
+    captured = capture(module, example, recipe.dynamic_size)
     optimise(captured.graph)
-    pullback = Pullback(captured, recipe or Recipe())
-    output = captured.output.meta["val"]
-    cotangent = torch.zeros([example.shape[0], *output.shape[1:]], dtype=output.dtype)
+    if recipe.dynamic_size:
+        _refuse_static(captured)
+    pullback = Pullback(captured, recipe)
+    values = [captured.input.meta["val"], captured.output.meta["val"]]
+    with torch.no_grad():
+        cotangent = torch.zeros_like(captured.graph(example))
     arguments: tuple[Tensor, ...] = (example, cotangent)
-    batch = {0: Dim("batch", min=1)}
-    shapes: tuple[Any, ...] = (batch, batch)
+    shapes: tuple[Any, ...] = tuple(dynamic(value.shape) for value in values)
     if pullback.tempered:
         sizes = [len(pullback.gates)] if pullback.per_gate else []
         arguments, shapes = (*arguments, torch.ones(sizes, dtype=example.dtype)), (*shapes, None)
@@ -221,10 +226,37 @@ def rewrite_program(
         except (RuntimeError, ValueError, TypeError) as error:  # what rules and fake tensors raise
             raise ConversionError(
                 f"torch.export cannot record the pullback ({str(error).strip().splitlines()[0]})",
-                "Please report it, with the network's source",
+                REMEDY if recipe.dynamic_size else "Please report it, with the network's source",
             ) from error
+        if recipe.dynamic_size:
+            require_any_size(program, pullback, captured.graph, example)
+    _read_sizes_of_output(program)
     optimise_pullback(program)
     return program, pullback
+
+
+def _refuse_static(captured: Captured) -> None:
+    """Raise ConversionError for operators that ONNX gets in a form for the traced height and width alone."""
+    for node in captured.graph.graph.nodes:
+        if "adaptive" in str(node.target) and node.op == "call_function":
+            raise ConversionError(f"{_where(node)} cannot be exported for any height and width", REMEDY)
+
+
+def _read_sizes_of_output(program: ExportedProgram) -> None:
+    """Read no size of the cotangent, which ascents compute from the output: the output has the same, or the input."""
+    graph, names = program.graph, program.graph_signature.user_inputs
+    image, cotangent = (node for name in names[:2] for node in graph.nodes if node.name == name)
+    output = next(node for node in graph.nodes if node.name == program.graph_signature.user_outputs[0])
+    sizes = [str(size) for size in image.meta["val"].shape]
+    for node in [user for user in cotangent.users if user.target is torch.ops.aten.sym_size.int]:
+        size = str(node.meta["val"])
+        place = node if size in sizes else output.next
+        source = (image, sizes.index(size)) if size in sizes else (output, node.args[1])
+        with graph.inserting_before(place):
+            read = graph.call_function(node.target, source)
+        read.meta = dict(node.meta)
+        node.replace_all_uses_with(read)
+        graph.erase_node(node)
 
 
 def rewrite(module: nn.Module, example: Tensor, recipe: Recipe | None = None) -> GraphModule:
@@ -348,9 +380,14 @@ def _where(node: Node) -> str:
     return f"{node.target} ({node.name}{place}{', ' + line if line else ''})"
 
 
-def _shape(argument: Any) -> tuple[int | str, ...]:
-    """A node's shape, with the batch called N."""
-    return tuple(size if isinstance(size, int) else "N" for size in argument.meta["val"].shape)
+def _shape(argument: Any, input: Node) -> tuple[int | str, ...]:
+    """A node's shape, with what is free in the input's called N, H and W."""
+    free = dict(zip(map(str, input.meta["val"].shape), ("N", "", "H", "W"), strict=False))
+
+    def named(size: Any) -> int | str:
+        return size if isinstance(size, int) else re.sub(r"\w+", lambda word: free.get(word[0], word[0]), str(size))
+
+    return tuple(named(size) for size in argument.meta["val"].shape)
 
 
 def _no_rule(*_: Any) -> None:

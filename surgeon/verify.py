@@ -17,6 +17,7 @@ from surgeon.artifacts.manifest import Artifact, Comparison, Manifest
 from surgeon.errors import SurgeonError, VerificationError
 from surgeon.oracle import forward, reference_ascent, reference_pullback, reference_step, sample_norm
 from surgeon.oracle_rules import Temperatures
+from surgeon.sizes import other_sizes
 from surgeon.weights import varied_input
 
 SOFT_TOLERANCE = 1e-4
@@ -133,24 +134,24 @@ def problems(module: nn.Module, manifest: Manifest, seed: int) -> list[Problem]:
     generator = torch.Generator().manual_seed(seed)
     low, high = manifest.image.range if manifest.image is not None else (-1.0, 1.0)
 
-    def inputs(batch: int) -> Tensor:
+    def inputs(batch: int, shape: tuple[int, ...] = shape) -> Tensor:
         return varied_input(batch, shape, generator, low, high)
 
-    with torch.no_grad():
-        outputs = tuple(forward(module, inputs(1), manifest.recipe.at).shape[1:])
+    other_shape = _other_shape(module, manifest, shape)
     other = _other_temperature(manifest, generator)
 
-    def cotangents(batch: int) -> Tensor:
-        return torch.randn((batch, *outputs), generator=generator)
+    def cotangents(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.randn(forward(module, x, manifest.recipe.at).shape, generator=generator)
 
     def target(x: Tensor) -> Tensor:
         with torch.no_grad():
             return _cotangent(manifest.recipe.objective, forward(module, x, manifest.recipe.at), generator)
 
-    stepped, climbed = inputs(2), inputs(2)
+    stepped, climbed = inputs(2), inputs(2, other_shape)
     return [
-        _pullback_problem(module, manifest, inputs(1), cotangents(1), None),
-        _pullback_problem(module, manifest, inputs(3), cotangents(3), other),
+        _pullback_problem(module, manifest, one := inputs(1), cotangents(one), None),
+        _pullback_problem(module, manifest, three := inputs(3, other_shape), cotangents(three), other),
         _step_problem(module, manifest, stepped, inputs(2), target(stepped), other),
         _ascent_problem(module, manifest, climbed, target(climbed), other),
     ]
@@ -168,7 +169,7 @@ def _pullback_problem(
         found = reference_pullback(module, x, cotangent, recipe=manifest.recipe, temperature=reference)
         return dict(zip(("output", "pullback"), found, strict=True))
 
-    return Problem("pullback", _condition(manifest, len(x), temperature), lowest, feeds, solve)
+    return Problem("pullback", _condition(manifest, x, temperature), lowest, feeds, solve)
 
 
 def _step_problem(
@@ -182,7 +183,7 @@ def _step_problem(
         found = reference_step(module, x, origin, cotangent, **options)
         return dict(zip(("perturbed", "output", "pullback"), found, strict=True))
 
-    condition = _condition(manifest, len(x), temperature) + ", 1 step"
+    condition = _condition(manifest, x, temperature) + ", 1 step"
     lowest = _reference_temperatures(manifest, temperature)[1]
     return Problem("ascent_step", condition, lowest, {"input": x, "origin": origin, **feeds}, solve)
 
@@ -194,9 +195,16 @@ def _ascent_problem(module: nn.Module, manifest: Manifest, x: Tensor, cotangent:
         found = reference_ascent(module, x, cotangent, steps=STEPS, **options)
         return dict(zip(("perturbed", "output", "pullback", "score"), found, strict=True))
 
-    condition = _condition(manifest, len(x), temperature) + f", {STEPS} steps"
+    condition = _condition(manifest, x, temperature) + f", {STEPS} steps"
     lowest = _reference_temperatures(manifest, temperature)[1]
     return Problem("ascent", condition, lowest, {"input": x, "steps": torch.tensor(STEPS), **feeds}, solve)
+
+
+def _other_shape(module: nn.Module, manifest: Manifest, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A size that was not traced, where the artifacts take any."""
+    if not manifest.recipe.dynamic_size:
+        return shape
+    return next((size[1:] for size, _ in other_sizes(module, torch.zeros(1, *shape))), shape)
 
 
 def _other_temperature(manifest: Manifest, generator: torch.Generator) -> Given:
@@ -230,7 +238,8 @@ def _ascent_options(manifest: Manifest, cotangent: Tensor, temperature: Given) -
     return options, {"cotangent": cotangent, **scalars}
 
 
-def _condition(manifest: Manifest, batch: int, temperature: Given | None) -> str:
+def _condition(manifest: Manifest, x: Tensor, temperature: Given | None) -> str:
+    batch = f"{len(x)}, {x.shape[2]}x{x.shape[3]}" if manifest.recipe.dynamic_size else len(x)
     tempered = any("temperature" in _names(artifact) for artifact in manifest.artifacts.values())
     if not tempered:
         return f"batch {batch}"

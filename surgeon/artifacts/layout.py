@@ -61,6 +61,7 @@ class _Walk:
         self._shapes: dict[str, Shape] = {
             value.name: tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
             for value in (*graph.input, *graph.value_info)
+            if value.type.tensor_type.HasField("shape")
         }
         # Weights may lie in another file; no scalar does.
         self.constants = {
@@ -109,7 +110,7 @@ class _Walk:
 
     def _fits(self, tensor: str) -> bool:
         """Whether `tensor` is [N, C, H, W] with whole blocks of channels."""
-        batch, *sizes = self._shapes.get(tensor, ("",))
+        batch, *sizes = self._shapes.get(tensor) or ("",)
         known = len(sizes) == 3 and all(isinstance(size, int) for size in sizes)
         return known and batch == self._shapes[self._images][0] and sizes[0] % _BLOCK == 0
 

@@ -45,6 +45,7 @@ class Recipe:
     norm: str = "2"  # 1, 2, inf: the norm of step and radius
     temperatures: tuple[tuple[str, float], ...] = ()  # (gate's name or pattern, its T): see surgeon.temperatures
     temperature_input: str = "scalar"  # scalar: one T for all; per-gate: one for each of `Manifest.gates`, in order
+    dynamic_size: bool = False  # whether height and width of an input [C, H, W] are free, as the batch is
     precision: str = "fp32"
     layout: str = "blocked"  # blocked, plain: see surgeon.artifacts.layout
     opset: int = 18

@@ -107,7 +107,8 @@ def _translate_pullback(program: ExportedProgram, folder: Path, opset: int) -> M
     for initializer in proto.graph.initializer:
         del initializer.metadata_props[:]
     del proto.graph.metadata_props[:], proto.metadata_props[:]
-    _name_batch(proto.graph)
+    _name_sizes(proto.graph)
+    _read_sizes_of_input(proto.graph)
     _prefix_parameters(proto.graph)
     _describe(proto.graph, list(proto.graph.value_info))
     return proto
@@ -176,13 +177,28 @@ def _mark(nodes: Sequence[NodeProto], role: str) -> None:
         node.metadata_props.add(key=_ORIGIN + "role", value=role)
 
 
-def _name_batch(graph: GraphProto) -> None:
-    """Call the batch N, whatever the exporter called it."""
-    batch = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+def _name_sizes(graph: GraphProto) -> None:
+    """Call the batch N, and the input's height and width, where they are free, H and W, whatever the exporter did."""
+    sizes = [dim.dim_param for dim in graph.input[0].type.tensor_type.shape.dim]
+    names = {size: name for size, name in zip(sizes, (BATCH, "", "H", "W"), strict=False) if size}
     for value in (*graph.input, *graph.output, *graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:
-                dim.dim_param = re.sub(rf"\b{re.escape(batch)}\b", BATCH, dim.dim_param)
+                dim.dim_param = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), dim.dim_param)
+
+
+def _read_sizes_of_input(graph: GraphProto) -> None:
+    """Read of the cotangent no size that the input has: ascents compute the cotangent from the output, later."""
+    sizes = {port.name: _shape(port) for port in graph.input}
+    for node in graph.node:
+        if node.op_type == "Shape" and node.input[0] == "cotangent":
+            start = {attribute.name: attribute.i for attribute in node.attribute}.get("start", 0)
+            size = sizes["cotangent"][start]
+            if size in sizes["input"]:
+                place = sizes["input"].index(size)
+                del node.attribute[:]
+                node.attribute.extend(helper.make_attribute(*one) for one in (("start", place), ("end", place + 1)))
+                node.input[0] = "input"
 
 
 def _prefix_parameters(graph: GraphProto) -> None:
@@ -223,7 +239,8 @@ def _fragment(
     for name in inputs:
         shape = shapes.get(alike.get(name, name) or "", [])
         arguments.append(torch.ones([2 if isinstance(size, str) else size for size in shape]))
-        dynamic.append({0: Dim.DYNAMIC} if shape else None)
+        free = {i: Dim.DYNAMIC for i, size in enumerate(shape) if isinstance(size, str)}
+        dynamic.append(free if shape else None)
     # An energy does not read its cotangent, and logit only passes it on: the exporter keeps such inputs all the same.
     model = onnx_ir.to_proto(_translate(module, tuple(arguments), tuple(dynamic), inputs, outputs, recipe.opset, True))
     graph = model.graph
@@ -247,11 +264,15 @@ def _shape(port: ValueInfoProto) -> list[int | str]:
 def _climbing(pullback: ModelProto, objective: GraphProto) -> list[NodeProto]:
     """The pullback's nodes with the objective between output and cotangent, in an order that can run."""
     nodes = [_copied(node) for node in pullback.graph.node]
+    early = [i for i, node in enumerate(nodes) if "cotangent" in node.input][:1]
     turn = 1 + max(i for i, node in enumerate(nodes) if "output" in node.output)
     for node in nodes:
         for i, name in enumerate(node.input):
             if name == "cotangent":
                 node.input[i] = "climbed"
+    if early and early[0] < turn:  # a size of the cotangent is read first
+        before, after = _split_by(nodes, {"climbed"})
+        return before + [_copied(node) for node in objective.node] + after
     return nodes[:turn] + [_copied(node) for node in objective.node] + nodes[turn:]
 
 
@@ -293,16 +314,16 @@ def _ascent(pullback: ModelProto, objective: GraphProto, step: GraphProto) -> Mo
     weights, scalars = _split_by(fixed, runtime)
     body_nodes, inside = _renamed([*weights, *varying], constants, "each/", {"origin": "input"})
     body = helper.make_graph(
-        [helper.make_node("Identity", ["each/going"], ["each/goes"], name="each/goes"), *body_nodes],
+        [helper.make_node("Identity", ["turn/going"], ["turn/goes"], name="turn/goes"), *body_nodes],
         "each",
         [
-            helper.make_tensor_value_info("each/index", TensorProto.INT64, []),
-            helper.make_tensor_value_info("each/going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("turn/index", TensorProto.INT64, []),
+            helper.make_tensor_value_info("turn/going", TensorProto.BOOL, []),
             _like(image, "each/input"),
-            _like(image, "each/previous"),
+            _like(image, "turn/previous"),
         ],
         [
-            helper.make_tensor_value_info("each/goes", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("turn/goes", TensorProto.BOOL, []),
             _like(image, "each/perturbed"),
             _like(image, "each/pullback"),
             helper.make_tensor_value_info("each/score", TensorProto.FLOAT, [BATCH]),

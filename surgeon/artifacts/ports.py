@@ -24,8 +24,8 @@ def artifacts(
     recipe: Recipe,
     defaults: Defaults,
     temperature: float | tuple[float, ...] | None,
-    input_shape: Sequence[int],
-    output_shape: Sequence[int],
+    input_shape: Sequence[int | str],
+    output_shape: Sequence[int | str],
 ) -> dict[str, Artifact]:
     """All artifacts of `formats`, by file name; shapes are those of one sample, without the batch.
 

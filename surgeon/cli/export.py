@@ -77,6 +77,7 @@ class Formats(click.ParamType[tuple[str, ...]]):
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Default: exported/NAME.")
 @click.option("--weights", metavar="FILE|NAME|random", help="A state dict, a published name, or random[:SEED].")
 @click.option("--input-shape", type=Shape(), help="One input's shape, without the batch.")
+@click.option("--dynamic-size", is_flag=True, help="Leave height and width of [C,H,W] inputs free, as the batch is.")
 @click.option("--preprocess", type=click.Choice(["imagenet", "half", "none"]), help="Normalisation put into the graph.")
 @click.option(
     "--gate", type=click.Choice(["soft", "hard", "guided", "deconvnet"]), default="soft", show_default=True,

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from surgeon.rules.arithmetic import Lazy
 from surgeon.rules.registry import aten, rule
+from surgeon.sizes import is_symbolic
 
 
 def per_axis(value: Sequence[int] | int, axes: int) -> list[int]:
@@ -58,6 +59,8 @@ def transposed_convolve(
         around = [reach[a] - padding[a] for a in range(axes)]
         if all(g.shape[2 + a] + 2 * around[a] - reach[a] == size[a] for a in range(axes)):
             return convolve(g, _reversed_kernel(weight, groups), stride, around, dilation, groups)
+    if is_symbolic(*size, *g.shape[2:]):
+        return _cropped(g, weight, size, stride, padding, dilation, groups)
     unreached = [size[a] + 2 * padding[a] - (g.shape[2 + a] - 1) * stride[a] - reach[a] - 1 for a in range(axes)]
     fits = all(0 <= unreached[a] < stride[a] for a in range(axes))
     spread: Tensor = aten.convolution.default(
@@ -77,6 +80,29 @@ def transposed_convolve(
     for a in reversed(range(axes)):
         widths += [-padding[a], size[a] + padding[a] - spread.shape[2 + a]]
     return functional.pad(spread, widths)
+
+
+def _cropped(
+    g: Tensor,
+    weight: Tensor,
+    size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """`transposed_convolve` where the size is known at runtime alone, and with it how much no window reached.
+
+    The output padding is the largest that it can be, stride - 1 zeros, and x's positions are cut out.
+    """
+    axes = len(stride)
+    most = [step - 1 for step in stride]
+    spread: Tensor = aten.convolution.default(
+        g, weight, None, list(stride), [0] * axes, list(dilation), True, most, groups
+    )
+    for a in range(axes):
+        spread = spread.narrow(2 + a, padding[a], size[a])
+    return spread
 
 
 def _reversed_kernel(weight: Tensor, groups: int) -> Tensor:

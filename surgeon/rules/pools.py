@@ -22,6 +22,7 @@ from torch.nn import functional
 from surgeon.gates import Ramp
 from surgeon.rules.convolutions import convolve, per_axis, transposed_convolve
 from surgeon.rules.registry import aten, rule
+from surgeon.sizes import is_symbolic
 
 _NEVER = -1e4
 """A shifted, cooled value y that stands for "not in this window": e^y is 0 in every precision, and y e^y too."""
@@ -56,6 +57,7 @@ def max_pool(
         per_axis(stride, axes) if len(stride) else kernel,
         per_axis(padding, axes),
         per_axis(dilation, axes),
+        ceil_mode,
     )
     if x.dim() == axes + 1:  # no batch dimension
         pooled = windows.soft(cotangent[None], values[None], x[None], ramp.coldness)
@@ -74,13 +76,16 @@ class Windows:
         stride: Sequence[int],
         padding: Sequence[int],
         dilation: Sequence[int],
+        ceil_mode: bool,
     ) -> None:
         self.size, self.out, self.kernel = list(size), list(out), list(kernel)
         self.stride, self.padding, self.dilation = list(stride), list(padding), list(dilation)
         self.axes = len(self.size)
-        # How far the last window reaches beyond the padded input; positive only in ceil_mode.
+        # How far the last window reaches beyond the padded input, or at most does; positive only in ceil_mode.
         self.beyond = [
-            max(0, (out[a] - 1) * stride[a] + dilation[a] * (kernel[a] - 1) + 1 - size[a] - 2 * padding[a])
+            (stride[a] - 1 if ceil_mode else 0)
+            if is_symbolic(size[a])
+            else max(0, (out[a] - 1) * stride[a] + dilation[a] * (kernel[a] - 1) + 1 - size[a] - 2 * padding[a])
             for a in range(self.axes)
         ]
 
@@ -98,6 +103,9 @@ class Windows:
         else:
             x_padded = x
         unfolded = convolve(x_padded, kernels, self.stride, self.padding, self.dilation, channels)
+        if is_symbolic(*self.size) and any(self.beyond):
+            for axis, length in enumerate(self.out):  # a window that would start in the padding is left out
+                unfolded = unfolded.narrow(2 + axis, 0, length)
         y = (unfolded.unflatten(1, (channels, count)) - maximum.unsqueeze(2)) * coldness
         if y.dtype == torch.float16:
             # There a distant value over a small T is minus infinity, and its y e^y no number.
@@ -171,8 +179,11 @@ def avg_pool(
     stride = per_axis(stride, axes) if len(stride) else kernel
     size, windows = x.shape[-axes:], out.shape[-axes:]
     batched = g if x.dim() == axes + 2 else g.unsqueeze(0)
-    share = batched / _divisor(g, size, windows, kernel, stride, padding, count_include_pad, divisor_override)
-    if stride == kernel and not any(padding) and all(windows[a] * kernel[a] <= size[a] for a in range(axes)):
+    share = batched / _divisor(
+        g, size, windows, kernel, stride, padding, ceil_mode, count_include_pad, divisor_override
+    )
+    apart = stride == kernel and not any(padding) and not is_symbolic(*size)
+    if apart and all(windows[a] * kernel[a] <= size[a] for a in range(axes)):
         return (_repeated(share, kernel, size).reshape(x.shape),)
     ones = torch.ones(1, 1, *kernel, dtype=g.dtype, device=g.device).expand(share.shape[1], 1, *kernel)
     spread = transposed_convolve(share, ones, size, stride, padding, [1] * axes, share.shape[1])
@@ -186,6 +197,7 @@ def _divisor(
     kernel: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
+    ceil_mode: bool,
     count_include_pad: bool,
     override: int | None,
 ) -> Tensor | int:
@@ -193,7 +205,9 @@ def _divisor(
     if override is not None:
         return override
     axes = len(size)
-    whole = all((windows[a] - 1) * stride[a] + kernel[a] <= size[a] + 2 * padding[a] for a in range(axes))
+    whole = not ceil_mode or all(
+        (windows[a] - 1) * stride[a] + kernel[a] <= size[a] + 2 * padding[a] for a in range(axes)
+    )
     if whole and (count_include_pad or not any(padding)):
         count = 1
         for length in kernel:
@@ -227,7 +241,7 @@ def adaptive_avg_pool(g: Tensor, out: Tensor, x: Tensor, output_size: Sequence[i
     axes = len(output_size)
     for a in range(axes):
         dim = x.dim() - axes + a
-        if out.shape[dim] != x.shape[dim]:
+        if is_symbolic(x.shape[dim]) or out.shape[dim] != x.shape[dim]:
             matrix = _cells(x.shape[dim], out.shape[dim], g)
             g = (g.transpose(dim, -1) @ matrix).transpose(dim, -1)
     return (g,)

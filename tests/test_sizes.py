@@ -1,0 +1,179 @@
+"""One artifact for any height and width: at sizes that were not traced, against the oracle; and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import surgeon
+from surgeon.artifacts.manifest import Recipe
+from surgeon.errors import ConversionError, SurgeonError
+from surgeon.oracle import reference_pullback
+from surgeon.pullback import rewrite
+
+SIZES = ((31, 40), (32, 32), (45, 38))
+ANY = Recipe(dynamic_size=True)
+T = 0.4
+
+
+class Small(nn.Module):
+    input_shape = (3, 32, 40)
+
+
+class ResNetLike(Small):
+    """Strided convolutions, an overlapping max pool, a global mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.pool = nn.Conv2d(3, 8, 7, 2, 3), nn.MaxPool2d(3, 2, 1)
+        self.main, self.side = nn.Conv2d(8, 8, 3, 2, 1), nn.Conv2d(8, 8, 1, 2)
+        self.last, self.head = nn.Conv2d(8, 16, 3, 1, 1), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.stem(x).relu())
+        x = self.last((self.main(x) + self.side(x)).relu()).relu()
+        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+class UNetLike(Small):
+    """Down and up again, padded where the size was odd; the output is a map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.up, self.last = nn.ConvTranspose2d(8, 8, 2, 2), nn.Conv2d(16, 4, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = self.fine(x).relu()
+        up = self.up(self.coarse(F.max_pool2d(fine, 2)).relu())
+        up = F.pad(up, [0, fine.shape[3] - up.shape[3], 0, fine.shape[2] - up.shape[2]])
+        return self.last(torch.cat([fine, up], 1))
+
+
+class Pools(Small):
+    """Ceil mode, averages, crops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(32, 5)
+        self.pools = nn.ModuleList([
+            nn.MaxPool2d(3, 2, 1, ceil_mode=True),
+            nn.MaxPool2d(2, 2, ceil_mode=True),
+            nn.AvgPool2d(2, 2),
+            nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False),
+        ])  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).relu()[:, :, 1:-1, ::2]
+        return self.head(torch.cat([pool(x).relu().mean((2, 3)) for pool in self.pools], 1))
+
+
+class Parity(Small):
+    """Does something else where the height is odd."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu().mean((2, 3)) * (1 if x.shape[2] % 2 else 2)
+
+
+class Large(Small):
+    """Does something else where the picture is large."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x if x.shape[2] < 60 else x[:, :, ::2, ::2] * 3).relu().mean((2, 3))
+
+
+class Flat(Small):
+    """Takes one size alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3 * 32 * 40, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.relu().flatten(1))
+
+
+class Cells(Small):
+    """An adaptive pool, which ONNX has for one size alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(x.relu(), 4).flatten(1)
+
+
+def made(kind: type[nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return kind().eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("kind", [ResNetLike, UNetLike, Pools])
+def test_one_graph_is_right_at_every_size(kind: type[Small]) -> None:
+    module = made(kind).double()
+    graph = rewrite(module, torch.randn(2, *kind.input_shape, dtype=torch.float64), ANY)
+    for size in (*SIZES, (64, 33)):
+        x = torch.randn(3, 3, *size, dtype=torch.float64)
+        v = torch.randn_like(module(x))
+        output, expected = reference_pullback(module, x, v, recipe=ANY, temperature=T)
+        found, pulled = graph(x, v, torch.tensor(T, dtype=torch.float64))
+        assert torch.allclose(found, output, rtol=1e-10)
+        assert (pulled - expected).norm() < 1e-12 * expected.norm()
+
+
+@pytest.mark.parametrize("kind", [ResNetLike, UNetLike])
+def test_one_artifact_is_right_at_every_size(kind: type[Small], tmp_path: Path) -> None:
+    objective = "energy" if kind is UNetLike else "logit"  # whose cotangent no ascent is given
+    recipe = Recipe(dynamic_size=True, objective=objective)
+    bundle = surgeon.export(made(kind), tmp_path / "any", recipe)
+    manifest, module = bundle.manifest, made(kind).double()
+    assert manifest.artifacts["ascent.ts"].inputs[0].shape == ("N", 3, "H", "W")
+    assert {"batch 1, 32x40, T 0.3", "batch 3, 33x43, T 0.69"} <= {line.condition for line in manifest.verification}
+    graph = onnx.load(bundle.path / "pullback.onnx", load_external_data=False).graph
+    assert [dim.dim_param or dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim] == ["N", 3, "H", "W"]
+    assert "H" in str(manifest.gates[0].shape)
+    session = surgeon.load(bundle.path)
+    for size in SIZES:
+        x = torch.randn(2, 3, *size)
+        v = torch.randn_like(module(x.double())).float()
+        output, expected = reference_pullback(module, x.double(), v.double(), recipe=recipe, temperature=T)
+        found = session.pullback(x.numpy(), v.numpy(), T)
+        twin = torch.jit.load(bundle.path / "pullback.ts")(x, v, torch.tensor(T))
+        for values in (found, twin):
+            np.testing.assert_allclose(np.asarray(values[0]), output.numpy(), rtol=1e-3, atol=1e-5)
+            assert np.linalg.norm(np.asarray(values[1]) - expected.numpy()) < 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (Parity, "at 33x43 it does something else than at 32x40"),
+        (Large, "at 64x72 it does something else"),
+        (Flat, "takes inputs of 32x40 alone|with a dynamic batch, height and width"),
+        (Cells, r"_adaptive_avg_pool2d.*any height and width"),
+    ],
+)
+def test_what_holds_for_one_size_alone_is_refused(kind: type[Small], said: str) -> None:
+    with pytest.raises(ConversionError, match=said) as error:
+        rewrite(made(kind), torch.randn(2, *kind.input_shape), ANY)
+    assert "--dynamic-size" in str(error.value.remedy)
+    rewrite(made(kind), torch.randn(2, *kind.input_shape))
+
+
+def test_an_input_without_height_and_width_is_refused(tmp_path: Path) -> None:
+    row = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+    with pytest.raises(SurgeonError, match="no height and width"):
+        rewrite(row, torch.randn(2, 4), ANY)
+    with pytest.raises(SurgeonError, match="not a picture"):
+        surgeon.export(row, tmp_path / "row", ANY, input_shape=(4,))
+
+
+@pytest.mark.slow
+def test_resnet18(tmp_path: Path) -> None:
+    made = surgeon.export(
+        "resnet18", tmp_path / "any", ANY, weights="random", input_shape=(3, 64, 64), formats=["onnx"]
+    )
+    assert all(line.passed for line in made.manifest.verification)
