@@ -77,7 +77,7 @@ def export(
             recipe=recipe,
             defaults=defaults,
             image=source.image,
-            labels=source.labels,
+            labels=source.labels if recipe.at is None else None,  # a layer has channels, which have no names
             gates=pullback.gates,
             artifacts=ports.artifacts(
                 formats, recipe, defaults, pullback.tempered, source.input_shape, pullback.output_shape

@@ -20,6 +20,7 @@ Examples:
   surgeon export efficientnet_lite0
   surgeon export resnet50 --weights IMAGENET1K_V2 -o exported/resnet50
   surgeon export resnet50 --weights random --gate hard -o exported/resnet50-hard
+  surgeon export resnet50 --at layer3.2.conv2 -o exported/resnet50-layer3
   surgeon export mypackage.models:make --input-shape 3,64,64 --weights trained.pth"""
 
 
@@ -75,6 +76,11 @@ class Formats(click.ParamType[tuple[str, ...]]):
 @click.option(
     "--edges", type=click.Choice(["lower", "both"]), default="lower", show_default=True,
     help="Edges of ReLU6, hardtanh and clamp that are softened.",
+)  # fmt: skip
+@click.option(
+    "--at", metavar="LAYER",
+    help="Module or node whose output takes the cotangent (`surgeon inspect MODEL --layers` lists them); what is above "
+    "it is left out. Of a module that is called again, the last call counts.  [default: the network's output]",
 )  # fmt: skip
 @click.option("--temperature", type=options.number(above=0), metavar="T", help="Default T.  [default: the model's]")
 @click.option(
