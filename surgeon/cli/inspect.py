@@ -86,7 +86,8 @@ def _print_origin(console: Console, manifest: Manifest) -> None:
     if image is not None:
         size = f"{image.channels} x {image.height} x {image.width}, values {image.range[0]:g} to {image.range[1]:g}"
         rows.append(("photos", f"{size}; shorter side to {image.resize}, centre crop, {image.interpolation}"))
-    rows.append(("classes", str(len(manifest.labels)) + " with names" if manifest.labels else "without names"))
+    if recipe.at is None:
+        rows.append(("classes", str(len(manifest.labels)) + " with names" if manifest.labels else "without names"))
     if manifest.versions:  # a lone file does not know them
         rows.append(("made with", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())))
     console.print(_table("", ("", " "), rows))

@@ -34,6 +34,14 @@ photos = click.argument("photos", nargs=-1, required=True, metavar="PHOTO...", t
 targets = click.option(
     "--target", "targets", multiple=True, metavar="CLASS", help="Class by name or index; again for each photo."
 )
+units = click.option(
+    "--unit",
+    "units",
+    multiple=True,
+    metavar="CHANNEL[,Y,X]",
+    help="Of a bundle exported with --at: a channel of the layer, summed over its map, or one place of it; again for "
+    "each photo.",
+)
 steps = click.option("--steps", type=click.IntRange(min=1), help="Steps of the ascent.  [default: the bundle's]")
 step_size = click.option(
     "--step-size", type=number(above=0), metavar="A", help="Length of a step.  [default: the bundle's]"
