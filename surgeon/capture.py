@@ -69,7 +69,7 @@ def capture(module: nn.Module, example: Tensor, at: str | None = None) -> Captur
         returned = _returned_by(module, example)
         if at is None or layer is not None:
             _refuse_output(module, returned, at)
-        graph = _record(module, example)
+        graph = record(module, example)
     if at is not None and layer is None:
         graph = end_at(graph, at, (name for name, _ in module.named_modules()))
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
@@ -84,11 +84,16 @@ def capture(module: nn.Module, example: Tensor, at: str | None = None) -> Captur
     return Captured(graph, frozenset(map(_qualified, classes)))
 
 
-def _record(module: nn.Module, example: Tensor) -> GraphModule:
-    """The functional graph of `module`, whatever it returns."""
+def record(module: nn.Module, *examples: Tensor) -> GraphModule:
+    """The functional graph of `module`, whatever it returns; raises ConversionError where torch.export has none.
+
+    The first of `examples` is [N, …]; N stays dynamic, also where another one has as many rows.
+    """
+    batch = Dim("batch", min=1)
+    shapes = tuple({0: batch} if x.dim() and x.shape[0] == examples[0].shape[0] else None for x in examples)
     try:
         with evaluating(module), _silent_torch():
-            program = torch.export.export(module, (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
+            program = torch.export.export(module, examples, dynamic_shapes=shapes)
             _detach_untracked(program)
             table = torch.export.default_decompositions()
             for operator in KEPT:

@@ -153,7 +153,7 @@ def ordinary(session: Session, plain: Session | None) -> tuple[str, Session, flo
 def layout(
     own: Sequence[Target | None], given: Sequence[Target], columns: int, extra: Target | None
 ) -> list[list[Target]]:
-    """Target classes or units, a list per photo: the paper's square where it fits, else own class first, then shared ones."""
+    """Targets, a list per photo: the paper's square where it fits, else own class first, then shared ones."""
     shared = list(dict.fromkeys(given or [mine for mine in own if mine is not None]))
     last = [] if extra is None else [extra]
     if given or len(shared) <= columns:

@@ -5,8 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+from surgeon.errors import SurgeonError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from surgeon.sources import Source
 
 CONVERT = "pip install 'surgeon[convert]', or '.[convert]' from a checkout"
 """What is missing where torch is."""
@@ -27,6 +35,23 @@ def number(above: float | None = None, infinite: bool = False) -> Callable[[str]
         return value
 
     return convert
+
+
+def network(model: str, input_shape: tuple[int, ...] | None) -> tuple[Source, Tensor]:
+    """The network that `model` names, and two samples of what it takes: for commands that look at its structure alone.
+
+    A named model gets random weights, which need no download.
+    """
+    try:
+        import torch
+
+        from surgeon.sources import resolve
+        from surgeon.weights import varied_input
+    except ImportError as error:
+        raise SurgeonError(f"{error.name or 'torch'} is not installed, and this needs it", CONVERT) from error
+    named = ":" not in model and not Path(model).suffix
+    source = resolve(model, weights="random" if named else None, input_shape=input_shape)
+    return source, varied_input(2, source.input_shape, torch.Generator().manual_seed(0))
 
 
 bundle = click.argument("bundle", type=click.Path(path_type=Path))

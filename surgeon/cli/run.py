@@ -151,7 +151,7 @@ def predicted(session: Session, image: numpy.ndarray) -> int:
 def cotangents(session: Session, targets: Sequence[Target]) -> numpy.ndarray:
     """One row for each target: classes, or units."""
     units = [target for target in targets if isinstance(target, tuple)]
-    return session.at_units(units) if units else session.one_hot([int(target) for target in targets])
+    return session.at_units(units) if units else session.one_hot([one for one in targets if isinstance(one, int)])
 
 
 def read_targets(session: Session, targets: Sequence[str], units: Sequence[str]) -> list[Target]:
