@@ -195,7 +195,8 @@ REFUSED: dict[str, tuple[Callable[[Tensor], object] | nn.Module, str]] = {
     "two outputs": (lambda x: (x, x + 1), r"Apply returns a tuple of 2: 0 \[N, 2, 6, 6\], 1 \[N, 2, 6, 6\]; .*--at"),
     "a dict": (lambda x: {"out": x, "aux": [x]}, r"Apply returns a dict of 2: out \[N, 2, 6, 6\], aux list"),
     "no output": (lambda x: None, r"Apply returns a NoneType"),
-    "a constant": (lambda x: torch.zeros_like(x), r"does not depend on the input .*: no value of it is read"),
+    "a constant": (lambda x: torch.zeros_like(x), r"does not depend on the input .*: it ends at aten.full_like"),
+    "nothing of it": (lambda x: torch.ones(x.shape[0], 3), r"does not depend on the input .*: no value of it is read"),
     "classes": (
         lambda x: x.argmax(1),
         r"does not depend on the input .*: it ends at aten.argmax.default \(argmax, test_capture.py:\d+\)",
