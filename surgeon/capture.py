@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
 
 from surgeon.errors import ConversionError, SurgeonError
+from surgeon.layers import cut, drop_unread, end_at, find
 from surgeon.rules import KEPT
 from surgeon.sizes import REMEDY, require_any_size
 
@@ -54,21 +56,52 @@ class Captured:
         return returned
 
 
-def capture(module: nn.Module, example: Tensor, dynamic_size: bool = False) -> Captured:
+def capture(module: nn.Module, example: Tensor, at: str | None = None, dynamic_size: bool = False) -> Captured:
     """Capture `module`, in evaluation mode, as called on `example`: [N >= 2, …], floating point; N stays dynamic.
 
-    With `dynamic_size`, height and width of an `example` [N, C, H, W] stay so, too. Raises ConversionError where
-    torch.export cannot record the module, or where it does not map one tensor to one.
+    `at` names the layer that is to be the output (`surgeon.layers`), and what is above it is left out. With
+    `dynamic_size`, height and width of an `example` [N, C, H, W] stay dynamic, too. Raises ConversionError where
+    torch.export cannot record the module, or where it does not map one tensor to one, and SurgeonError where there is
+    no such layer.
     """
     if example.shape[0] < 2:
         raise ValueError("capture needs an example batch of at least 2: torch.export fixes sizes 0 and 1")
-    _refuse_input(module, example)
-    if dynamic_size and example.dim() != 4:
-        raise SurgeonError(f"an input of {example.dim() - 1} dimensions has no height and width", REMEDY)
-    sizes = {2: Dim.DYNAMIC, 3: Dim.DYNAMIC} if dynamic_size else {}
+    layer = find(module, at) if at is not None else None
+    with cut(module, layer, at) if layer is not None and at is not None else contextlib.nullcontext():
+        returned = _returned_by(module, example)
+        if at is None or layer is not None:
+            _refuse_output(module, returned, at)
+        graph = record(module, example, dynamic_size=dynamic_size)
+    if at is not None and layer is None:
+        graph = end_at(graph, at, (name for name, _ in module.named_modules()))
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    outputs = _returned(graph)
+    if len(inputs) != 1 or len(outputs) != 1 or not isinstance(outputs[0], Node):
+        raise ConversionError(
+            f"{type(module).__name__} takes {len(inputs)} inputs and returns {len(outputs)} values",
+            "Wrap it in a module that takes one tensor and returns one tensor",
+        )
+    drop_unread(graph)
+    classes = {type(part) for part in module.modules() if isinstance(part, GATE_MODULES)}
+    return Captured(graph, frozenset(map(_qualified, classes)))
+
+
+def record(module: nn.Module, *examples: Tensor, dynamic_size: bool = False) -> GraphModule:
+    """The functional graph of `module`, whatever it returns; raises ConversionError where torch.export has none.
+
+    The first of `examples` is [N, …]; N stays dynamic, also where another one has as many rows, and with `dynamic_size`
+    so do height and width of the first, [N, C, H, W].
+    """
+    first = examples[0]
+    if dynamic_size and first.dim() != 4:
+        raise SurgeonError(f"an input of {first.dim() - 1} dimensions has no height and width", REMEDY)
+    batch = Dim("batch", min=1)
+    shapes: list[Any] = [{0: batch} if x.dim() and x.shape[0] == first.shape[0] else None for x in examples]
+    if dynamic_size:
+        shapes[0] |= {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     try:
-        with _evaluating(module), _silent_torch():
-            program = torch.export.export(module, (example,), dynamic_shapes=({0: Dim("batch", min=1), **sizes},))
+        with evaluating(module), _silent_torch():
+            program = torch.export.export(module, examples, dynamic_shapes=tuple(shapes))
             recorded = program
             _detach_untracked(program)
             table = torch.export.default_decompositions()
@@ -77,36 +110,81 @@ def capture(module: nn.Module, example: Tensor, dynamic_size: bool = False) -> C
             graph = program.run_decompositions(table).module(check_guards=False)
     except Exception as error:
         free = "batch, height and width" if dynamic_size else "batch"
+        causes = "Data-dependent control flow and a fixed batch are the usual causes; `surgeon check` names the piece"
         raise ConversionError(
             f"torch.export cannot record the network with a dynamic {free}{_place(error)} ({_first_line(error)})",
-            REMEDY if dynamic_size else "Data-dependent control flow and a fixed batch are the usual causes",
+            REMEDY if dynamic_size else causes,
         ) from error
     if dynamic_size:
-        with _evaluating(module):
-            require_any_size(recorded, module, module, example)
-    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    outputs = _returned(graph)
-    if len(inputs) != 1 or len(outputs) != 1 or not isinstance(outputs[0], Node):
-        raise ConversionError(
-            f"{type(module).__name__} takes {len(inputs)} inputs and returns {len(outputs)} values",
-            "Wrap it in a module that takes one tensor and returns one tensor",
-        )
-    graph.graph.eliminate_dead_code()
-    classes = {type(part) for part in module.modules() if isinstance(part, GATE_MODULES)}
-    return Captured(graph, frozenset(map(_qualified, classes)))
+        with evaluating(module):
+            require_any_size(recorded, module, module, first)
+    return graph
 
 
-def _refuse_input(module: nn.Module, example: Tensor) -> None:
-    """Raise SurgeonError where the module does not take `example`: torch.export lets a wrong dtype pass."""
+def _returned_by(module: nn.Module, example: Tensor) -> Any:
+    """What the module makes of `example`; raises where it does not take it: torch.export lets a wrong dtype pass."""
     try:
-        with _evaluating(module), torch.no_grad():
-            module(example.clone())
+        return _called(module, example)
+    except SurgeonError:
+        raise
     except Exception as error:
+        _refuse_integers(module, example)
         shape, dtype = ",".join(map(str, example.shape[1:])), str(example.dtype).removeprefix("torch.")
         raise SurgeonError(
             f"the network does not take an input of shape {shape}, {dtype}{_place(error)} ({_first_line(error)})",
             "Give the shape that it takes, without the batch, and a network of that dtype",
         ) from error
+
+
+def _called(module: nn.Module, example: Tensor) -> Any:
+    with evaluating(module), torch.no_grad():
+        return module(example.clone())
+
+
+def _refuse_integers(module: nn.Module, example: Tensor) -> None:
+    """Raise ConversionError where the module takes zeros that are integers: tokens, through which nothing flows."""
+    readers: list[str] = []
+    names = {part: name for name, part in module.named_modules()}
+
+    def note(part: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if inputs and isinstance(inputs[0], Tensor) and not inputs[0].is_floating_point():
+            readers.append(f"{type(part).__name__} {names[part]}".rstrip())
+
+    with contextlib.ExitStack() as hooks:
+        for part in module.modules():
+            if not list(part.children()):
+                hooks.enter_context(part.register_forward_pre_hook(note))
+        try:
+            _called(module, torch.zeros(example.shape, dtype=torch.int64))
+        except Exception:  # then integers are not what it wants, and the error that came first says more
+            return
+    reader = f" ({readers[0]} reads them)" if readers else ""
+    raise ConversionError(
+        f"the network takes integers, which have no gradient{reader}",
+        "Convert the part behind that layer, as a module that takes its floating-point output",
+    )
+
+
+def _refuse_output(module: nn.Module, returned: Any, at: str | None) -> None:
+    """Raise ConversionError, naming what there is, unless one tensor is returned."""
+    if isinstance(returned, Tensor):
+        return
+    whose = f"the layer {at}" if at is not None else type(module).__name__
+    parts = returned if isinstance(returned, dict) else dict(enumerate(returned)) if _is_row(returned) else {}
+    shown = ", ".join(f"{name} {_described(part)}" for name, part in list(parts.items())[:6])
+    count = f" of {len(parts)}: {shown}{', …' if len(parts) > 6 else ''}" if parts else ""
+    raise ConversionError(
+        f"{whose} returns a {type(returned).__name__}{count}; a pullback starts at one tensor",
+        "Wrap it in a module that returns the tensor you mean, or name a layer with --at",
+    )
+
+
+def _is_row(value: Any) -> bool:
+    return isinstance(value, (tuple, list))
+
+
+def _described(value: Any) -> str:
+    return str(["N", *value.shape[1:]]).replace("'", "") if isinstance(value, Tensor) else type(value).__name__
 
 
 def _returned(graph: GraphModule) -> list[object]:
@@ -127,7 +205,7 @@ def _detach_untracked(program: ExportedProgram) -> None:
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode for the time being; afterwards each submodule has its own mode back."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()

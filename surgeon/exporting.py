@@ -81,7 +81,7 @@ def export(
             recipe=recipe,
             defaults=defaults,
             image=source.image,
-            labels=source.labels,
+            labels=source.labels if recipe.at is None else None,  # a layer has channels, which have no names
             gates=pullback.gates,
             versions=_versions(),
         )

@@ -159,7 +159,7 @@ def forward(module: nn.Module, input: Tensor, at: str | None) -> Tensor:
     if at is None:
         output = module(input)
     else:
-        layers = dict(module.named_modules())
+        layers = dict(module.named_modules(remove_duplicate=False))
         layer = layers.get(at, layers.get(f"network.{at}"))
         if layer is None:
             some = ", ".join(list(layers)[1:9])

@@ -11,7 +11,7 @@ import itertools
 import operator
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -46,12 +46,27 @@ class Step:
     kind: str
 
 
+class Unsupported(ConversionError):
+    """Operators on the way from input to output that have no pullback: a reason for each node, all in one line.
+
+    `steps` are the other nodes' rules.
+    """
+
+    def __init__(self, refused: dict[Node, str], remedy: str, steps: Sequence[Step] = ()) -> None:
+        alike: dict[Any, list[str]] = {}
+        for node, reason in refused.items():
+            alike.setdefault(node.target, []).append(reason)
+        told = [reasons[0] + (f" and {len(reasons) - 1} more" if reasons[1:] else "") for reasons in alike.values()]
+        super().__init__("; ".join(told), remedy)
+        self.refused, self.steps = refused, steps
+
+
 class Pullback(nn.Module):
     """A network together with its pullback, as a module that needs no autograd.
 
     forward(input [N, …], cotangent [N, …output…], temperature [] or, per gate, [gates]) returns the network's output
-    and the pullback of `cotangent` to the input (shaped as the input). Raises ConversionError, at construction, where
-    an operator on the way from input to output has no rule.
+    and the pullback of `cotangent` to the input (shaped as the input). Raises Unsupported, at construction, where
+    operators on the way from input to output have no rule, and ConversionError where there is no such way.
     """
 
     def __init__(self, captured: Captured, recipe: Recipe) -> None:
@@ -62,7 +77,7 @@ class Pullback(nn.Module):
         for node in captured.graph.graph.nodes:
             # What an Interpreter runs is recorded with the meta of the node that it runs.
             node.meta["custom"] = _origin(node, "forward")
-        self.steps = [self._step(node) for node in _backward_order(captured, self._active)]
+        self.steps = self._plan()
         self.gates = self._sites()
         self._place = {gate.node: i for i, gate in enumerate(self.gates)}
         self.per_gate = self._recipe.temperature_input == "per-gate"
@@ -127,10 +142,8 @@ class Pullback(nn.Module):
             if argument not in self._active:
                 continue
             if entry is None:
-                raise ConversionError(
-                    f"{_where(node)} depends on the input through {argument.name}, for which its rule has no cotangent",
-                    "Complete the rule in surgeon/rules",
-                )
+                reason = f"depends on the input through {argument.name}, for which its rule has no cotangent"
+                raise Unsupported({node: f"{_where(node)} {reason}"}, "Complete the rule in surgeon/rules")
             piece = entry() if callable(entry) else entry
             if piece.shape != values[argument].shape:
                 raise ConversionError(
@@ -149,18 +162,35 @@ class Pullback(nn.Module):
         own = self.gates[place].temperature
         return given if own is None else torch.full((), 1 / own, dtype=given.dtype)
 
+    def _plan(self) -> list[Step]:
+        """A step for each active node, from the output back; every one without a rule is named at once."""
+        steps, refused, remedies = [], {}, []
+        for node in reversed(self._captured.graph.graph.nodes):
+            if node in self._active and node.op == "call_function":
+                try:
+                    steps.append(self._step(node))
+                except ConversionError as error:
+                    refused[node] = error.message
+                    remedies.append(error.remedy)
+        if refused:
+            raise Unsupported(dict(reversed(refused.items())), remedies[-1], steps)
+        return steps
+
     def _step(self, node: Node) -> Step:
-        """The rule for `node`, by the three lists of `surgeon.rules`."""
+        """The rule for `node`, by the three lists of `surgeon.rules`; raises ConversionError where it is in none."""
         if node.target is operator.getitem:
             return Step(node, _no_rule, None, "exact")
         if any(argument in self._active for argument in _nodes(list(node.kwargs.values()))):
             raise ConversionError(f"{_where(node)} takes the cotangent through a keyword", "Write a rule for it")
-        assert isinstance(node.target, OpOverload)
-        known = RULES.get(node.target)
+        known = RULES.get(node.target) if isinstance(node.target, OpOverload) else None
         if known is not None:
             if known.kind == "gate" and _is_floor_of_norm(node):
                 return Step(node, known.backward, GATES["hard"], "exact")
             return Step(node, known.backward, self._policy(node, known.kind), known.kind)
+        if node.target not in DERIVED:
+            raise ConversionError(
+                f"no pullback rule for {_where(node)}", "Write a rule in surgeon/rules, or leave these operators out"
+            )
         return Step(node, self._derive(node), None, "derived")
 
     def _policy(self, node: Node, kind: str) -> Gate | None:
@@ -206,7 +236,7 @@ def rewrite_program(
     The program takes (input, cotangent) and, where a gate or pool reads it, the temperature.
     """
     recipe = recipe or Recipe()
-    captured = capture(module, example, recipe.dynamic_size)
+    captured = capture(module, example, recipe.at, recipe.dynamic_size)
     optimise(captured.graph)
     if recipe.dynamic_size:
         _refuse_static(captured)
@@ -330,7 +360,7 @@ def _active(captured: Captured) -> set[Node]:
             pending += node.all_input_nodes
     if captured.input not in leading:
         raise ConversionError(
-            "the output does not depend on the input through anything that has a gradient",
+            f"the output does not depend on the input through anything that has a gradient{_broken(captured, reached)}",
             "There is nothing to pull back",
         )
     given, returned = captured.input.meta["val"], captured.output.meta["val"]
@@ -340,6 +370,18 @@ def _active(captured: Captured) -> set[Node]:
             "Its output needs one row for each sample of its input",
         )
     return leading
+
+
+def _broken(captured: Captured, reached: set[Node]) -> str:
+    """Where the way from the input ends, as the end of a sentence: at the last operators that it leads to."""
+    ends = [
+        _where(node)
+        for node in captured.graph.graph.nodes
+        if node not in reached
+        and isinstance(node.meta.get("val"), Tensor)  # sizes of the input do not count
+        and reached.intersection(node.all_input_nodes)
+    ]
+    return f": it ends at {', '.join(ends[:3])}{', …' if ends[3:] else ''}" if ends else ": no value of it is read"
 
 
 def _is_floor_of_norm(node: Node) -> bool:
@@ -354,23 +396,6 @@ def _is_floating(node: Node) -> bool:
     value = node.meta.get("val")
     values = value if isinstance(value, (tuple, list)) else [value]
     return any(isinstance(item, Tensor) and item.is_floating_point() for item in values)
-
-
-def _backward_order(captured: Captured, active: set[Node]) -> list[Node]:
-    """The active nodes from the output back, all of which must be in one of the three lists."""
-    order = [node for node in reversed(captured.graph.graph.nodes) if node in active and node.op == "call_function"]
-    unknown = [
-        node
-        for node in order
-        if node.target is not operator.getitem and node.target not in RULES and node.target not in DERIVED
-    ]
-    if unknown:
-        named = "; ".join(_where(node) for node in reversed(unknown[:5]))
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        raise ConversionError(
-            f"no pullback rule for {named}{more}", "Write a rule in surgeon/rules, or leave these operators out"
-        )
-    return order
 
 
 def _where(node: Node) -> str:

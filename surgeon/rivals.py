@@ -5,6 +5,7 @@ Each is asked for its values first, and takes part only where they are the artif
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,15 @@ from surgeon.contenders import Call, Unavailable, onnx_call
 from surgeon.errors import ProviderError, SurgeonError, VerificationError
 from surgeon.runtime import open_session
 from surgeon.sources import resolve_again
-from surgeon.verify import HALF_TOLERANCE, HARD_TOLERANCE, OUTPUT_TOLERANCE, SOFT_TOLERANCE, relative_error
+from surgeon.verify import (
+    HALF_TOLERANCE,
+    HARD_TOLERANCE,
+    OUTPUT_TOLERANCE,
+    SOFT_TOLERANCE,
+    comparable,
+    input_shape,
+    relative_error,
+)
 
 Array = numpy.ndarray[Any, numpy.dtype[Any]]
 
@@ -61,9 +70,12 @@ class Rivals:
                 "the device 'cuda' is not there for PyTorch", "Install PyTorch with CUDA, or give --against forward"
             )
         self.names = tuple(dict.fromkeys(names))
-        self._manifest, self._folder, self._device, self._threads = manifest, folder, device, threads
+        self._folder, self._device, self._threads = folder, device, threads
         self._dtype = torch.float16 if manifest.recipe.precision == "fp16" else torch.float32
-        self._module = resolve_again(manifest, source=source, weights=weights).module.to(self._dtype)
+        network = resolve_again(manifest, source=source, weights=weights).module
+        network, recipe = comparable(network, manifest.recipe, torch.zeros(2, *input_shape(manifest)))
+        self._manifest = dataclasses.replace(manifest, recipe=recipe)
+        self._module = network.to(self._dtype)
         self._plain: Any = None
         self._settings = (torch.get_num_threads(), torch.backends.cudnn.allow_tf32)
 

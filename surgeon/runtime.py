@@ -33,6 +33,11 @@ _TINY, _HUGE = (float(limit) for limit in (numpy.finfo(numpy.float32).tiny, nump
 
 Array = numpy.ndarray[Any, numpy.dtype[Any]]
 
+Unit = tuple[int, ...]
+"""A place in one sample's output: (channel,) for all positions of the channel, or with a position for each axis."""
+
+UNIT = "Name a unit with --unit CHANNEL[,Y,X] (from Python at_units), or give the cotangent itself"
+
 
 class Pullback(NamedTuple):
     """`output` f32 [N, K] of the network, and the cotangent's `pullback`, of the shape of the input."""
@@ -92,14 +97,29 @@ class Session:
 
     @property
     def classes(self) -> int:
-        """K, the number of outputs; raises SurgeonError where the output is not [N, K], as at a hidden layer."""
-        for artifact in self.manifest.artifacts.values():
-            for port in artifact.outputs:
-                if port.name == "output" and len(port.shape) == 2 and isinstance(port.shape[1], int):
-                    return port.shape[1]
-        raise SurgeonError(
-            f"the output of {self.bundle.path} is not a row of classes", "Give the cotangent itself, from Python"
-        )
+        """K, the number of outputs; raises SurgeonError where the output is not [N, K], or that of a hidden layer."""
+        shape = self.output_shape
+        if not self.has_classes:
+            raise SurgeonError(f"the output of {self.bundle.path} is no row of classes: {self._units()}", UNIT)
+        return shape[0]
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the output is a row of classes, and not the units of a layer."""
+        return self.manifest.recipe.at is None and len(self.output_shape) == 1
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of one sample's output; raises SurgeonError where it varies with the input's."""
+        ports = [port for artifact in self.manifest.artifacts.values() for port in artifact.outputs]
+        shape = next((port.shape[1:] for port in ports if port.name == "output"), ())
+        fixed = tuple(size for size in shape if isinstance(size, int))
+        if not fixed or len(fixed) != len(shape):
+            raise SurgeonError(
+                f"the output of {self.bundle.path} has no fixed shape ({_shape_text(shape)} for one sample)",
+                "Give the cotangent itself, from Python",
+            )
+        return fixed
 
     def pullback(self, input: Array, cotangent: Array, temperature: float | Sequence[float] | None = None) -> Pullback:
         """Pull `cotangent` (shape of the output) at the network's output back to `input` f32 [N, C, H, W].
@@ -173,6 +193,46 @@ class Session:
         cotangent[numpy.arange(len(indices)), indices] = 1
         return cotangent
 
+    def at_units(self, units: Unit | Sequence[Unit]) -> Array:
+        """The cotangent, of the output's shape, with a 1 at each sample's unit of the layer that the bundle is cut at.
+
+        A unit is (channel,), which means its sum over all positions, or (channel, position, …), such as (5, 3, 4) for
+        channel 5 at y 3, x 4. Raises SurgeonError for one that does not exist, or where the output is classes.
+        """
+        listed = [units] if isinstance(units, tuple) else list(units)
+        cotangent = numpy.zeros((len(listed), *self.output_shape), numpy.float32)
+        for row, unit in zip(cotangent, listed, strict=True):
+            row[self._check_unit(unit)] = 1
+        return cotangent
+
+    def unit(self, text: str) -> Unit:
+        """The unit that `text` names: CHANNEL, or CHANNEL,Y,X; raises SurgeonError as `at_units` does."""
+        parts = [part.strip() for part in text.split(",")]
+        if not all(part.removeprefix("-").isdecimal() for part in parts):
+            raise SurgeonError(f"{text!r} is no unit", "Write CHANNEL, or CHANNEL,Y,X")
+        return self._check_unit(tuple(int(part) for part in parts))
+
+    def _check_unit(self, unit: Unit) -> Unit:
+        shape = self.output_shape
+        if self.has_classes:
+            raise SurgeonError(
+                f"the output of {self.bundle.path} is classes, not the units of a layer",
+                "Name a class with --target (from Python one_hot), or export a bundle with --at LAYER",
+            )
+        if len(unit) not in (1, len(shape)) or not all(
+            0 <= place < size for place, size in zip(unit, shape, strict=False)
+        ):
+            raise SurgeonError(f"there is no unit {','.join(map(str, unit))}", f"There are {self._units()}")
+        return unit
+
+    def _units(self) -> str:
+        """The range of units, in words."""
+        channels, *places = self.output_shape
+        axes = ("y", "x") if len(places) == 2 else ("position",) * len(places)
+        where = ", ".join(f"{axis} 0 to {size - 1}" for axis, size in zip(axes, places, strict=True))
+        layer = self.manifest.recipe.at
+        return f"channels 0 to {channels - 1}{f' with {where}' if where else ''}{f' at {layer}' if layer else ''}"
+
     def target(self, text: str) -> int:
         """Index of the class that `text` names: its index, its label, one of a label's names, or a part of one label.
 
@@ -187,8 +247,11 @@ class Session:
             raise SurgeonError(f"the bundle {self.bundle.path} has no class names", "Give the class by its index")
         return _find_label(wanted, labels)
 
-    def label(self, index: int) -> str:
-        """The class's label, or its index as text where the bundle has no labels."""
+    def label(self, index: int | Unit) -> str:
+        """The class's label, or its index as text where the bundle has no labels; a unit's channel and position."""
+        if isinstance(index, tuple):
+            channel, *place = index
+            return f"channel {channel}" + (f" at {','.join(map(str, place))}" if place else "")
         labels = self.manifest.labels
         return labels[index] if labels and index < len(labels) else str(index)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable
@@ -11,10 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from surgeon.artifacts.bundle import Bundle
-from surgeon.artifacts.manifest import Artifact, Comparison, Manifest
+from surgeon.artifacts.manifest import Artifact, Comparison, Manifest, Recipe
+from surgeon.capture import capture
 from surgeon.errors import SurgeonError, VerificationError
+from surgeon.layers import find
 from surgeon.oracle import forward, reference_ascent, reference_pullback, reference_step, sample_norm
 from surgeon.oracle_rules import Temperatures
 from surgeon.sizes import other_sizes
@@ -84,6 +88,8 @@ def verify(
     """
     folder = Path(folder)
     manifest = manifest or Bundle.open(folder).manifest
+    module, recipe = comparable(module, manifest.recipe, torch.zeros(2, *input_shape(manifest)))
+    manifest = dataclasses.replace(manifest, recipe=recipe)
     runners = {name: _runner(folder / name, artifact) for name, artifact in manifest.artifacts.items()}
     lines = []
     for problem in problems(module, manifest, seed):
@@ -115,6 +121,23 @@ def require(comparisons: tuple[Comparison, ...]) -> None:
             f"{worst.artifact} at {worst.condition} is off by {worst.error:.1e} ({worst.tolerance:.0e} allowed)",
             "The artifact is not to be trusted: please report it, with the model's source",
         )
+
+
+def comparable(module: nn.Module, recipe: Recipe, example: Tensor) -> tuple[nn.Module, Recipe]:
+    """`module` and `recipe` as autograd can follow them, [N >= 2, …] being an `example` of the input.
+
+    Autograd knows the network's modules, and no node of its graph: where `recipe.at` names one, the captured graph up
+    to that node takes the network's place.
+    """
+    if recipe.at is None or find(module, recipe.at) is not None:
+        return module, recipe
+    if recipe.gate_scope == "modules":
+        raise SurgeonError(
+            f"the graph up to {recipe.at} does not tell gates that are modules, so nothing compares with it",
+            "Name a module with --at, leave --gate-scope out, or give --no-verify",
+        )
+    graph = capture(module, example, recipe.at).graph
+    return GraphModule(graph, graph.graph).eval(), dataclasses.replace(recipe, at=None)
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

@@ -175,17 +175,41 @@ class UnevenlyPooled(nn.Module):
         return self.stage(x)
 
 
+class Tokens(nn.Module):
+    """A network that takes integers and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(5, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.embedding(x).mean(1))
+
+
 REFUSED: dict[str, tuple[Callable[[Tensor], object] | nn.Module, str]] = {
     "data-dependent flow": (
         lambda x: x if x.sum() > 0 else -x,
         r"cannot record the network with a dynamic batch at test_capture.py:\d+ .*Data-dependent",
     ),
     "a fixed batch": (lambda x: x.reshape(4, 72), r"cannot record the network with a dynamic batch"),
-    "two outputs": (lambda x: (x, x + 1), r"returns 2 values"),
-    "no output": (lambda x: None, r"Apply"),
-    "a constant": (lambda x: torch.zeros_like(x), r"does not depend on the input"),
-    "classes": (lambda x: x.argmax(1), r"does not depend on the input"),
-    "everything detached": (lambda x: x.detach() * 2, r"does not depend on the input"),
+    "two outputs": (lambda x: (x, x + 1), r"Apply returns a tuple of 2: 0 \[N, 2, 6, 6\], 1 \[N, 2, 6, 6\]; .*--at"),
+    "a dict": (lambda x: {"out": x, "aux": [x]}, r"Apply returns a dict of 2: out \[N, 2, 6, 6\], aux list"),
+    "no output": (lambda x: None, r"Apply returns a NoneType"),
+    "a constant": (lambda x: torch.zeros_like(x), r"does not depend on the input .*: it ends at aten.full_like"),
+    "nothing of it": (lambda x: torch.ones(x.shape[0], 3), r"does not depend on the input .*: no value of it is read"),
+    "classes": (
+        lambda x: x.argmax(1),
+        r"does not depend on the input .*: it ends at aten.argmax.default \(argmax, test_capture.py:\d+\)",
+    ),
+    "everything detached": (lambda x: x.detach() * 2, r"does not depend on the input .*: it ends at aten.detach"),
+    "integers alone": (
+        Tokens(),
+        r"takes integers, which have no gradient \(Embedding embedding reads them\)",
+    ),
+    "several operators without rule": (
+        lambda x: F.adaptive_max_pool2d(x, 2) + F.adaptive_max_pool2d(x, 2) + torch.erfinv(x)[..., :2, :2],
+        r"no pullback rule for aten.adaptive_max_pool2d.default \(.*\) and 1 more; no pullback rule for aten.erfinv",
+    ),
     "another batch": (lambda x: x.flatten(0, 1), r"which has another batch"),
     "one number": (lambda x: x.sum(), r"which has another batch"),
     "an operator without rule": (

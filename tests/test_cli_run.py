@@ -254,7 +254,7 @@ def test_group_help_version_and_near_commands(surgeon):
     assert "_SURGEON_COMPLETE" in surgeon("completion", "zsh")[1]
 
 
-@pytest.mark.parametrize("name", ["run", "figure", "inspect", "completion"])
+@pytest.mark.parametrize("name", ["run", "figure", "inspect", "check", "completion"])
 def test_every_command_has_help(surgeon, name):
     code, out, _ = surgeon(name, "--help")
     assert code == 0 and f"surgeon {name}" in out and "Examples:" in out

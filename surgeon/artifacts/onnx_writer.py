@@ -310,7 +310,7 @@ def _ascent(pullback: ModelProto, objective: GraphProto, step: GraphProto) -> Mo
     nodes = _needed([*climbing, *step.node], ["perturbed", "pullback", "score"])
     given = _read(nodes, ports)
     runtime = {"temperature", "step_size", "radius"}
-    fixed, varying = _split_by(nodes, {"input"})
+    fixed, varying = _split_by(nodes, {"input", "cotangent"})  # without a gate the pullback reads the latter alone
     weights, scalars = _split_by(fixed, runtime)
     body_nodes, inside = _renamed([*weights, *varying], constants, "each/", {"origin": "input"})
     body = helper.make_graph(

@@ -17,10 +17,11 @@ from surgeon.errors import SurgeonError
 # Each command is `command` in surgeon/cli/NAME.py. The lines stand here so that `--help` imports none of them.
 COMMANDS = {
     "export": "Convert a model and write its bundle.",
-    "run": "Climb from photos towards a class; write the pictures.",
+    "check": "Say whether a model converts: each operator, and how it is treated.",
+    "run": "Climb from photos towards a class or unit; write the pictures.",
     "figure": "Draw photos against target classes, soft pullbacks over ordinary gradients.",
     "verify": "Compare a bundle's artifacts with PyTorch's autograd.",
-    "inspect": "Say what a bundle or an ONNX file takes, gives and holds.",
+    "inspect": "Say what a bundle or an ONNX file takes, gives and holds, or a model's layers.",
     "bench": "Time a bundle against forward passes and eager autograd.",
     "models": "List the models that can be named.",
     "completion": "Print the lines that let a shell complete surgeon's commands.",

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from surgeon.cli import options
-from surgeon.cli.run import image_of, predicted, read_photo, spare_photos, takes_temperature
+from surgeon.cli.run import (
+    Target,
+    cotangents,
+    image_of,
+    predicted,
+    read_photo,
+    read_targets,
+    spare_photos,
+    takes_temperature,
+)
 from surgeon.errors import SurgeonError
 
 if TYPE_CHECKING:
@@ -33,6 +42,7 @@ Examples:
 @options.bundle
 @options.photos
 @options.targets
+@options.units
 @options.steps
 @options.step_size
 @options.radius
@@ -62,6 +72,7 @@ def command(
     bundle: Path,
     photos: tuple[Path, ...],
     targets: tuple[str, ...],
+    units: tuple[str, ...],
     against: Path | None,
     columns: int,
     seed: int,
@@ -77,7 +88,8 @@ def command(
 
     One row per photo: the photo, then a cell per class, each the difference after the steps, scaled to its own range.
     The classes are the photos' own (what the network sees in them; framed on the diagonal), or those of --target, and
-    last one at random. With more photos than --columns, the first column holds each photo's own class.
+    last one at random. With more photos than --columns, the first column holds each photo's own class. Of a bundle that
+    was exported with --at, the columns are those of --unit.
     """
     from surgeon.cli import screen
     from surgeon.pictures import format_of, grid, save
@@ -90,15 +102,15 @@ def command(
     if session.manifest.recipe.objective == "energy":
         raise SurgeonError(f"the objective of {bundle} is energy, which has no target classes", "See `surgeon run`")
     lower = ordinary(session, plain)
-    given = [session.target(target) for target in targets]
+    given = read_targets(session, targets, units)
     images = [read_photo(session, photo) for photo in photos]
     with screen.progress() as progress:
         task = progress.add_task("looking", total=len(photos))
-        own = []
+        own: list[Target | None] = []
         for image in images:
-            own.append(predicted(session, image))
+            own.append(predicted(session, image) if session.has_classes else None)
             progress.advance(task)
-        extra = _random_class(session, [*own, *given], seed)
+        extra = _random_class(session, [*own, *given], seed) if session.has_classes else None
         rows = layout(own, given, columns, extra)
         count = settings["steps"] or session.manifest.defaults.steps
         progress.update(task, description="climbing", completed=0, total=(1 + bool(lower)) * len(rows) * (count + 1))
@@ -143,33 +155,37 @@ def ordinary(session: Session, plain: Session | None) -> tuple[str, Session, flo
     return f"Ordinary gradients (the same artifact at T = {ALMOST_ZERO:g})", session, ALMOST_ZERO
 
 
-def layout(own: Sequence[int], given: Sequence[int], columns: int, extra: int | None) -> list[list[int]]:
-    """Target classes, a list per photo: the paper's square where it fits, else own class first, then shared ones."""
-    shared = list(dict.fromkeys(given or own))
+def layout(
+    own: Sequence[Target | None], given: Sequence[Target], columns: int, extra: Target | None
+) -> list[list[Target]]:
+    """Targets, a list per photo: the paper's square where it fits, else own class first, then shared ones."""
+    shared = list(dict.fromkeys(given or [mine for mine in own if mine is not None]))
     last = [] if extra is None else [extra]
     if given or len(shared) <= columns:
         return [[*shared[:columns], *last] for _ in own]
-    return [[mine, *[other for other in shared if other != mine][: columns - 1], *last] for mine in own]
+    ordered = [[mine, *[other for other in shared if other != mine]][:columns] for mine in own if mine is not None]
+    return [[*row, *last] for row in ordered]
 
 
 def draw_panel(
     title: str,
     session: Session,
     images: Sequence[numpy.ndarray],
-    own: Sequence[int],
-    rows: Sequence[Sequence[int]],
+    own: Sequence[Target | None],
+    rows: Sequence[Sequence[Target]],
     settings: dict[str, Any],
     clip: float,
     tick: Callable[[], None],
 ) -> Panel:
-    """One grid: each photo's row is one batch of ascents, a target class each."""
+    """One grid: each photo's row is one batch of ascents, a class or unit each."""
     from surgeon.pictures import Panel, to_picture
 
     drawn = []
     same = all(list(row) == list(rows[0]) for row in rows)
     for image, mine, row in zip(images, own, rows, strict=True):
         cells = _climb(session, image, mine, row, settings, clip, named=not same, tick=tick)
-        drawn.append([_cell(to_picture(image, image_of(session)), _name(session, mine)), *cells])
+        caption = "" if mine is None else _name(session, mine)
+        drawn.append([_cell(to_picture(image, image_of(session)), caption), *cells])
     headings = ["photo", *[_name(session, index) for index in rows[0]]]
     if not same:
         headings = ["photo", "its own class", *[""] * (len(rows[0]) - 1)]
@@ -179,28 +195,31 @@ def draw_panel(
 def _climb(
     session: Session,
     image: numpy.ndarray,
-    own: int,
-    row: Sequence[int],
+    own: Target | None,
+    row: Sequence[Target],
     settings: dict[str, Any],
     clip: float,
     named: bool,
     tick: Callable[[], None],
 ) -> list[Cell]:
-    """The cells of one photo: what was added for each class, and the class's probability before and after."""
+    """The cells of one photo: what was added for each class or unit, and its probability or value before and after."""
     import numpy
 
     from surgeon.pictures import difference
     from surgeon.runtime import softmax
 
     start = numpy.repeat(image[None], len(row), axis=0)
-    before, cells = None, []
-    for step in session.steps(start, session.one_hot(list(row)), **settings):
-        before = softmax(step.output) if before is None else before
+    taken, cells = [], []
+    for step in session.steps(start, cotangents(session, row), **settings):
+        taken.append(step)
+        del taken[1:-1]
         tick()
-    after = softmax(step.output)
-    assert before is not None
     for place, index in enumerate(row):
-        change = f"{100 * before[place, index]:.0f} % to {100 * after[place, index]:.0f} %"
+        if session.has_classes:
+            before, after = (100 * softmax(step.output)[place, index] for step in taken)
+            change = f"{before:.0f} % to {after:.0f} %"
+        else:
+            change = " to ".join(f"{step.score[place]:.3g}" for step in taken)
         caption = f"{_name(session, index)}, {change}" if named else change
         cells.append(_cell(difference(image, step.perturbed[place], clip), caption, framed=index == own))
     return cells
@@ -220,16 +239,18 @@ def upper_title(session: Session, settings: dict[str, Any]) -> str:
     return f"{gate.capitalize()} gates" + (f", soft pools (T = {temperature:g})" if tempered else "")
 
 
-def footer(session: Session, settings: dict[str, Any], extra: int | None, clip: float) -> str:
+def footer(session: Session, settings: dict[str, Any], extra: Target | None, clip: float) -> str:
     """How the cells were made."""
     defaults = session.manifest.defaults
     steps, size, radius = (settings[name] or getattr(defaults, name) for name in ("steps", "step_size", "radius"))
     cut = f" less {clip:g} % at either end" if clip else ""
+    shown = "the class's probability before and after. Framed: the class that the network sees in the photo."
+    if not session.has_classes:
+        shown = f"the unit's score at {session.manifest.recipe.at or 'the output'} before and after."
     last = "" if extra is None else f" Last column: a random class ({_name(session, extra)})."
     return (
         f"Each cell: what {steps} steps of length {size:g} within radius {radius:g} add to the photo, scaled to its "
-        f"own range{cut}; beneath it the class's probability before and after. Framed: the class that the network "
-        f"sees in the photo.{last}"
+        f"own range{cut}; beneath it {shown}{last}"
     )
 
 
@@ -239,14 +260,14 @@ def _cell(picture: Any, caption: str, framed: bool = False) -> Cell:
     return Cell(picture, caption, framed)
 
 
-def _name(session: Session, index: int) -> str:
+def _name(session: Session, index: Target) -> str:
     """The first of a label's names: cells are narrow."""
     return session.label(index).split(",")[0]
 
 
-def _random_class(session: Session, others: Sequence[int], seed: int) -> int | None:
+def _random_class(session: Session, others: Sequence[Target | None], seed: int) -> int | None:
     """A class that no photo has; None where every class is taken."""
-    free = sorted(set(range(session.classes)) - set(others))
+    free = sorted({*range(session.classes)}.difference(others))
     return random.Random(seed).choice(free) if free else None
 
 

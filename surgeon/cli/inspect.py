@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from surgeon.cli import options
+from surgeon.cli.export import Shape
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,20 +22,33 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   surgeon inspect exported/lite0 --gates
-  surgeon inspect exported/lite0/pullback.onnx --json"""
+  surgeon inspect exported/lite0/pullback.onnx --json
+  surgeon inspect resnet50 --layers
+  surgeon inspect mypackage.models:make --layers --input-shape 3,64,64"""
 
 
 @click.command("inspect", epilog=EXAMPLES)
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=click.Path(path_type=Path), metavar="PATH|MODEL")
 @click.option("--gates", is_flag=True, help="List every gate and pool.")
 @click.option("--classes", is_flag=True, help="List every class.")
+@click.option("--layers", is_flag=True, help="List what `surgeon export MODEL --at` can name (needs torch).")
+@click.option("--input-shape", type=Shape(), help="With --layers: one input's shape, without the batch.")
 @options.as_json
-def command(path: Path, gates: bool, classes: bool, as_json: bool) -> None:
+def command(
+    path: Path, gates: bool, classes: bool, layers: bool, input_shape: tuple[int, ...] | None, as_json: bool
+) -> None:
     """Describe the bundle or .onnx file at PATH: inputs, outputs, gates, operators, sizes, verification.
 
-    Checks a bundle's files against its manifest; loads no weights and runs nothing.
+    Checks a bundle's files against its manifest; loads no weights and runs nothing. With --layers it describes a MODEL:
+    its modules, and the gates that are functions, with the shape of their output and the gates inside them.
     """
     from surgeon.cli import screen
+
+    if layers:
+        _print_layers(str(path), input_shape, as_json)
+        return
+    if input_shape is not None:
+        raise click.UsageError("--input-shape goes with --layers.")
     from surgeon.inspection import inspect
 
     inspection = inspect(path)
@@ -54,6 +68,30 @@ def command(path: Path, gates: bool, classes: bool, as_json: bool) -> None:
         if classes:
             _print_classes(console, manifest)
     _print_sizes(console, inspection)
+
+
+def _print_layers(model: str, input_shape: tuple[int, ...] | None, as_json: bool) -> None:
+    import dataclasses
+
+    from surgeon.cli import screen
+
+    source, example = options.network(model, input_shape)
+    from surgeon.outline import layers
+
+    found = layers(source.module, example)
+    if as_json:
+        screen.print_json({"model": model, "layers": [dataclasses.asdict(layer) for layer in found]})
+        return
+    rows = [
+        (layer.name, layer.kind, _shape_text(layer.shape), layer.gates, layer.calls if layer.calls > 1 else "")
+        for layer in found
+    ]
+    columns = ("layer", "kind", "output", "gates", "calls")
+    screen.console().print(_table("", columns, rows, right=("gates", "calls")))
+
+
+def _shape_text(shape: Sequence[int | str] | None) -> str:
+    return "not one tensor" if shape is None else "[" + ", ".join(map(str, shape)) + "]"
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[str] = ()) -> Any:
@@ -86,7 +124,8 @@ def _print_origin(console: Console, manifest: Manifest) -> None:
     if image is not None:
         size = f"{image.channels} x {image.height} x {image.width}, values {image.range[0]:g} to {image.range[1]:g}"
         rows.append(("photos", f"{size}; shorter side to {image.resize}, centre crop, {image.interpolation}"))
-    rows.append(("classes", str(len(manifest.labels)) + " with names" if manifest.labels else "without names"))
+    if recipe.at is None:
+        rows.append(("classes", str(len(manifest.labels)) + " with names" if manifest.labels else "without names"))
     if manifest.versions:  # a lone file does not know them
         rows.append(("made with", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())))
     console.print(_table("", ("", " "), rows))
@@ -111,10 +150,9 @@ def _print_file(console: Console, file: FileReport) -> None:
 
 
 def _port(port: Port) -> tuple[str, str, str, str, str]:
-    shape = "[" + ", ".join(str(size) for size in port.shape) + "]"
     values = port.default if isinstance(port.default, tuple) else () if port.default is None else (port.default,)
     default = ", ".join(dict.fromkeys(f"{value:g}" for value in values))
-    return port.name, port.dtype, shape, default, port.meaning
+    return port.name, port.dtype, _shape_text(port.shape), default, port.meaning
 
 
 def _print_gates(console: Console, manifest: Manifest, every: bool) -> None:

@@ -5,8 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+from surgeon.errors import SurgeonError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from surgeon.sources import Source
 
 CONVERT = "pip install 'surgeon[convert]', or '.[convert]' from a checkout"
 """What is missing where torch is."""
@@ -29,10 +37,35 @@ def number(above: float | None = None, infinite: bool = False) -> Callable[[str]
     return convert
 
 
+def network(model: str, input_shape: tuple[int, ...] | None) -> tuple[Source, Tensor]:
+    """The network that `model` names, and two samples of what it takes: for commands that look at its structure alone.
+
+    A named model gets random weights, which need no download.
+    """
+    try:
+        import torch
+
+        from surgeon.sources import resolve
+        from surgeon.weights import varied_input
+    except ImportError as error:
+        raise SurgeonError(f"{error.name or 'torch'} is not installed, and this needs it", CONVERT) from error
+    named = ":" not in model and not Path(model).suffix
+    source = resolve(model, weights="random" if named else None, input_shape=input_shape)
+    return source, varied_input(2, source.input_shape, torch.Generator().manual_seed(0))
+
+
 bundle = click.argument("bundle", type=click.Path(path_type=Path))
 photos = click.argument("photos", nargs=-1, required=True, metavar="PHOTO...", type=click.Path(path_type=Path))
 targets = click.option(
     "--target", "targets", multiple=True, metavar="CLASS", help="Class by name or index; again for each photo."
+)
+units = click.option(
+    "--unit",
+    "units",
+    multiple=True,
+    metavar="CHANNEL[,Y,X]",
+    help="Of a bundle exported with --at: a channel of the layer, summed over its map, or one place of it; again for "
+    "each photo.",
 )
 steps = click.option("--steps", type=click.IntRange(min=1), help="Steps of the ascent.  [default: the bundle's]")
 step_size = click.option(

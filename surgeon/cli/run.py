@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from surgeon.runtime import Session, Step
 
 Top = list[dict[str, Any]]
+Target = int | tuple[int, ...]
+"""A class, or a unit of a layer."""
 KINDS = ("clean", "perturbed", "difference", "pullback")
 
 
@@ -31,13 +33,16 @@ class Interrupted(SurgeonError):
 EXAMPLES = """\b
 Examples:
   surgeon run exported/lite0 cat.jpg --target "tiger cat" --steps 10
-  surgeon run exported/lite0 cat.jpg dog.jpg --target goldfish --target 207 --json"""
+  surgeon run exported/lite0 cat.jpg dog.jpg --target goldfish --target 207 --json
+  surgeon run exported/resnet50-layer3 cat.jpg --unit 17
+  surgeon run exported/resnet50-layer3 cat.jpg --unit 17,6,6"""
 
 
 @click.command("run", epilog=EXAMPLES)
 @options.bundle
 @options.photos
 @options.targets
+@options.units
 @options.steps
 @options.step_size
 @options.radius
@@ -51,6 +56,7 @@ def command(
     bundle: Path,
     photos: tuple[Path, ...],
     targets: tuple[str, ...],
+    units: tuple[str, ...],
     descend: bool,
     step_size: float | None,
     device: str,
@@ -59,11 +65,11 @@ def command(
     as_json: bool,
     **scalars: Any,
 ) -> None:
-    """Change each PHOTO step by step along its pullback, so that BUNDLE's network sees more of a class in it.
+    """Change each PHOTO step by step along its pullback, so that BUNDLE's network sees more of a class or unit in it.
 
     Writes NAME.clean.png, NAME.perturbed.png, NAME.difference.png and NAME.pullback.png, and shows the five most
     probable classes before and after. Without --target, the class is what the network sees in the photo. NAME.pullback
-    is the clean photo's.
+    is the clean photo's. A bundle that was exported with --at climbs a unit of that layer: --unit.
     """
     from surgeon.cli import screen
     from surgeon.runtime import load
@@ -76,7 +82,7 @@ def command(
     per_gate = session.manifest.recipe.temperature_input == "per-gate"
     if scalars["temperature"] is None and (per_gate or not takes_temperature(session)):
         settings["temperature"] = None
-    wanted = choose_targets(session, photos, targets)
+    wanted = choose_targets(session, photos, targets, units)
     images = [read_photo(session, photo) for photo in photos]  # every photo, before the first is computed
     names = file_names(photos)
     spare_photos(photos, [path for name in names for path in picture_paths(output, name).values()])
@@ -101,9 +107,9 @@ def command(
 
 
 def ascend(
-    session: Session, image: numpy.ndarray, target: int | None, settings: dict[str, Any], tick: Callable[[], None]
+    session: Session, image: numpy.ndarray, target: Target | None, settings: dict[str, Any], tick: Callable[[], None]
 ) -> dict[str, Any]:
-    """One ascent from `image` [C, H, W]: target, top classes before and after, score per step, and the pictures."""
+    """One ascent from `image` [C, H, W]: target or unit, top classes, score per step, and the pictures."""
     from surgeon import pictures
 
     start = image[None]
@@ -111,7 +117,7 @@ def ascend(
     if session.manifest.recipe.objective != "energy":
         if target is None:
             target = predicted(session, image)
-        cotangent = session.one_hot(target)
+        cotangent = cotangents(session, [target])
     clean: Step | None = None
     scores = []
     for step in session.steps(start, cotangent, **settings):
@@ -121,7 +127,8 @@ def ascend(
     assert clean is not None
     layout = image_of(session)
     return {
-        "target": None if target is None else {"index": target, "label": session.label(target)},
+        "target": {"index": target, "label": session.label(target)} if isinstance(target, int) else None,
+        **({"unit": {"layer": session.manifest.recipe.at, "place": list(target)}} if isinstance(target, tuple) else {}),
         "before": _top(session, clean),
         "after": _top(session, step),
         "score": scores,
@@ -142,13 +149,33 @@ def predicted(session: Session, image: numpy.ndarray) -> int:
     return int(session.pullback(image[None], nothing).output[0].argmax())
 
 
-def choose_targets(session: Session, photos: Sequence[Path], targets: Sequence[str]) -> list[int | None]:
-    """The class for each photo: one for all, one for each, or None for what the network sees."""
-    if session.manifest.recipe.objective == "energy" and targets:
-        raise SurgeonError("the bundle's objective is energy, which has no target class", "Leave --target out")
-    chosen: list[int | None] = [session.target(target) for target in targets]
+def cotangents(session: Session, targets: Sequence[Target]) -> numpy.ndarray:
+    """One row for each target: classes, or units."""
+    units = [target for target in targets if isinstance(target, tuple)]
+    return session.at_units(units) if units else session.one_hot([one for one in targets if isinstance(one, int)])
+
+
+def read_targets(session: Session, targets: Sequence[str], units: Sequence[str]) -> list[Target]:
+    """What --target or --unit names; raises where the bundle has the other, or units and none is named."""
+    if session.manifest.recipe.objective == "energy":
+        if targets or units:
+            raise SurgeonError(
+                "the bundle's objective is energy, which has no target class or unit", "Leave --target and --unit out"
+            )
+        return []
+    if not session.has_classes and (targets or not units):
+        session.one_hot([])  # says which units there are
+    return [*map(session.target, targets), *map(session.unit, units)]
+
+
+def choose_targets(
+    session: Session, photos: Sequence[Path], targets: Sequence[str], units: Sequence[str]
+) -> list[Target | None]:
+    """The class or unit for each photo: one for all, one for each, or None for what the network sees."""
+    chosen: list[Target | None] = [*read_targets(session, targets, units)]
     if len(chosen) not in (0, 1, len(photos)):
-        raise click.UsageError(f"{len(photos)} photos have {len(chosen)} targets: give one, or one for each.")
+        what = "units" if units else "targets"
+        raise click.UsageError(f"{len(photos)} photos have {len(chosen)} {what}: give one, or one for each.")
     return chosen if len(chosen) == len(photos) else (chosen or [None]) * len(photos)
 
 
@@ -212,7 +239,7 @@ def write_pictures(folder: Path, name: str, pictures: dict[str, PIL.Image.Image]
 def _top(session: Session, step: Step) -> Top:
     from surgeon.runtime import top
 
-    if step.output.ndim != 2:  # the cotangent is at a hidden layer
+    if not session.has_classes:
         return []
     return [
         {"index": index, "label": session.label(index), "probability": probability}
@@ -232,8 +259,10 @@ def _print_result(console: Any, result: dict[str, Any], settings: dict[str, Any]
     from rich.table import Table
     from rich.text import Text
 
-    target, score = result["target"], result["score"]
+    target, unit, score = result["target"], result.get("unit"), result["score"]
     towards = f" → {target['label']} ({target['index']})" if target else ""
+    if unit:
+        towards = f" → {unit['layer'] or 'output'} unit {','.join(map(str, unit['place']))}"
     console.print(Text(result["photo"] + towards, style="bold"), soft_wrap=True)
     if not result["before"]:
         console.print(f"score {score[0]:.4g} → {score[-1]:.4g}\n", style="dim")
