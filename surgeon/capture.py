@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
 
+from surgeon.decompositions import DECOMPOSITIONS
 from surgeon.errors import ConversionError, SurgeonError
 from surgeon.rules import KEPT
 
 GATE_MODULES = (
-    *(nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.Threshold),
+    *(nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.Threshold),
     *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
 )
 """What the gate scope "modules" goes by, subclasses included: calls from within one of these are gated."""
 
@@ -66,6 +68,7 @@ def capture(module: nn.Module, example: Tensor) -> Captured:
             program = torch.export.export(module, (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
             _detach_untracked(program)
             table = torch.export.default_decompositions()
+            table.update(DECOMPOSITIONS)
             for operator in KEPT:
                 table.pop(operator, None)
             graph = program.run_decompositions(table).module(check_guards=False)
