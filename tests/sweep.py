@@ -84,9 +84,10 @@ def build(entry: Entry) -> Any:
     from surgeon.weights import calibrate
 
     module = _first(_timm(entry.model) if entry.source == "timm" else _torchvision(entry.model))
+    module.eval().requires_grad_(False)
     vary(module)
     calibrate(module, entry.shape, 0)
-    return module.eval().requires_grad_(False)
+    return module
 
 
 def _timm(name: str) -> Any:
@@ -135,7 +136,7 @@ def vary(module: Any) -> None:
     """Random values in the place of constant ones: gates of zero, layer scales of 1e-6 and ones prove nothing."""
     for parameter in module.parameters():
         if (parameter == parameter.flatten()[0]).all():
-            parameter.detach().uniform_(0.2, 0.8)
+            parameter.uniform_(0.2, 0.8)
 
 
 def soft(entry: Entry, module: Any) -> dict[str, Any]:

@@ -94,9 +94,9 @@ class _Walk:
 
     def _fits(self, tensor: str) -> bool:
         """Whether `tensor` is [N, C, H, W] with whole blocks of channels."""
-        batch, *sizes = self._shapes.get(tensor, ("",))
-        known = len(sizes) == 3 and all(isinstance(size, int) for size in sizes)
-        return known and batch == self._shapes[self._images][0] and sizes[0] % _BLOCK == 0
+        shape = self._shapes.get(tensor, ())
+        known = len(shape) == 4 and all(isinstance(size, int) for size in shape[1:])
+        return known and shape[0] == self._shapes[self._images][0] and shape[1] % _BLOCK == 0
 
     def _enter(self, tensor: str, reader: NodeProto) -> str:
         name = f"{tensor}/blocked"

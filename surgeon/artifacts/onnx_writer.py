@@ -292,16 +292,16 @@ def _ascent(pullback: ModelProto, objective: GraphProto, step: GraphProto) -> Mo
     weights, scalars = _split_by(fixed, runtime)
     body_nodes, inside = _renamed([*weights, *varying], constants, "each/", {"origin": "input"})
     body = helper.make_graph(
-        [helper.make_node("Identity", ["each/going"], ["each/goes"], name="each/goes"), *body_nodes],
+        [helper.make_node("Identity", ["loop/going"], ["loop/goes"], name="loop/goes"), *body_nodes],
         "each",
         [
-            helper.make_tensor_value_info("each/index", TensorProto.INT64, []),
-            helper.make_tensor_value_info("each/going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("loop/index", TensorProto.INT64, []),
+            helper.make_tensor_value_info("loop/going", TensorProto.BOOL, []),
             _like(image, "each/input"),
-            _like(image, "each/previous"),
+            _like(image, "loop/previous"),
         ],
         [
-            helper.make_tensor_value_info("each/goes", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("loop/goes", TensorProto.BOOL, []),
             _like(image, "each/perturbed"),
             _like(image, "each/pullback"),
             helper.make_tensor_value_info("each/score", TensorProto.FLOAT, [BATCH]),
