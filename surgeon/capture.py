@@ -21,14 +21,16 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
 
+from surgeon.decompositions import DECOMPOSITIONS
 from surgeon.errors import ConversionError, SurgeonError
 from surgeon.layers import cut, drop_unread, end_at, find
 from surgeon.rules import KEPT
 from surgeon.sizes import REMEDY, require_any_size
 
 GATE_MODULES = (
-    *(nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.Threshold),
+    *(nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.Threshold),
     *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
 )
 """What the gate scope "modules" goes by, subclasses included: calls from within one of these are gated."""
 
@@ -105,6 +107,7 @@ def record(module: nn.Module, *examples: Tensor, dynamic_size: bool = False) -> 
             recorded = program
             _detach_untracked(program)
             table = torch.export.default_decompositions()
+            table.update(DECOMPOSITIONS)
             for operator in KEPT:
                 table.pop(operator, None)
             graph = program.run_decompositions(table).module(check_guards=False)

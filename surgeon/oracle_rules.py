@@ -28,8 +28,9 @@ Temperatures = float | Sequence[tuple[str, float]]
 """One T for all soft gates and pools; or (source module, T) of each that leads to the output, in the order of calls."""
 
 GATED_MODULES = (
-    *(nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.Threshold),
+    *(nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.Threshold),
     *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
 )
 """What `gate_scope="modules"` goes by: calls from within one of these are gated, all others are ordinary."""
 
@@ -88,6 +89,12 @@ def _leaky_relu(z: Tensor, negative_slope: float = 0.01) -> Activation:
     return Activation(lambda z: F.leaky_relu(z, negative_slope), lower=0.0, slope=negative_slope)
 
 
+def _rrelu(z: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False) -> Activation:
+    if training:
+        raise SurgeonError("a random leaky ReLU in training mode draws its slopes", "Call .eval() on it first")
+    return _leaky_relu(z, (lower + upper) / 2)
+
+
 def _prelu(z: Tensor, weight: Tensor) -> Activation:
     weight = weight.detach()
     slope = weight.reshape(1, -1, *[1] * (z.dim() - 2)) if z.dim() > 1 and weight.numel() > 1 else weight
@@ -111,6 +118,7 @@ _READERS: tuple[tuple[Callable[..., Activation], tuple[str, ...]], ...] = (
     (_threshold, ("threshold",)),
     (_leaky_relu, ("leaky_relu",)),
     (_prelu, ("prelu",)),
+    (_rrelu, ("rrelu",)),
 )
 ACTIVATIONS = {call: reader for reader, names in _READERS for call in _calls(_SPACES, *names)}
 ACTIVATIONS_IN_PLACE = {
@@ -120,6 +128,12 @@ POOLS = {
     call: dimensions
     for dimensions in (1, 2, 3)
     for name in (f"max_pool{dimensions}d", f"max_pool{dimensions}d_with_indices", f"_max_pool{dimensions}d")
+    for call in _calls(_SPACES, name)
+}
+ADAPTIVE_POOLS = {
+    call: dimensions
+    for dimensions in (1, 2, 3)
+    for name in (f"adaptive_max_pool{dimensions}d", f"adaptive_max_pool{dimensions}d_with_indices")
     for call in _calls(_SPACES, name)
 }
 
@@ -206,6 +220,8 @@ class Pullback(TorchFunctionMode):
         if self._depth:
             if call in POOLS and self.recipe.pool == "soft":
                 return self._pool(POOLS[call], *args, **kwargs, with_indices="with_indices" in call.__name__)
+            if call in ADAPTIVE_POOLS and self.recipe.pool == "soft":
+                return self._adaptive_pool(call, ADAPTIVE_POOLS[call], *args, **kwargs)
             if (call in ACTIVATIONS or call in ACTIVATIONS_IN_PLACE) and self.recipe.gate != "hard":
                 return self._activate(call, args, kwargs)
         return call(*args, **kwargs)
@@ -258,6 +274,21 @@ class Pullback(TorchFunctionMode):
             Softened(self._call(), lambda x, g, t: soft_pool_vjp(x, g, kernel, stride, padding, dilation, t)),
         )
         return (output, indices) if with_indices or return_indices else output
+
+    def _adaptive_pool(
+        self, call: Any, dimensions: int, input: Tensor, output_size: Any, return_indices: bool = False
+    ) -> Any:
+        sizes, wanted = input.shape[-dimensions:], _per_axis(output_size, dimensions)
+        outs = [size if out is None else out for size, out in zip(sizes, wanted, strict=True)]
+        if any(size % out for size, out in zip(sizes, outs, strict=True)):
+            raise SurgeonError(
+                f"adaptive max pooling of {list(sizes)} to {outs} has cells of several sizes, and no pullback rule",
+                "Choose sizes that divide",
+            )
+        kernel = [size // out for size, out in zip(sizes, outs, strict=True)]
+        values, indices = self._pool(dimensions, input, kernel, with_indices=True)
+        values_alone = call is getattr(F, f"adaptive_max_pool{dimensions}d") and not return_indices
+        return values if values_alone else (values, indices)
 
 
 @dataclass(frozen=True)

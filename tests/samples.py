@@ -166,6 +166,19 @@ SAMPLES: dict[OpOverload, list[Sample]] = {
     aten.sum.dim_IntList: [s(x(N, 3, 5), [2]), s(x(N, 3, 5), [-2, 0], True), s(x(N, 3), None), s(x(N, 3), [])],
     aten.mean.default: [s(x(N, 3, 5))],
     aten.sum.default: [s(x(N, 3, 5))],
+    # resampling
+    aten.upsample_nearest2d.vec: [
+        s(x(N, 2, 3, 5), None, [2.0, 3.0]),
+        s(x(N, 2, 8, 6), [5, 13], None),
+        s(x(N, 2, 5, 6), None, [1.7, 0.6]),
+        s(x(N, 2, 5, 6), [10, 3], None),
+    ],
+    aten.upsample_bilinear2d.vec: [
+        s(x(N, 2, 3, 5), [8, 9], False, None),
+        s(x(N, 2, 5, 3), [13, 2], True, None),
+        s(x(N, 2, 5, 6), None, False, [1.7, 0.6]),
+        s(x(N, 2, 1, 5), None, True, [2.0, 2.0]),
+    ],
     # smooth activations
     aten.silu.default: [s(x(N, 6))],
     aten.mish.default: [s(x(N, 6))],
@@ -203,6 +216,7 @@ SAMPLES: dict[OpOverload, list[Sample]] = {
         s(x(N, 6), 1, 0, 100),
     ],
     aten.select.int: [s(x(N, 3, 5), 1, 1), s(x(N, 3, 5), -1, -2)],
+    aten.unfold.default: [s(x(N, 3, 8), 2, 3, 2), s(x(N, 9, 2), -2, 4, 1), s(x(N, 6), 1, 2, 3)],
     aten.constant_pad_nd.default: [
         s(x(N, 3, 5), [1, 2]),
         s(x(N, 3, 5), [1, -2, 0, 1], 2.5),

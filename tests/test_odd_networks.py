@@ -55,7 +55,12 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "normalised features": lambda h: F.normalize(h.flatten(1)),
     "a norm with a floor": lambda h: h.flatten(1) / h.flatten(1).norm(dim=1, keepdim=True).clamp(min=1e-6),
     "a pre-activation that is overwritten": partly_assigned,
+    "cosine similarity": lambda h: F.cosine_similarity(h, h.roll(1, 2), 1).flatten(1),
     "threshold": lambda h: F.threshold(h - 0.2, 0.1, 3.0).flatten(1),
+    "adaptive max pooling": lambda h: F.adaptive_max_pool2d(h - 0.3, (2, 1)).flatten(1),
+    "adaptive max pooling, a module": lambda h: nn.AdaptiveMaxPool1d(2)(h.flatten(2)).flatten(1),
+    "a random leaky ReLU": lambda h: F.rrelu(h - 0.2).flatten(1),
+    "another order in memory": lambda h: h.as_strided((h.shape[0], 4, 1, 4, 4), (64, 16, 9, 1, 4)).flatten(1),
     "instance norm": lambda h: F.instance_norm(h).flatten(1),
 }
 
@@ -126,8 +131,8 @@ def test_buffers_may_have_the_names_of_the_artifacts_values(tmp_path: Path) -> N
 
 
 def test_what_onnx_has_no_word_for_is_one_line(tmp_path: Path) -> None:
-    module = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool3d((2, 1, 3)), nn.Flatten())
-    with pytest.raises(ConversionError, match="adaptive_avg_pool3d") as caught:
-        export(source(module, 2, 5, 8, 9), tmp_path / "odd", Recipe(), SCALARS, formats=["onnx"])
+    module = After(lambda h: h.prod(2).flatten(1))
+    with pytest.raises(ConversionError, match=r"prims\.prod") as caught:
+        export(source(module, 3, 5, 5), tmp_path / "odd", Recipe(), SCALARS, formats=["onnx"])
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())

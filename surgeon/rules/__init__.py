@@ -20,6 +20,7 @@ from surgeon.rules import (
     norms,
     pools,
     reductions,
+    resampling,
     shapes,
     smooth,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "norms",
     "pools",
     "reductions",
+    "resampling",
     "rule",
     "shapes",
     "smooth",

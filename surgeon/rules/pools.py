@@ -242,12 +242,12 @@ def adaptive_avg_pool(g: Tensor, out: Tensor, x: Tensor, output_size: Sequence[i
     for a in range(axes):
         dim = x.dim() - axes + a
         if is_symbolic(x.shape[dim]) or out.shape[dim] != x.shape[dim]:
-            matrix = _cells(x.shape[dim], out.shape[dim], g)
+            matrix = averages(x.shape[dim], out.shape[dim], g)
             g = (g.transpose(dim, -1) @ matrix).transpose(dim, -1)
     return (g,)
 
 
-def _cells(size: int, out: int, like: Tensor) -> Tensor:
+def averages(size: int, out: int, like: Tensor) -> Tensor:
     """[out, size]: row o holds the weights of the inputs that output o averages."""
     o = torch.arange(out, device=like.device).unsqueeze(1)
     i = torch.arange(size, device=like.device)

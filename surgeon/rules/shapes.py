@@ -140,6 +140,19 @@ def select(g: Tensor, out: Tensor, x: Tensor, dim: int, index: int) -> tuple[Ten
     return (_padded(g.unsqueeze(dim), dim % x.dim(), first, size - first - 1),)
 
 
+@rule(aten.unfold.default)
+def unfold(g: Tensor, out: Tensor, x: Tensor, dim: int, size: int, step: int) -> tuple[Tensor]:
+    """Windows of `size` elements along `dim`, one each `step`, in a new last dimension.
+
+    Element j of window i is at i * step + j; the product with that one-hot matrix adds up what overlaps.
+    """
+    dim %= x.dim()
+    at = torch.arange(out.shape[dim], device=g.device).unsqueeze(1) * step + torch.arange(size, device=g.device)
+    one_hot = (at.reshape(-1, 1) == torch.arange(x.shape[dim], device=g.device)).to(g.dtype)
+    elements = g.movedim(-1, dim + 1).flatten(dim, dim + 1)
+    return ((elements.transpose(dim, -1) @ one_hot).transpose(dim, -1),)
+
+
 @rule(aten.constant_pad_nd.default)
 def constant_pad(g: Tensor, out: Tensor, x: Tensor, widths: Sequence[int], value: float = 0) -> tuple[Tensor]:
     """Padding by a constant; negative widths crop, so the same operator with the signs turned takes it back."""
