@@ -93,11 +93,6 @@ def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
     return F.gelu(x, approximate=approximate)
 
 
-@operator("Swish")
-def swish(x: Tensor, *, alpha: float = 1.0) -> Tensor:
-    return F.silu(x) if alpha == 1.0 else x * torch.sigmoid(alpha * x)
-
-
 def softmax_like(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """`function` along an axis; before opset 13 along all axes from it on, taken as one."""
 

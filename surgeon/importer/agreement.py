@@ -28,9 +28,9 @@ def require_agreement(
     rows = batch or 1
     generator = np.random.default_rng(0)
     x = generator.uniform(-1, 1, (2 * rows, *shape)).astype(np.float32)
-    expected = [_runtime_output(path, input_name, output_name, part) for part in np.split(x, 2)]
     with torch.no_grad():
         found = network(torch.from_numpy(x)).numpy()
+    expected = [_runtime_output(path, input_name, output_name, part) for part in np.split(x, 2)]
     whole = np.stack(expected)
     if found.size != whole.size or found.shape[:1] != (2 * rows,):
         raise ConversionError(

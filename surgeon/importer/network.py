@@ -114,9 +114,7 @@ class OnnxNetwork(nn.Module):
                 else:
                     numbers[name] = np.asarray(value)
         if self._graph_output not in tensors:
-            raise ConversionError(
-                f"the output {self._graph_output} does not depend on the input", "There is nothing to pull back"
-            )
+            raise ConversionError(f"the output {self._graph_output} is no tensor of numbers", "Choose another one")
         return tensors[self._graph_output]
 
 
@@ -127,6 +125,8 @@ def _run(
     if call.kind in FOLDED and given and all(name in numbers for name in given):
         operator = FOLDED[call.kind]
         return call([numbers[name] if name else None for name in call.inputs], operator, context)
+    if call.kind not in OPERATORS:
+        raise ConversionError("its inputs are computed from the data", "Make them constants")
     operator = OPERATORS[call.kind]
     arguments: list[Any] = []
     for i, name in enumerate(call.inputs):
@@ -135,6 +135,8 @@ def _run(
             raise ConversionError(f"{len(call.inputs)} inputs", f"It takes {len(operator.known)}")
         if not name:
             arguments.append(None)
+        elif name not in tensors and name not in numbers:
+            raise ConversionError(f"its input {name} is not computed", "It is left out of what surgeon imports")
         elif operator.known[min(i, len(operator.known) - 1)]:
             if name not in numbers:
                 raise ConversionError(f"its input {name} is computed from the data", "Make it a constant")

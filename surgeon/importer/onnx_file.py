@@ -27,7 +27,7 @@ from surgeon.importer import (  # noqa: F401  the families fill the table
 )
 from surgeon.importer.agreement import require_agreement
 from surgeon.importer.network import Graph, OnnxNetwork
-from surgeon.importer.registry import OPERATORS, Numbers
+from surgeon.importer.registry import FOLDED, OPERATORS, Numbers
 
 OLDEST_OPSET = 9
 STANDARD = ("", "ai.onnx")
@@ -184,7 +184,7 @@ def _needed(graph: GraphProto, output: str) -> list[NodeProto]:
 
 
 def _refuse_unknown(path: Path, nodes: list[NodeProto]) -> None:
-    known = {*OPERATORS, "Constant"}
+    known = {*OPERATORS, *FOLDED, "Constant"}
     kinds = [node.op_type if node.domain in STANDARD else f"{node.domain}::{node.op_type}" for node in nodes]
     unknown = Counter(kind for kind in kinds if kind not in known)
     if unknown:

@@ -16,18 +16,8 @@ from surgeon.importer.registry import Context, Numbers, given, operator, require
 @operator("Shape")
 def shape(x: Tensor, *, start: int = 0, end: int | None = None) -> Numbers:
     sizes = list(x.shape)[slice(start, end)]
-    return as_numbers(sizes)
-
-
-@operator("Size")
-def size(x: Tensor) -> Numbers:
-    return as_numbers([x.numel()]).reshape(())
-
-
-def as_numbers(values: list[Any]) -> Numbers:
-    """Numbers that may be symbols, which NumPy is not to look into."""
-    found = np.empty(len(values), dtype=object)
-    found[:] = values
+    found = np.empty(len(sizes), dtype=object)  # NumPy is not to look into the symbol that the batch may be
+    found[:] = sizes
     return found
 
 
@@ -159,13 +149,21 @@ def gather_elements(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
     return torch.gather(x, axis, torch.where(indices < 0, indices + x.shape[axis], indices).long())
 
 
+@operator("GatherND")
+def gather_nd(x: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
+    """`indices` [..., k] index the first k axes."""
+    if batch_dims:
+        raise ConversionError(f"batch_dims {batch_dims}", "Use 0")
+    return x[tuple(indices.unbind(-1))]
+
+
 @operator("ConstantOfShape")
 def constant_of_shape(sizes: Numbers, *, value: Numbers | None = None) -> Tensor | Numbers:
-    fill = np.zeros(1, np.float32) if value is None else value
+    fill = 0.0 if value is None else value[0].item()
     numbers = sizes.tolist()
-    if all(isinstance(number, int) for number in numbers) and fill.dtype.kind in "iub":
-        return np.full(numbers, fill[0])
-    return torch.full(numbers, fill[0].item(), dtype=torch.from_numpy(fill).dtype)
+    if not isinstance(fill, float) and all(isinstance(number, int) for number in numbers):
+        return np.full(numbers, fill)
+    return torch.full(numbers, fill)
 
 
 @operator("Pad")
