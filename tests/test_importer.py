@@ -22,6 +22,7 @@ from surgeon.artifacts.manifest import Recipe
 from surgeon.importer.onnx_file import import_onnx
 from surgeon.importer.registry import FOLDED, OPERATORS, folded, operator
 from surgeon.oracle import reference_pullback
+from surgeon.sources import resolve
 from surgeon.verify import relative_error
 from tests import networks, onnx_nodes
 from tests.onnx_nodes import Node, f, i, model, model_of, saved, w
@@ -270,3 +271,18 @@ def test_pullbacks_of_operators_that_torch_writes_otherwise(tmp_path: Path, kind
     recipe = SOFT if kind == "MaxPool" else HARD
     _, expected = reference_pullback(module, x, v, recipe=recipe, temperature=0.3)
     assert relative_error(pullback(module, x, v, recipe), expected) < 1e-8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("opset", "dynamo"), [(11, False), (13, False), (17, False), (18, True), (20, True)])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121", "googlenet"])
+def test_pullbacks_of_torchvision_networks(tmp_path: Path, name: str, opset: int, dynamo: bool) -> None:
+    network = resolve(name, weights="random", input_shape=(3, 64, 64), preprocess="none").module
+    network.input_shape = (3, 64, 64)
+    exported(network, tmp_path / "net.onnx", opset, dynamo, fixed=opset in (13, 20))
+    found = import_onnx(tmp_path / "net.onnx")
+    x, v = random(2, 3, 64, 64), random(2, 1000, seed=1)
+    _, expected = reference_pullback(network.double(), x, v, recipe=SOFT, temperature=0.3)
+    error = relative_error(pullback(found.module, x, v, SOFT), expected)
+    print(f"{name}: soft pullback from opset {opset}, {'dynamo' if dynamo else 'TorchScript'}: {error:.1e}")
+    assert error < 1e-4
