@@ -25,7 +25,7 @@ from surgeon.ascent import clamp_range
 from surgeon.errors import SurgeonError
 from surgeon.gates import POOLS, gate
 from surgeon.pullback import explicit_graph, rewrite_program
-from surgeon.sources import Source, resolve
+from surgeon.sources import IN_FILE, Source, resolve
 from surgeon.temperatures import INPUTS
 from surgeon.verify import require, verify
 
@@ -55,13 +55,14 @@ def export(
 ) -> Bundle:
     """Convert `source` and write its bundle to the folder `destination`.
 
-    `source` is a model's name, `package.module:factory`, or a module, which is copied and not touched; `weights`,
-    `input_shape` (without the batch) and `preprocess` are as in `surgeon.sources.resolve`, whose result may be given
-    instead. `recipe` holds what is baked in, `defaults` what a caller of the artifacts may leave out (the source's own
-    temperature, unless given). The bundle is written beside its place, verified there against autograd unless `check`
-    is false, and only then put into it, over an older bundle. `stage` is told each name of STAGES as it begins, and
-    `report` each line of the verification. Raises SurgeonError for options that do not fit, ConversionError where the
-    network cannot be rewritten, and VerificationError where an artifact is over its tolerance; nothing is left then.
+    `source` is a model's name, `package.module:factory`, a file, or a module, which is copied and not touched;
+    `weights`, `input_shape` (without the batch) and `preprocess` are as in `surgeon.sources.resolve`, whose result may
+    be given instead. `recipe` holds what is baked in, `defaults` what a caller of the artifacts may leave out (the
+    source's own temperature, unless given). The bundle is written beside its place, verified there against autograd
+    unless `check` is false, and only then put into it, over an older bundle. `stage` is told each name of STAGES as it
+    begins, and `report` each line of the verification. Raises SurgeonError for options that do not fit, ConversionError
+    where the network cannot be rewritten, and VerificationError where an artifact is over its tolerance; nothing is
+    left then.
     """
     if not isinstance(source, Source):
         source = resolve(source, weights=weights, input_shape=input_shape, preprocess=preprocess)
@@ -72,6 +73,8 @@ def export(
     _refuse(recipe, defaults, formats)
     if recipe.dynamic_size and source.image is None:
         raise SurgeonError("the input is not a picture, whose height and width could be free", sizes.REMEDY)
+    if recipe.gate_scope == "modules" and source.model.weights == IN_FILE:
+        raise SurgeonError("a file does not say which of its ReLUs were modules", "Give the gate scope all")
     with staged(destination) as folder:
         stage("rewrite")
         network = _Half(source.module) if recipe.precision == "fp16" else source.module

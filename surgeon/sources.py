@@ -1,7 +1,8 @@
 """From what the user typed to a network in eval mode, with its preprocessing inside and its labels beside it.
 
-A source is a torchvision classification model's name, an EfficientNet-Lite's name, `package.module:factory`, or, from
-Python, a module. No part of this touches the internet, but for torchvision's own download of its own weights.
+A source is a torchvision classification model's name, an EfficientNet-Lite's name, `package.module:factory`, a file
+(.onnx, .pt2), or, from Python, a module. No part of this touches the internet, but for torchvision's own download of
+its own weights.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import difflib
 import importlib
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -45,6 +47,9 @@ FROM_PYTHON = "a module from Python"
 
 AS_GIVEN = "as given"
 """What the manifest says of such a network's weights."""
+
+IN_FILE = "in the file"
+"""What the manifest says of the weights of a network that came from a file."""
 
 TORCHVISION_LICENCE = "BSD-3-Clause (torchvision); terms of ImageNet may apply"
 
@@ -89,6 +94,7 @@ class _Network:
     image: Image | None  # with the mean and std that its weights were trained with
     labels: tuple[str, ...] | None
     temperature: float = TEMPERATURE
+    ports: tuple[str | None, str | None] = (None, None)  # what a file calls its input and its output
 
 
 def resolve(
@@ -102,7 +108,8 @@ def resolve(
     """The network that `source` names, or a copy of the module that it is.
 
     `weights` is a file (a state dict: .pth, .pt, .safetensors), a torchvision weights name (IMAGENET1K_V1), `random` or
-    `random:SEED`; without it, the published ones of a named model, and a factory's own. `input_shape` is (C, H, W), or
+    `random:SEED`; without it, the published ones of a named model, and a factory's own; a file holds its own, and takes
+    no others. `input_shape` is (C, H, W), or
     whatever the network takes, without the batch; a factory or a module may say it in an attribute `input_shape`, as it
     may its `labels` and its `image_range`. `preprocess` is imagenet, half or none; without it, what the weights were
     trained with, and none for a factory or a module. `seed` is for `random`. Raises SurgeonError.
@@ -127,7 +134,7 @@ def resolve(
     if random_seed is not None:
         _calibrate(module, network.input_shape, random_seed)
     named = source if isinstance(source, str) else FROM_PYTHON
-    model = Model(network.name, named, network.weights, network.licence, parameters)
+    model = Model(network.name, named, network.weights, network.licence, parameters, *network.ports)
     return Source(module, network.input_shape, network.labels, image, model, network.temperature)
 
 
@@ -141,7 +148,13 @@ def resolve_again(manifest: Manifest, *, source: str | None = None, weights: str
             f"{manifest.model.name} was exported from Python, and no name leads to it",
             "Give --source package.module:factory",
         )
-    if weights is None and manifest.model.weights not in (AS_MADE, AS_GIVEN):
+    file, _ = _file(source or manifest.model.source)
+    if source is None and file is not None and not file.is_file():
+        raise SurgeonError(
+            f"{manifest.model.name} was exported from {manifest.model.source}, which is not here",
+            "Give --source FILE",
+        )
+    if weights is None and manifest.model.weights not in (AS_MADE, AS_GIVEN, IN_FILE):
         weights = manifest.model.weights
     image = manifest.image
     if image is not None:
@@ -179,13 +192,11 @@ def _build(source: str | nn.Module, weights: str | None, input_shape: tuple[int,
         return _from_module(source, weights, input_shape)
     if not isinstance(source, str):
         raise SurgeonError(f"a {type(source).__name__} is no model", "Give a name, package.module:factory, or a module")
+    file, output = _file(source)
+    if file is not None:
+        return _from_file(file, output, weights, input_shape)
     if ":" in source:
         return _from_factory(source, weights, input_shape)
-    if Path(source).suffix in (".onnx", ".pt2"):
-        raise SurgeonError(
-            f"{source} is a file, and surgeon does not convert {Path(source).suffix} files yet",
-            "Give a model's name, or package.module:factory",
-        )
     return _from_lite(source, weights) if source in LITE else _from_torchvision(source, weights)
 
 
@@ -267,6 +278,28 @@ def _from_lite(name: str, weights: str | None) -> _Network:
     return _Network(module, name, label, licence, (3, side, side), image, labels, LITE_TEMPERATURE)
 
 
+def _file(source: str) -> tuple[Path | None, str | None]:
+    """FILE.onnx or FILE.pt2, and the output that FILE:OUTPUT names; no path where `source` is something else."""
+    found = re.fullmatch(r"(.+?\.(?:onnx|pt2))(?::(.+))?", source)
+    return (Path(found[1]), found[2]) if found else (None, None)
+
+
+def _from_file(path: Path, output: str | None, weights: str | None, input_shape: tuple[int, ...] | None) -> _Network:
+    if weights is not None:
+        raise SurgeonError(f"{path.name} has its weights, and takes no others ({weights})", "Leave --weights out")
+    if not path.is_file():
+        raise SurgeonError(f"there is no file {path}", "Give the path of an .onnx or .pt2 file")
+    if path.suffix == ".onnx":
+        from surgeon.importer.onnx_file import import_onnx as read
+    else:
+        from surgeon.importer.exported_program import import_program as read
+    imported = read(path, output, input_shape)
+    ports = (imported.input_name, imported.output_name)
+    shape = imported.input_shape
+    image = _picture(shape, (-1.0, 1.0))
+    return _Network(imported.module, path.stem, IN_FILE, "unknown", shape, image, None, ports=ports)
+
+
 def _from_factory(source: str, weights: str | None, input_shape: tuple[int, ...] | None) -> _Network:
     factory, module = _call_factory(source)
     name = source.rpartition(":")[2].rpartition(".")[2]
@@ -301,11 +334,16 @@ def _own(
             "Give --input-shape C,H,W (from Python input_shape), or give the module an attribute input_shape",
         )
     labels = _attribute("labels", module, owner)
-    image = None
-    if len(shape) == 3 and shape[0] in (1, 3):
-        low, high = _attribute("image_range", module, owner) or (-1.0, 1.0)
-        image = _resized(Image(channels=shape[0], range=(float(low), float(high))), tuple(shape))
+    image = _picture(tuple(shape), _attribute("image_range", module, owner) or (-1.0, 1.0))
     return _Network(module, name, label, "unknown", tuple(shape), image, tuple(labels) if labels else None)
+
+
+def _picture(shape: tuple[int, ...], value_range: tuple[float, float]) -> Image | None:
+    """How a photo becomes an input of `shape`, where that is grey or RGB, its channels first."""
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        return None
+    low, high = value_range
+    return _resized(Image(channels=shape[0], range=(float(low), float(high))), shape)
 
 
 def _call_factory(source: str) -> tuple[Callable[[], nn.Module], nn.Module]:

@@ -160,7 +160,7 @@ def test_a_module_is_copied_and_left_alone() -> None:
         ("resnet5", {}, "there is no model 'resnet5'. Did you mean resnet50"),
         ("resnet18", {"weights": "IMAGENET1K_V9"}, "no weights 'IMAGENET1K_V9'.*IMAGENET1K_V1"),
         ("resnet18", {"weights": "random:x"}, "no seed"),
-        ("net.onnx", {}, "does not convert .onnx"),
+        ("net.onnx", {}, "there is no file net.onnx"),
         ("nowhere.net:make", {}, "No module named 'nowhere'"),
         ("usernet:make", {}, "usernet has no 'make'"),
         ("usernet:number", {}, "not a factory"),

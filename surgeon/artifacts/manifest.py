@@ -29,6 +29,8 @@ class Model:
     weights: str  # a file's name, a torchvision weights name, or "random"
     licence: str  # of the weights; "unknown" where nobody said
     parameters: int
+    input: str | None = None  # what the source file calls its input; the artifacts' own is `input`
+    output: str | None = None  # and its output
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ Examples:
   surgeon export resnet50 --weights IMAGENET1K_V2 -o exported/resnet50
   surgeon export resnet50 --weights random --gate hard -o exported/resnet50-hard
   surgeon export resnet50 --at layer3.2.conv2 -o exported/resnet50-layer3
+  surgeon export classifier.onnx --preprocess imagenet
   surgeon export mypackage.models:make --input-shape 3,64,64 --weights trained.pth"""
 
 
@@ -150,7 +151,8 @@ class Formats(click.ParamType[tuple[str, ...]]):
 def command(model: str, output: Path | None, no_verify: bool, as_json: bool, **choices: Any) -> None:
     """Convert MODEL, write its bundle, and verify what was written.
 
-    MODEL is a name (`surgeon models`), or `package.module:factory`, a callable without arguments that returns a module.
+    MODEL is a name (`surgeon models`), `package.module:factory`, a callable without arguments that returns a module, or
+    a file: an ONNX network, or a program that torch.export saved (.pt2); FILE:OUTPUT names one of several outputs.
     The bundle holds the pullback and the ascents as ONNX and TorchScript files. They are run and compared with
     PyTorch's autograd on other inputs, batches and temperatures than they were traced with; over tolerance, the command
     exits with 3 and leaves no bundle.

@@ -1,0 +1,92 @@
+"""Networks that torch.export saved: `.pt2` files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+from torch.fx.graph import CodeGen
+
+from surgeon.errors import ConversionError, SurgeonError
+from surgeon.importer.onnx_file import Imported
+
+aten = torch.ops.aten
+
+
+def import_program(path: Path, output: str | None = None, input_shape: tuple[int, ...] | None = None) -> Imported:
+    """The network in the `.pt2` file `path`: one floating-point tensor with a dynamic batch to one tensor.
+
+    `output` and `input_shape` are as in `import_onnx`. Raises SurgeonError where the file is damaged, and
+    ConversionError where it holds something else, or was exported with a fixed batch or in training mode.
+    """
+    try:
+        program = torch.export.load(path)
+    except Exception as error:  # zip, JSON, pickle and schema errors have no common base
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise SurgeonError(
+            f"{path} cannot be read as a saved torch.export program ({reason})", "Save it with torch.export.save"
+        ) from error
+    given, returned = program.graph_signature.user_inputs, list(program.graph_signature.user_outputs)
+    if len(given) != 1:
+        raise ConversionError(f"{path.name} takes {len(given)} inputs", "Export a network that takes one tensor")
+    names = [str(name) for name in returned]
+    if output is not None and output not in names:
+        raise SurgeonError(f"{path.name} has no output {output!r}", f"Its outputs: {', '.join(names)}")
+    if output is None and len(names) != 1:
+        raise ConversionError(
+            f"{path.name} has {len(names)} outputs ({', '.join(names)})", f"Name one: {path}:{names[0]}"
+        )
+    value = _value(program, str(given[0]))
+    _refuse_training(path, program)
+    shape = _shape(path, value, input_shape)
+    return Imported(_plain(program, names.index(output or names[0])), shape, str(given[0]), output or names[0])
+
+
+def _value(program: ExportedProgram, name: str) -> Any:
+    return next(node.meta["val"] for node in program.graph.nodes if node.name == name)
+
+
+def _shape(path: Path, value: Any, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
+    if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
+        raise ConversionError(f"the input of {path.name} is no float32 tensor", "Give a network that takes one")
+    stated = list(value.shape)
+    if not stated or isinstance(stated[0], int):
+        raise ConversionError(
+            f"{path.name} was exported for inputs of {stated}, with a fixed batch",
+            'Export it with dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)',
+        )
+    sizes = [size if isinstance(size, int) else None for size in stated[1:]]
+    shape = tuple(size for size in sizes if size is not None) if wanted is None else tuple(wanted)
+    if wanted is None and None in sizes:
+        raise SurgeonError(f"{path.name} takes {stated}, which leaves sizes open", "Give --input-shape")
+    if len(shape) != len(sizes) or any(size not in (None, own) for size, own in zip(sizes, shape, strict=True)):
+        raise SurgeonError(f"{path.name} takes {stated}, not {list(shape)}", "Leave --input-shape out")
+    return shape
+
+
+def _refuse_training(path: Path, program: ExportedProgram) -> None:
+    """Dropout and batch norms behave otherwise in training; both say in an argument which it is."""
+    flags = {aten.dropout.default: 2, aten.batch_norm.default: 5, aten.instance_norm.default: None}
+    for node in program.graph.nodes:
+        place = flags.get(node.target)
+        if place is not None and node.args[place] is True:
+            raise ConversionError(
+                f"{path.name} was exported in training mode ({node.name})", "Call .eval() before torch.export"
+            )
+
+
+def _plain(program: ExportedProgram, output: int) -> GraphModule:
+    """The program as a plain graph module, without run-time guards, that returns one tensor."""
+    unlifted = program.module(check_guards=False)
+    graph = unlifted.graph
+    graph.set_codegen(CodeGen())
+    returned = graph.output_node()
+    values = returned.args[0]
+    returned.args = (values[output] if isinstance(values, (tuple, list)) else values,)
+    plain = GraphModule(unlifted, graph, "ExportedNetwork")
+    plain.graph.eliminate_dead_code()
+    plain.recompile()
+    return plain.eval()

@@ -1,0 +1,165 @@
+"""An ONNX graph as a module: its nodes are called one by one, each a small module that bears the node's name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from surgeon.errors import ConversionError
+from surgeon.importer.registry import FOLDED, OPERATORS, Context, Numbers, Operator
+
+KNOWN_SIZE = 64
+"""Floating-point constants up to this size are known to operators that ask for numbers: edges, scales, ratios."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What of a file is needed for one output: nodes in order, and constants by name."""
+
+    nodes: Sequence[NodeProto]
+    constants: Mapping[str, Numbers]
+    input: str
+    output: str
+    opset: int
+    fixed: int | None  # the batch that the file is written for; None where it is free
+
+
+class Call(nn.Module):
+    """One node of the graph."""
+
+    def __init__(self, node: NodeProto) -> None:
+        super().__init__()
+        self.kind, self.title = node.op_type, node.name or node.output[0]
+        self.inputs, self.outputs = list(node.input), list(node.output)
+        self.attributes = {attribute.name: _attribute(attribute) for attribute in node.attribute}
+        while self.inputs and not self.inputs[-1]:
+            self.inputs.pop()
+
+    def forward(self, arguments: list[Any], operator: Operator, context: Context) -> tuple[Any, ...]:
+        unknown = sorted(set(self.attributes) - operator.attributes)
+        if unknown:
+            raise ConversionError(f"the attribute {unknown[0]}", "Leave it out")
+        options = {"context": context} if operator.contextual else {}
+        found = operator.call(*arguments, **self.attributes, **options)
+        return found if isinstance(found, tuple) else (found,)
+
+
+class OnnxNetwork(nn.Module):
+    """forward(input [N, …]) -> the chosen output of `graph`, by plain torch calls.
+
+    Weights are parameters (statistics of batch norms buffers), under the file's names with other signs than letters,
+    digits and underscores replaced. Whole numbers, and what the file computes from them and from shapes, stay numbers,
+    so that N stays dynamic under torch.export. Raises ConversionError that names the node where one cannot be called.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self._graph_input, self._graph_output = graph.input, graph.output
+        self._opset, self._fixed = graph.opset, graph.fixed
+        self._numbers: dict[str, Numbers] = {}
+        self._names: dict[str, str] = {}  # of a constant in the file -> of the parameter or buffer
+        statistics = {name for node in graph.nodes if node.op_type == "BatchNormalization" for name in node.input[3:]}
+        for name, value in graph.constants.items():
+            floating = value.dtype.kind == "f"
+            if not floating or (value.size <= KNOWN_SIZE and value.ndim <= 1):
+                self._numbers[name] = value
+            if floating:
+                self._names[name] = self._free_name(name)
+                tensor = torch.from_numpy(value.astype(np.float32, copy=True))
+                if name in statistics or not value.ndim:
+                    self.register_buffer(self._names[name], tensor)
+                else:
+                    self.register_parameter(self._names[name], nn.Parameter(tensor, requires_grad=False))
+        self._calls: list[str] = []
+        for node in graph.nodes:
+            self._calls.append(self._free_name(node.name or f"{node.op_type}_{len(self._calls)}"))
+            self.add_module(self._calls[-1], Call(node))
+
+    def _free_name(self, name: str) -> str:
+        """`name` as an attribute of this module that is not taken yet."""
+        plain = re.sub(r"\W+", "_", name).strip("_") or "value"
+        plain = plain if not plain[0].isdigit() else f"_{plain}"
+        while hasattr(self, plain):
+            plain += "_"
+        return plain
+
+    def forward(self, input: Tensor) -> Tensor:
+        tensors: dict[str, Tensor] = {name: getattr(self, own) for name, own in self._names.items()}
+        tensors[self._graph_input] = input
+        numbers = dict(self._numbers)
+        for own in self._calls:
+            call = getattr(self, own)
+            assert isinstance(call, Call)
+            context = Context(self._opset, len(call.outputs), input.shape[0], self._fixed)
+            try:
+                found = _run(call, tensors, numbers, context, input.dtype)
+            except ConversionError as error:
+                raise ConversionError(f"{call.kind} {call.title}: {error.message}", error.remedy) from error
+            except (RuntimeError, ValueError, TypeError, IndexError, KeyError, ArithmeticError) as error:
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise ConversionError(
+                    f"{call.kind} {call.title} cannot be computed ({reason})",
+                    "A batch that the file fixes is the usual cause: export it with a dynamic one",
+                ) from error
+            for name, value in zip(call.outputs, found, strict=False):
+                if isinstance(value, Tensor):
+                    tensors[name] = value
+                else:
+                    numbers[name] = np.asarray(value)
+        if self._graph_output not in tensors:
+            raise ConversionError(f"the output {self._graph_output} is no tensor of numbers", "Choose another one")
+        return tensors[self._graph_output]
+
+
+def _run(
+    call: Call, tensors: dict[str, Tensor], numbers: dict[str, Numbers], context: Context, dtype: torch.dtype
+) -> tuple[Any, ...]:
+    given = [name for name in call.inputs if name]
+    if call.kind in FOLDED and given and all(name in numbers for name in given):
+        operator = FOLDED[call.kind]
+        return call([numbers[name] if name else None for name in call.inputs], operator, context)
+    if call.kind not in OPERATORS:
+        raise ConversionError("its inputs are computed from the data", "Make them constants")
+    operator = OPERATORS[call.kind]
+    arguments: list[Any] = []
+    for i, name in enumerate(call.inputs):
+        known = operator.variadic or i < len(operator.known)
+        if not known:
+            raise ConversionError(f"{len(call.inputs)} inputs", f"It takes {len(operator.known)}")
+        if not name:
+            arguments.append(None)
+        elif name not in tensors and name not in numbers:
+            raise ConversionError(f"its input {name} is not computed", "It is left out of what surgeon imports")
+        elif operator.known[min(i, len(operator.known) - 1)]:
+            if name not in numbers:
+                raise ConversionError(f"its input {name} is computed from the data", "Make it a constant")
+            arguments.append(numbers[name])
+        else:
+            arguments.append(tensors[name] if name in tensors else _tensor(numbers[name], dtype))
+    return call(arguments, operator, context)
+
+
+def _tensor(numbers: Numbers, dtype: torch.dtype) -> Tensor:
+    """`numbers` as a tensor: of `dtype` where they are floating-point, whole numbers as int64."""
+    flat = numbers.reshape(-1).tolist()
+    if any(isinstance(number, (torch.SymInt, torch.SymFloat)) for number in flat):
+        return torch.stack([torch.scalar_tensor(number) for number in flat]).reshape(numbers.shape)
+    floating = numbers.dtype.kind == "f" or any(isinstance(number, float) for number in flat)
+    kind = dtype if floating else torch.bool if flat and isinstance(flat[0], bool) else torch.int64
+    return torch.tensor(flat, dtype=kind).reshape(numbers.shape)
+
+
+def _attribute(attribute: Any) -> Any:
+    value = helper.get_attribute_value(attribute)
+    if isinstance(value, TensorProto):
+        return numpy_helper.to_array(value)
+    if isinstance(value, bytes):
+        return value.decode()
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value

@@ -1,0 +1,195 @@
+"""From an ONNX file to the part of its graph that one output needs, or to one line that says why not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.inliner
+from google.protobuf.message import DecodeError
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from torch import nn
+
+from surgeon.errors import ConversionError, SurgeonError
+from surgeon.importer import (  # noqa: F401  the families fill the table
+    activations,
+    arithmetic,
+    folding,
+    norms,
+    reductions,
+    resizing,
+    shapes,
+    windows,
+)
+from surgeon.importer.agreement import require_agreement
+from surgeon.importer.network import Graph, OnnxNetwork
+from surgeon.importer.registry import FOLDED, OPERATORS, Numbers
+
+OLDEST_OPSET = 9
+STANDARD = ("", "ai.onnx")
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A network from a file: one input, one output."""
+
+    module: nn.Module  # float32, evaluation mode
+    input_shape: tuple[int, ...]  # without the batch
+    input_name: str
+    output_name: str
+
+
+def import_onnx(path: Path, output: str | None = None, input_shape: tuple[int, ...] | None = None) -> Imported:
+    """The network in the ONNX file `path`, compared with what ONNX Runtime makes of the file.
+
+    `output` names one of several; `input_shape` (without the batch) fills in sizes that the file leaves open. Raises
+    SurgeonError where the file is damaged or its inputs and outputs do not fit, and ConversionError where it holds
+    operators that are not in the table (all are named), where its batch cannot be freed, or where the module does not
+    compute what ONNX Runtime computes.
+    """
+    model = _read(path)
+    graph = model.graph
+    opset = max((entry.version for entry in model.opset_import if entry.domain in STANDARD), default=0)
+    if opset < OLDEST_OPSET:
+        raise SurgeonError(
+            f"{path.name} is of opset {opset}, and surgeon reads {OLDEST_OPSET} and later",
+            "Bring it up with onnx.version_converter",
+        )
+    given = _input(path, graph)
+    returned = _output(path, graph, output)
+    batch, shape = _shape(path, given, input_shape)
+    constants = {value.name: _array(path, value) for value in graph.initializer}
+    nodes = _needed(graph, returned)
+    _refuse_unknown(path, nodes)
+    constants |= {node.output[0]: _constant(node) for node in nodes if node.op_type == "Constant"}
+    nodes = [node for node in nodes if node.op_type != "Constant"]
+    read = {name for node in nodes for name in node.input}
+    kept = {name: value for name, value in constants.items() if name in read}
+    network = OnnxNetwork(Graph(nodes, kept, given.name, returned, opset, batch)).eval()
+    require_agreement(path, network, given.name, returned, shape, batch)
+    return Imported(network, shape, given.name, returned)
+
+
+def _read(path: Path) -> ModelProto:
+    try:
+        model = onnx.load(path)
+        if len(model.functions):
+            model = onnx.inliner.inline_local_functions(model)
+    except (DecodeError, OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise SurgeonError(
+            f"{path} cannot be read as an ONNX file ({reason})", "Check that it is whole, its weights file beside it"
+        ) from error
+    if not model.graph.node:
+        raise SurgeonError(f"{path} holds no network", "Check that it is an ONNX file, and whole")
+    return model
+
+
+def _input(path: Path, graph: GraphProto) -> ValueInfoProto:
+    """The one input that is no initializer (older files list those too), float32."""
+    stored = {value.name for value in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in stored]
+    if len(inputs) != 1:
+        named = ", ".join(value.name for value in inputs) or "none"
+        raise ConversionError(
+            f"{path.name} takes {len(inputs)} inputs ({named})", "Export a network that takes one tensor"
+        )
+    kind = inputs[0].type.tensor_type.elem_type
+    if kind != TensorProto.FLOAT:
+        raise ConversionError(
+            f"the input {inputs[0].name} of {path.name} is {_type_name(kind)}, not float32",
+            "Give a network that takes float32, without embeddings or quantised inputs",
+        )
+    return inputs[0]
+
+
+def _type_name(kind: int) -> str:
+    return TensorProto.DataType.Name(kind).lower()
+
+
+def _output(path: Path, graph: GraphProto, wanted: str | None) -> str:
+    names = [value.name for value in graph.output]
+    if wanted is None and len(names) != 1:
+        raise ConversionError(
+            f"{path.name} has {len(names)} outputs ({', '.join(names)})", f"Name one: {path}:{names[0]}"
+        )
+    if wanted is not None and wanted not in names:
+        raise SurgeonError(f"{path.name} has no output {wanted!r}", f"Its outputs: {', '.join(names)}")
+    return wanted or names[0]
+
+
+def _shape(path: Path, value: ValueInfoProto, wanted: tuple[int, ...] | None) -> tuple[int | None, tuple[int, ...]]:
+    """The batch, None where it is open, and the shape without it; `wanted` fills in what the file leaves open."""
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        if wanted is None:
+            raise SurgeonError(f"{path.name} does not say what its input's shape is", "Give --input-shape C,H,W")
+        return None, tuple(wanted)
+    sizes = [size.dim_value if size.dim_value > 0 else None for size in tensor.shape.dim]
+    names = [str(size.dim_value or size.dim_param or "?") for size in tensor.shape.dim]
+    stated = f"[{', '.join(names)}]"
+    if len(sizes) < 2:
+        raise ConversionError(f"the input of {path.name} is {stated}, without a batch", "Export it with a batch axis")
+    if wanted is None:
+        known = tuple(size for size in sizes[1:] if size is not None)
+        if len(known) != len(sizes) - 1:
+            raise SurgeonError(
+                f"{path.name} takes {stated}, which leaves sizes open",
+                "Give --input-shape, without the batch, such as 3,224,224",
+            )
+        return sizes[0], known
+    fits = len(wanted) == len(sizes) - 1 and all(
+        size in (None, given) for size, given in zip(sizes[1:], wanted, strict=True)
+    )
+    if not fits:
+        shown = ",".join(map(str, wanted))
+        raise SurgeonError(f"{path.name} takes {stated}, not an input of {shown}", "Leave --input-shape out")
+    return sizes[0], tuple(wanted)
+
+
+def _array(path: Path, value: TensorProto) -> Numbers:
+    try:
+        found = numpy_helper.to_array(value)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise SurgeonError(
+            f"the weight {value.name} of {path.name} cannot be read ({str(error).splitlines()[0]})",
+            "Check that the file is whole, its weights file beside it",
+        ) from error
+    return found if found.dtype.kind in "iubf" else found.astype(np.float32)  # bfloat16 is no kind of NumPy's
+
+
+def _constant(node: NodeProto) -> Numbers:
+    """A Constant node's value, in whichever of its attributes it is kept."""
+    (attribute,) = node.attribute
+    value: Any = helper.get_attribute_value(attribute)
+    if isinstance(value, TensorProto):
+        return numpy_helper.to_array(value)
+    if attribute.name in ("value_float", "value_floats", "value_int", "value_ints"):
+        return np.array(value, np.float32 if "float" in attribute.name else np.int64)
+    raise ConversionError(f"the constant {node.output[0]} is kept as {attribute.name}", "Keep it as a tensor")
+
+
+def _needed(graph: GraphProto, output: str) -> list[NodeProto]:
+    """The nodes that lead to `output`, in order: ONNX sorts its nodes."""
+    wanted, kept = {output}, []
+    for node in reversed(graph.node):
+        if wanted.intersection(node.output):
+            kept.append(node)
+            wanted.update(node.input)
+    return kept[::-1]
+
+
+def _refuse_unknown(path: Path, nodes: list[NodeProto]) -> None:
+    known = {*OPERATORS, *FOLDED, "Constant"}
+    kinds = [node.op_type if node.domain in STANDARD else f"{node.domain}::{node.op_type}" for node in nodes]
+    unknown = Counter(kind for kind in kinds if kind not in known)
+    if unknown:
+        listed = ", ".join(f"{kind} ({count})" for kind, count in sorted(unknown.items()))
+        raise ConversionError(
+            f"{path.name} holds operators that surgeon cannot import: {listed}",
+            "Export the network with others, or add them in surgeon/importer",
+        )

@@ -1,0 +1,94 @@
+"""The table of ONNX operators, and the one of those that also compute with numbers known beforehand."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from surgeon.errors import ConversionError
+
+Numbers = np.ndarray[Any, np.dtype[Any]]
+"""A small value that is known while the network is captured, such as a shape: Python numbers, or symbols for those that
+depend on the batch (its dtype is object then)."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a node's meaning depends on besides its inputs and attributes."""
+
+    opset: int
+    outputs: int  # how many the node has
+    batch: Any  # rows of the network's input, an integer or a symbol
+    fixed: int | None  # the batch that the file is written for; None where it is free
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A function of a node's inputs, by position, and of its attributes, by name."""
+
+    call: Callable[..., Any]
+    known: tuple[bool, ...]  # which inputs it takes as Numbers
+    variadic: bool
+    attributes: frozenset[str]
+    contextual: bool
+
+
+OPERATORS: dict[str, Operator] = {}
+FOLDED: dict[str, Operator] = {}
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def operator(*names: str) -> Decorator:
+    """Register the decorated function for the ONNX operators `names`; registering one twice raises ValueError.
+
+    Its positional parameters are the node's inputs, None where one is left out: tensors, or what is annotated as
+    Numbers. Its keyword parameters are the attributes that it knows, under their ONNX names; a node with another one is
+    refused. `context` is given where it is asked for. It returns a tensor, Numbers, or a tuple for several outputs.
+    """
+    return _register(OPERATORS, names)
+
+
+def folded(*names: str) -> Decorator:
+    """Register the decorated function for nodes whose inputs are all known: it takes and returns Numbers."""
+    return _register(FOLDED, names)
+
+
+def _register(table: dict[str, Operator], names: tuple[str, ...]) -> Decorator:
+    def register(call: Callable[..., Any]) -> Callable[..., Any]:
+        parameters = inspect.signature(call).parameters.values()
+        inputs = [one for one in parameters if one.kind is not one.KEYWORD_ONLY]
+        keywords = {one.name for one in parameters if one.kind is one.KEYWORD_ONLY}
+        entry = Operator(
+            call,
+            tuple("Numbers" in str(one.annotation) for one in inputs),
+            any(one.kind is one.VAR_POSITIONAL for one in inputs),
+            frozenset(keywords - {"context"}),
+            "context" in keywords,
+        )
+        for name in names:
+            if name in table:
+                raise ValueError(f"{name} is registered already: {table[name].call.__qualname__}")
+            table[name] = entry
+        return call
+
+    return register
+
+
+def given(numbers: Numbers | None, attribute: Sequence[int] | None) -> list[Any] | None:
+    """What is an input in newer opsets and an attribute in older ones; None where it is neither."""
+    if numbers is not None:
+        return numbers.reshape(-1).tolist()
+    return None if attribute is None else list(attribute)
+
+
+def required(numbers: Numbers | None, attribute: Sequence[int] | None) -> list[Any]:
+    """The same, where the operator cannot do without."""
+    found = given(numbers, attribute)
+    if found is None:
+        raise ConversionError("an input that it needs is missing", "Mend the file")
+    return found

@@ -1,0 +1,223 @@
+"""What moves values, or leaves some out, and does not change them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from surgeon.errors import ConversionError
+from surgeon.importer.registry import Context, Numbers, given, operator, required
+
+
+@operator("Shape")
+def shape(x: Tensor, *, start: int = 0, end: int | None = None) -> Numbers:
+    sizes = list(x.shape)[slice(start, end)]
+    found = np.empty(len(sizes), dtype=object)  # NumPy is not to look into the symbol that the batch may be
+    found[:] = sizes
+    return found
+
+
+def _freed(x: Tensor, sizes: list[Any], context: Context) -> list[Any]:
+    """`sizes` with the batch that the file is written for, where it comes first, replaced by the one there is.
+
+    What keeps the length of the first axis keeps its samples apart, whatever their number.
+    """
+    rows = x.shape[0] if x.dim() else 1
+    whole = isinstance(rows, torch.SymInt) or rows == context.batch
+    if context.fixed is None or not sizes or not isinstance(sizes[0], int) or not whole:
+        return sizes
+    return [context.batch, *sizes[1:]] if sizes[0] == context.fixed else sizes
+
+
+@operator("Reshape")
+def reshape(x: Tensor, target: Numbers, *, allowzero: int = 0, context: Context) -> Tensor:
+    sizes = _freed(x, target.tolist(), context)
+    if not allowzero:
+        sizes = [x.shape[i] if isinstance(s, int) and s == 0 else s for i, s in enumerate(sizes)]
+    return x.reshape(sizes)
+
+
+@operator("Flatten")
+def flatten(x: Tensor, *, axis: int = 1) -> Tensor:
+    axis = axis + x.dim() if axis < 0 else axis
+    if axis == 0:
+        return x.reshape(1, -1)
+    tail = x.flatten(axis) if axis < x.dim() else x.unsqueeze(-1)
+    return tail.flatten(0, axis - 1)
+
+
+@operator("Squeeze")
+def squeeze(x: Tensor, over: Numbers | None = None, *, axes: list[int] | None = None) -> Tensor:
+    """Without axes, every one of length 1 but the batch."""
+    chosen = given(over, axes)
+    if chosen is None:
+        chosen = [axis for axis, length in enumerate(x.shape) if isinstance(length, int) and length == 1]
+    return x.squeeze(chosen)
+
+
+@operator("Unsqueeze")
+def unsqueeze(x: Tensor, over: Numbers | None = None, *, axes: list[int] | None = None) -> Tensor:
+    chosen = required(over, axes)
+    for axis in sorted(axis % (x.dim() + len(chosen)) for axis in chosen):
+        x = x.unsqueeze(axis)
+    return x
+
+
+@operator("Transpose")
+def transpose(x: Tensor, *, perm: list[int] | None = None) -> Tensor:
+    return x.permute(perm or list(reversed(range(x.dim()))))
+
+
+@operator("Expand")
+def expand(x: Tensor, target: Numbers, *, context: Context) -> Tensor:
+    sizes = _freed(x, target.tolist(), context)
+    missing = max(x.dim() - len(sizes), 0)
+    sizes = [1] * missing + sizes
+    added = len(sizes) - x.dim()
+    return x.expand([-1 if i >= added and isinstance(s, int) and s == 1 else s for i, s in enumerate(sizes)])
+
+
+@operator("Tile")
+def tile(x: Tensor, repeats: Numbers) -> Tensor:
+    return x.repeat(repeats.tolist())
+
+
+@operator("Concat")
+def concat(*inputs: Tensor, axis: int) -> Tensor:
+    return torch.cat(inputs, axis)
+
+
+@operator("Split")
+def split(
+    x: Tensor,
+    sizes: Numbers | None = None,
+    *,
+    axis: int = 0,
+    split: list[int] | None = None,
+    num_outputs: int | None = None,
+    context: Context,
+) -> tuple[Tensor, ...]:
+    lengths = given(sizes, split)
+    if lengths is None:
+        return torch.split(x, -(-x.shape[axis] // context.outputs), axis)
+    return torch.split(x, lengths, axis)
+
+
+@operator("Slice")
+def slice_(
+    x: Tensor,
+    first: Numbers | None = None,
+    last: Numbers | None = None,
+    over: Numbers | None = None,
+    by: Numbers | None = None,
+    *,
+    starts: list[int] | None = None,
+    ends: list[int] | None = None,
+    axes: list[int] | None = None,
+) -> Tensor:
+    """Attributes before opset 10, inputs since."""
+    begin, end = required(first, starts), required(last, ends)
+    chosen = given(over, axes) or list(range(len(begin)))
+    steps = given(by, None) or [1] * len(begin)
+    for a, b, axis, step in zip(begin, end, chosen, steps, strict=True):
+        if step > 0:
+            x = x[(slice(None),) * (axis % x.dim()) + (slice(a, b, step),)]
+        else:
+            length = x.shape[axis]
+            a = a + length if a < 0 else a
+            b = b + length if -length <= b < 0 else b
+            taken = list(range(min(a, length - 1), max(b, -1), step))
+            x = x.index_select(axis, torch.tensor(taken))
+    return x
+
+
+@operator("Gather")
+def gather(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
+    axis %= x.dim()
+    length = x.shape[axis]
+    indices = torch.where(indices < 0, indices + length, indices).long()
+    taken = x.index_select(axis, indices.reshape(-1))
+    return taken.reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
+
+
+@operator("GatherElements")
+def gather_elements(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
+    return torch.gather(x, axis, torch.where(indices < 0, indices + x.shape[axis], indices).long())
+
+
+@operator("GatherND")
+def gather_nd(x: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
+    """`indices` [..., k] index the first k axes."""
+    if batch_dims:
+        raise ConversionError(f"batch_dims {batch_dims}", "Use 0")
+    return x[tuple(indices.unbind(-1))]
+
+
+@operator("ConstantOfShape")
+def constant_of_shape(sizes: Numbers, *, value: Numbers | None = None) -> Tensor | Numbers:
+    fill = 0.0 if value is None else value[0].item()
+    numbers = sizes.tolist()
+    if not isinstance(fill, float) and all(isinstance(number, int) for number in numbers):
+        return np.full(numbers, fill)
+    return torch.full(numbers, fill)
+
+
+@operator("Pad")
+def pad(
+    x: Tensor,
+    amounts: Numbers | None = None,
+    constant: Numbers | None = None,
+    over: Numbers | None = None,
+    *,
+    mode: str = "constant",
+    pads: list[int] | None = None,
+    value: float = 0.0,
+) -> Tensor:
+    """`amounts` holds all beginnings, then all ends; attributes before opset 11, inputs since."""
+    both = required(amounts, pads)
+    axes = [axis % x.dim() for axis in given(over, None) or range(x.dim())]
+    begin = dict(zip(axes, both[: len(axes)], strict=True))
+    end = dict(zip(axes, both[len(axes) :], strict=True))
+    if mode == "constant":
+        fill = float(constant) if constant is not None and constant.size else value
+        order = [side for axis in reversed(range(x.dim())) for side in (begin.get(axis, 0), end.get(axis, 0))]
+        while len(order) > 2 and order[-2:] == [0, 0]:
+            del order[-2:]
+        return F.pad(x, order, value=fill) if any(order) else x
+    for axis in axes:
+        if begin[axis] or end[axis]:
+            x = x.index_select(axis, torch.tensor(_mirrored(mode, x.shape[axis], begin[axis], end[axis])))
+    return x
+
+
+def _mirrored(mode: str, length: int, begin: int, end: int) -> list[int]:
+    """Where each place of a padded axis takes its value from."""
+    places = range(-begin, length + end)
+    if mode == "edge":
+        return [min(max(place, 0), length - 1) for place in places]
+    if mode == "wrap":
+        return [place % length for place in places]
+    if mode == "reflect":
+        period = max(2 * (length - 1), 1)
+        return [min(place % period, period - place % period) if length > 1 else 0 for place in places]
+    raise ConversionError(f"padding mode {mode}", "Use constant, reflect, edge or wrap")
+
+
+@operator("DepthToSpace")
+def depth_to_space(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
+    if mode == "CRD":
+        return F.pixel_shuffle(x, blocksize)
+    n, c, h, w = x.shape
+    blocks = x.reshape(n, blocksize, blocksize, c // blocksize**2, h, w)
+    return blocks.permute(0, 3, 4, 1, 5, 2).reshape(n, c // blocksize**2, h * blocksize, w * blocksize)
+
+
+@operator("SpaceToDepth")
+def space_to_depth(x: Tensor, *, blocksize: int) -> Tensor:
+    n, c, h, w = x.shape
+    blocks = x.reshape(n, c, h // blocksize, blocksize, w // blocksize, blocksize)
+    return blocks.permute(0, 3, 5, 1, 2, 4).reshape(n, c * blocksize**2, h // blocksize, w // blocksize)

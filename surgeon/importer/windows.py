@@ -1,0 +1,187 @@
+"""Convolutions and pools: one to three spatial axes, paddings that differ before and after."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from surgeon.errors import ConversionError
+from surgeon.importer.registry import operator
+
+CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+MAX_POOLS = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
+AVERAGE_POOLS = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Sizes along the spatial axes, in the terms of torch; `begin` and `end` are paddings."""
+
+    kernel: list[int]
+    stride: list[int]
+    dilation: list[int]
+    begin: list[int]
+    end: list[int]
+
+    @property
+    def symmetric(self) -> bool:
+        return self.begin == self.end
+
+    def padding(self) -> list[int]:
+        """What F.pad takes: the last axis first."""
+        pairs = zip(reversed(self.begin), reversed(self.end), strict=True)
+        return [side for pair in pairs for side in pair]
+
+
+def windows(x: Tensor, kernel: Sequence[int], strides: Any, pads: Any, dilations: Any, auto_pad: str) -> Windows:
+    """A node's attributes, with their defaults filled in and `auto_pad` worked out."""
+    axes = x.dim() - 2
+    if not 1 <= axes <= 3:
+        raise ConversionError(f"{axes} spatial axes", "PyTorch has one to three")
+    stride, dilation = list(strides or [1] * axes), list(dilations or [1] * axes)
+    begin, end = [0] * axes, [0] * axes
+    if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+        for i, (size, k, s, d) in enumerate(zip(x.shape[2:], kernel, stride, dilation, strict=True)):
+            total = max((math.ceil(size / s) - 1) * s + (k - 1) * d + 1 - size, 0)
+            begin[i] = total // 2 if auto_pad == "SAME_UPPER" else total - total // 2
+            end[i] = total - begin[i]
+    elif auto_pad == "NOTSET" and pads:
+        begin, end = list(pads[:axes]), list(pads[axes:])
+    return Windows(list(kernel), stride, dilation, begin, end)
+
+
+@operator("Conv")
+def conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: list[int] | None = None,
+    group: int = 1,
+    kernel_shape: list[int] | None = None,
+    pads: list[int] | None = None,
+    strides: list[int] | None = None,
+) -> Tensor:
+    w = windows(x, weight.shape[2:], strides, pads, dilations, auto_pad)
+    convolution = CONVOLUTIONS[x.dim() - 3]
+    if w.symmetric:
+        return convolution(x, weight, bias, w.stride, w.begin, w.dilation, group)
+    return convolution(F.pad(x, w.padding()), weight, bias, w.stride, 0, w.dilation, group)
+
+
+@operator("ConvTranspose")
+def conv_transpose(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: list[int] | None = None,
+    group: int = 1,
+    kernel_shape: list[int] | None = None,
+    output_padding: list[int] | None = None,
+    output_shape: list[int] | None = None,
+    pads: list[int] | None = None,
+    strides: list[int] | None = None,
+) -> Tensor:
+    """Paddings cut the result: `begin` rows at its beginning, `end` at its end."""
+    w = windows(x, weight.shape[2:], strides, pads, dilations, "VALID" if auto_pad.startswith("SAME") else auto_pad)
+    axes = x.dim() - 2
+    extra = list(output_padding or [0] * axes)
+    sizes = list(x.shape[2:])
+    if output_shape is None and auto_pad.startswith("SAME"):
+        output_shape = [size * s for size, s in zip(sizes, w.stride, strict=True)]
+    if output_shape is not None:
+        for i, wanted in enumerate(output_shape[-axes:]):
+            total = (sizes[i] - 1) * w.stride[i] + extra[i] + (w.kernel[i] - 1) * w.dilation[i] + 1 - wanted
+            extra[i], total = extra[i] + max(-total, 0), max(total, 0)
+            w.begin[i] = total // 2 if auto_pad == "SAME_UPPER" else total - total // 2
+            w.end[i] = total - w.begin[i]
+    transposed = TRANSPOSED[axes - 1]
+    if w.symmetric:
+        return transposed(x, weight, bias, w.stride, w.begin, extra, group, w.dilation)
+    whole = transposed(x, weight, bias, w.stride, 0, extra, group, w.dilation)
+    return F.pad(whole, [-side for side in w.padding()])
+
+
+@operator("MaxPool")
+def max_pool(
+    x: Tensor,
+    *,
+    kernel_shape: list[int],
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    dilations: list[int] | None = None,
+    pads: list[int] | None = None,
+    storage_order: int = 0,
+    strides: list[int] | None = None,
+) -> tuple[Tensor]:
+    """The indices, a second output, are not given."""
+    w = windows(x, kernel_shape, strides, pads, dilations, auto_pad)
+    pool = MAX_POOLS[x.dim() - 3]
+    if w.symmetric:
+        return (pool(x, w.kernel, w.stride, w.begin, w.dilation, bool(ceil_mode)),)
+    if not ceil_mode and _count(x, w, False) == _count(x, w, True):
+        return (pool(x, w.kernel, w.stride, w.begin, w.dilation, True),)
+    # Finite, and far from overflow: softmax pooling multiplies it by a weight of zero.
+    lowest = -1e30 if torch.finfo(x.dtype).max > 1e38 else torch.finfo(x.dtype).min / 2
+    return (pool(F.pad(x, w.padding(), value=lowest), w.kernel, w.stride, 0, w.dilation, bool(ceil_mode)),)
+
+
+def _count(x: Tensor, w: Windows, ceil: bool) -> list[int]:
+    """Windows along each axis: with both paddings, or with `begin` on both sides in torch's ceil mode."""
+    counts = []
+    for i, size in enumerate(x.shape[2:]):
+        extent = (w.kernel[i] - 1) * w.dilation[i] + 1
+        if not ceil:
+            counts.append((size + w.begin[i] + w.end[i] - extent) // w.stride[i] + 1)
+            continue
+        last = math.ceil((size + 2 * w.begin[i] - extent) / w.stride[i])
+        if 2 * w.begin[i] > w.kernel[i] or last * w.stride[i] >= size + w.begin[i]:
+            return []
+        counts.append(last + 1)
+    return counts
+
+
+@operator("AveragePool")
+def average_pool(
+    x: Tensor,
+    *,
+    kernel_shape: list[int],
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    count_include_pad: int = 0,
+    dilations: list[int] | None = None,
+    pads: list[int] | None = None,
+    strides: list[int] | None = None,
+) -> Tensor:
+    w = windows(x, kernel_shape, strides, pads, dilations, auto_pad)
+    if any(dilation != 1 for dilation in w.dilation):
+        raise ConversionError("a dilated average pool", "PyTorch has none")
+    pool, ceil = AVERAGE_POOLS[x.dim() - 3], bool(ceil_mode)
+    if w.symmetric:
+        return pool(x, w.kernel, w.stride, w.begin, ceil, bool(count_include_pad))
+    mean = pool(F.pad(x, w.padding()), w.kernel, w.stride, 0, ceil)
+    if count_include_pad:
+        return mean
+    inside = F.pad(torch.ones([1, 1, *x.shape[2:]], dtype=x.dtype), w.padding())
+    return mean / pool(inside, w.kernel, w.stride, 0, ceil)
+
+
+@operator("GlobalAveragePool")
+def global_average_pool(x: Tensor) -> Tensor:
+    return x.mean(list(range(2, x.dim())), keepdim=True)
+
+
+@operator("GlobalMaxPool")
+def global_max_pool(x: Tensor) -> Tensor:
+    """A max pool with one window."""
+    return MAX_POOLS[x.dim() - 3](x, list(x.shape[2:]))

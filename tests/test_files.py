@@ -1,0 +1,239 @@
+"""Files as sources: what is read of them, what is refused, and that a bundle finds its file again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+import surgeon
+from surgeon.artifacts.manifest import Artifact, Defaults, Manifest, Port, Recipe
+from surgeon.cli import group
+from surgeon.errors import ConversionError, SurgeonError
+from surgeon.importer import agreement
+from surgeon.oracle import reference_pullback
+from surgeon.sources import IN_FILE, resolve, resolve_again
+from surgeon.verify import relative_error
+from tests import networks
+from tests.onnx_nodes import i, model, saved, w
+
+CONV = helper.make_node("Conv", ["x", "layer1.0.weight"], ["c"], name="/layer1/layer1.0/Conv")
+RELU = helper.make_node("Relu", ["c"], ["r"], name="relu")
+HEAD = (
+    helper.make_node("GlobalAveragePool", ["r"], ["g"]),
+    helper.make_node("Reshape", ["g", "flat"], ["out"], name="flatten"),
+)
+WEIGHTS = {"layer1.0.weight": w(4, 3, 3, 3), "flat": i(1, 4)}
+
+
+def net(*nodes: onnx.NodeProto, shape: tuple[int | str, ...] = (3, 8, 8), **options: Any) -> onnx.ModelProto:
+    """Convolution, ReLU, mean: a network with a fixed batch of 1, unless told otherwise."""
+    constants = [numpy_helper.from_array(value, name) for name, value in WEIGHTS.items()]
+    return model(list(nodes or (CONV, RELU, *HEAD)), constants, shape, **{"batch": 1, **options})
+
+
+def manifest_of(source: Any) -> Manifest:
+    port = Port("input", "float32", ("N", *source.input_shape), "")
+    artifacts = {"pullback.onnx": Artifact("onnx", (port,), ())}
+    return Manifest(source.model, Recipe(), Defaults(), source.image, source.labels, (), artifacts)
+
+
+def test_what_a_file_says(tmp_path: Path) -> None:
+    path = saved(net(), tmp_path, "my.net")
+    source = resolve(str(path))
+    assert source.input_shape == (3, 8, 8)
+    assert source.image is not None and source.image.mean is None
+    about = source.model
+    assert (about.name, about.source, about.weights, about.licence) == ("my.net", str(path), IN_FILE, "unknown")
+    assert (about.input, about.output, about.parameters) == ("x", "out", 4 * 3 * 9)
+    assert torch.equal(source.module.layer1_0_weight, torch.from_numpy(WEIGHTS["layer1.0.weight"]))
+    assert source.module(torch.zeros(5, 3, 8, 8)).shape == (5, 4)  # the batch of 1 is freed
+    normalised = resolve(str(path), preprocess="imagenet")
+    assert normalised.image is not None and normalised.image.mean == (0.485, 0.456, 0.406)
+    again = resolve_again(Manifest.from_json(manifest_of(source).to_json()))
+    assert again.model == source.model
+
+
+def test_weights_beside_the_file_and_sizes_that_it_leaves_open(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    made = net(shape=(3, "h", "w"))
+    onnx.save(made, path, save_as_external_data=True, location="net.bin", size_threshold=100)
+    with pytest.raises(SurgeonError, match=r"takes \[1, 3, h, w\], which leaves sizes open. Give --input-shape"):
+        resolve(str(path))
+    assert resolve(str(path), input_shape=(3, 9, 7)).input_shape == (3, 9, 7)
+    (tmp_path / "net.bin").unlink()
+    with pytest.raises(SurgeonError, match=r"cannot be read as an ONNX file.*weights file beside it"):
+        resolve(str(path), input_shape=(3, 9, 7))
+
+
+def test_a_picture_with_its_channels_last_is_no_picture(tmp_path: Path) -> None:
+    transposed = helper.make_node("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2])
+    conv = helper.make_node("Conv", ["t", "layer1.0.weight"], ["c"])
+    source = resolve(str(saved(net(transposed, conv, RELU, *HEAD, shape=(8, 8, 3)), tmp_path)))
+    assert (source.input_shape, source.image) == ((8, 8, 3), None)
+
+
+def test_one_of_several_outputs(tmp_path: Path) -> None:
+    path = saved(net(outputs=("out", "r:0")), tmp_path)
+    made = onnx.load(path)
+    made.graph.node[1].output[0] = made.graph.node[2].input[0] = "r:0"
+    onnx.save(made, path)
+    with pytest.raises(ConversionError, match=rf"has 2 outputs \(out, r:0\). Name one: {path}:out"):
+        resolve(str(path))
+    source = resolve(f"{path}:r:0")
+    assert (source.model.name, source.model.output) == ("net", "r:0")
+    assert source.module(torch.zeros(2, 3, 8, 8)).shape == (2, 4, 6, 6)
+    with pytest.raises(SurgeonError, match=r"has no output 'lost'. Its outputs: out, r:0"):
+        resolve(f"{path}:lost")
+
+
+@pytest.mark.parametrize(
+    ("made", "error", "message"),
+    [
+        (net(opset=8), SurgeonError, "of opset 8, and surgeon reads 9 and later"),
+        (
+            net(CONV, helper.make_node("Det", ["c"], ["d"]), helper.make_node("Fuse", ["d"], ["out"], domain="mine")),
+            ConversionError,
+            r"cannot import: Det \(1\), mine::Fuse \(1\)",
+        ),
+        (
+            net(CONV, helper.make_node("Relu", ["c"], ["out"], colour=3)),
+            ConversionError,
+            "Relu out: the attribute colour",
+        ),
+        (net(batch=1, shape=()), ConversionError, "without a batch"),
+        (net(HEAD[0], CONV, HEAD[1]), SurgeonError, "its input r is not computed"),
+        (
+            net(CONV, RELU, helper.make_node("ReduceMean", ["r"], ["out"], axes=[0, 2, 3], keepdims=0)),
+            ConversionError,
+            "its batch cannot be freed",
+        ),
+        (
+            net(CONV, RELU, HEAD[0], helper.make_node("Flatten", ["g"], ["out"], axis=0)),
+            ConversionError,
+            "its batch cannot be freed",
+        ),
+        (
+            net(
+                helper.make_node("Shape", ["x"], ["s"]),
+                helper.make_node("Reshape", ["x", "s"], ["y"]),
+                helper.make_node("MaxPool", ["y"], ["out", "where"], kernel_shape=[2, 2]),
+                outputs=("where",),
+            ),
+            ConversionError,
+            "the output where is no tensor",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_refused(tmp_path: Path, made: onnx.ModelProto, error: type[SurgeonError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        resolve(str(saved(made, tmp_path)))
+
+
+def test_inputs_that_do_not_fit(tmp_path: Path) -> None:
+    made = net()
+    made.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, [1]))
+    with pytest.raises(ConversionError, match=r"takes 2 inputs \(x, mask\)"):
+        resolve(str(saved(made, tmp_path)))
+    listed = net()
+    listed.graph.input.append(helper.make_tensor_value_info("flat", TensorProto.INT64, [2]))  # an initializer
+    assert resolve(str(saved(listed, tmp_path))).input_shape == (3, 8, 8)
+    whole = net()
+    whole.graph.input[0].type.tensor_type.elem_type = TensorProto.INT64
+    with pytest.raises(ConversionError, match=r"the input x of net.onnx is int64, not float32"):
+        resolve(str(saved(whole, tmp_path)))
+    with pytest.raises(SurgeonError, match=r"takes \[1, 3, 8, 8\], not an input of 3,9,9. Leave --input-shape out"):
+        resolve(str(saved(net(), tmp_path)), input_shape=(3, 9, 9))
+
+
+def test_files_that_are_no_networks(tmp_path: Path) -> None:
+    for name in ("net.onnx", "net.pt2"):
+        (tmp_path / name).write_bytes(b"\x08nonsense")
+        with pytest.raises(SurgeonError, match=rf"{name} cannot be read as|holds no network"):
+            resolve(str(tmp_path / name))
+        with pytest.raises(SurgeonError, match="there is no file"):
+            resolve(str(tmp_path / f"lost-{name}"))
+        with pytest.raises(SurgeonError, match="has its weights, and takes no others"):
+            resolve(str(tmp_path / name), weights="random")
+
+
+def test_what_the_runtime_does_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = agreement._runtime_output
+
+    def wrong(path: Path, *given: Any) -> Any:
+        return right(path, *given) * 1.01
+
+    monkeypatch.setattr(agreement, "_runtime_output", wrong)
+    with pytest.raises(ConversionError, match=r"imported wrongly: its output is 9.9e-03 from ONNX Runtime's"):
+        resolve(str(saved(net(), tmp_path)))
+
+
+def test_a_bundle_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = saved(net(), tmp_path)
+    command = ["export", "net.onnx", "-o", "bundle", "--formats", "onnx", "--json"]
+    told = json.loads(CliRunner().invoke(group, command, catch_exceptions=False).stdout)
+    assert (told["model"], told["weights"], told["gates"]) == ("net", IN_FILE, 1)
+    session = surgeon.load(tmp_path / "bundle")
+    assert session.manifest.gates[0].module == "relu"
+    assert (session.manifest.model.input, session.manifest.model.output) == ("x", "out")
+    x, v = np.random.default_rng(3).normal(size=(2, 5, 3, 8, 8)).astype(np.float32)[0], np.ones((5, 4), np.float32)
+    expected = reference_pullback(
+        resolve(str(path)).module, torch.from_numpy(x), torch.from_numpy(v), recipe=Recipe(), temperature=0.7
+    )
+    assert relative_error(torch.from_numpy(session.pullback(x, v, 0.7).pullback), expected[1]) < 1e-5
+    assert CliRunner().invoke(group, ["verify", "bundle"], catch_exceptions=False).exit_code == 0
+    with pytest.raises(SurgeonError, match="a file does not say which of its ReLUs were modules"):
+        surgeon.export("net.onnx", tmp_path / "other", Recipe(gate_scope="modules"))
+    path.rename(tmp_path / "moved.onnx")
+    with pytest.raises(SurgeonError, match=r"net was exported from net.onnx, which is not here. Give --source FILE"):
+        resolve_again(session.manifest)
+    assert resolve_again(session.manifest, source="moved.onnx").input_shape == (3, 8, 8)
+
+
+class Two(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.relu(), x
+
+
+def save_program(module: nn.Module, path: Path, shape: tuple[int, ...], free: bool = True) -> str:
+    example = torch.randn(2, *shape)
+    dynamic = ({0: torch.export.Dim("batch", min=1)},) if free else None
+    torch.export.save(torch.export.export(module, (example,), dynamic_shapes=dynamic), path)
+    return str(path)
+
+
+def test_programs_that_torch_export_saved(tmp_path: Path) -> None:
+    network = networks.build(networks.Stem).float()
+    source = resolve(save_program(network, tmp_path / "stem.pt2", networks.Stem.input_shape))
+    assert (source.model.name, source.model.weights, source.model.input) == ("stem", IN_FILE, "x")
+    assert source.input_shape == networks.Stem.input_shape
+    x, v = networks.example(networks.Stem), torch.randn(3, 5, dtype=torch.float64)
+    output, expected = reference_pullback(network.double(), x, v, recipe=Recipe(), temperature=0.3)
+    module = source.module.double()
+    found = reference_pullback(module, x, v, recipe=Recipe(), temperature=0.3)
+    assert relative_error(found[0], output) < 1e-6 and relative_error(found[1], expected) < 1e-6
+    graph = surgeon.rewrite(module, x)
+    assert relative_error(graph(x, v, torch.tensor(0.3, dtype=torch.float64))[1], found[1]) < 1e-10
+
+
+def test_programs_that_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match=r"exported for inputs of \[2, 4\], with a fixed batch. Export it with"):
+        resolve(save_program(nn.Linear(4, 2), tmp_path / "fixed.pt2", (4,), free=False))
+    two = save_program(Two(), tmp_path / "two.pt2", (4,))
+    with pytest.raises(ConversionError, match=r"two.pt2 has 2 outputs \(relu, x\). Name one: "):
+        resolve(two)
+    assert torch.equal(resolve(f"{two}:relu").module(torch.tensor([[-1.0, 1, 2, -3]])), torch.tensor([[0.0, 1, 2, 0]]))
+    training = nn.Sequential(nn.Linear(4, 2), nn.Dropout())
+    with pytest.raises(ConversionError, match="exported in training mode"):
+        resolve(save_program(training, tmp_path / "training.pt2", (4,)))
+    with pytest.raises(SurgeonError, match=r"not \[5\]. Leave --input-shape out"):
+        resolve(f"{two}:relu", input_shape=(5,))
