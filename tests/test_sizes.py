@@ -124,7 +124,7 @@ def test_one_graph_is_right_at_every_size(kind: type[Small]) -> None:
         assert (pulled - expected).norm() < 1e-12 * expected.norm()
 
 
-@pytest.mark.parametrize("kind", [ResNetLike, UNetLike])
+@pytest.mark.parametrize("kind", [ResNetLike, pytest.param(UNetLike, marks=pytest.mark.slow)])
 def test_one_artifact_is_right_at_every_size(kind: type[Small], tmp_path: Path) -> None:
     bundle = surgeon.export(made(kind), tmp_path / "any", ANY)
     manifest, module = bundle.manifest, made(kind).double()
