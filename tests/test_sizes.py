@@ -47,7 +47,7 @@ class UNetLike(Small):
     def __init__(self) -> None:
         super().__init__()
         self.fine, self.coarse = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
-        self.up, self.last = nn.ConvTranspose2d(8, 8, 2, 2), nn.Conv2d(16, 4, 3, stride=2)
+        self.up, self.last = nn.ConvTranspose2d(8, 8, 2, 2), nn.Conv2d(16, 4, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         fine = self.fine(x).relu()
@@ -124,11 +124,9 @@ def test_one_graph_is_right_at_every_size(kind: type[Small]) -> None:
         assert (pulled - expected).norm() < 1e-12 * expected.norm()
 
 
-@pytest.mark.parametrize("kind", [ResNetLike, UNetLike])
+@pytest.mark.parametrize("kind", [ResNetLike, pytest.param(UNetLike, marks=pytest.mark.slow)])
 def test_one_artifact_is_right_at_every_size(kind: type[Small], tmp_path: Path) -> None:
-    objective = "energy" if kind is UNetLike else "logit"  # whose cotangent no ascent is given
-    recipe = Recipe(dynamic_size=True, objective=objective)
-    bundle = surgeon.export(made(kind), tmp_path / "any", recipe)
+    bundle = surgeon.export(made(kind), tmp_path / "any", ANY)
     manifest, module = bundle.manifest, made(kind).double()
     assert manifest.artifacts["ascent.ts"].inputs[0].shape == ("N", 3, "H", "W")
     assert {"batch 1, 32x40, T 0.3", "batch 3, 33x43, T 0.69"} <= {line.condition for line in manifest.verification}
@@ -139,7 +137,7 @@ def test_one_artifact_is_right_at_every_size(kind: type[Small], tmp_path: Path) 
     for size in SIZES:
         x = torch.randn(2, 3, *size)
         v = torch.randn_like(module(x.double())).float()
-        output, expected = reference_pullback(module, x.double(), v.double(), recipe=recipe, temperature=T)
+        output, expected = reference_pullback(module, x.double(), v.double(), recipe=ANY, temperature=T)
         found = session.pullback(x.numpy(), v.numpy(), T)
         twin = torch.jit.load(bundle.path / "pullback.ts")(x, v, torch.tensor(T))
         for values in (found, twin):
