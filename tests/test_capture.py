@@ -169,7 +169,7 @@ class UnevenlyPooled(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stage = nn.Sequential(nn.Conv2d(2, 2, 1), nn.AdaptiveMaxPool2d(2)).double()
+        self.stage = nn.Sequential(nn.Conv2d(2, 2, 1), nn.AdaptiveMaxPool2d(4)).double()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.stage(x)
@@ -207,7 +207,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor], object] | nn.Module, str]] = {
         r"takes integers, which have no gradient \(Embedding embedding reads them\)",
     ),
     "several operators without rule": (
-        lambda x: F.adaptive_max_pool2d(x, 2) + F.adaptive_max_pool2d(x, 2) + torch.erfinv(x)[..., :2, :2],
+        lambda x: F.adaptive_max_pool2d(x, 4) + F.adaptive_max_pool2d(x, 4) + torch.erfinv(x)[..., :4, :4],
         r"no pullback rule for aten.adaptive_max_pool2d.default \(.*\) and 1 more; no pullback rule for aten.erfinv",
     ),
     "another batch": (lambda x: x.flatten(0, 1), r"which has another batch"),
@@ -217,7 +217,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor], object] | nn.Module, str]] = {
         r"no pullback rule for aten.adaptive_max_pool2d.default \(\w+ in stage.1, ",
     ),
     "its line": (
-        lambda x: F.adaptive_max_pool2d(x, 2),
+        lambda x: F.adaptive_max_pool2d(x, 4),
         r"aten.adaptive_max_pool2d.default \(\w+, test_capture.py:\d+\)",
     ),
     "weights that depend on the input": (

@@ -95,7 +95,7 @@ def test_soft_gates_without_a_temperature_are_refused() -> None:
 
 def test_half_precision_pools_have_numbers_at_small_temperatures() -> None:
     x = torch.tensor([[[[0.0, 300.0], [-600.0, 1.0]]]], dtype=torch.float16)
-    windows = Windows((2, 2), (1, 1), (2, 2), (2, 2), (0, 0), (1, 1))
+    windows = Windows((2, 2), (1, 1), (2, 2), (2, 2), (0, 0), (1, 1), False)
     g, values = torch.ones(1, 1, 1, 1, dtype=x.dtype), x.amax((2, 3), keepdim=True)
     found = windows.soft(g, values, x, torch.tensor(1000.0, dtype=x.dtype))
     assert found.flatten().tolist() == [0.0, 1.0, 0.0, 0.0]
