@@ -191,5 +191,7 @@ def product(
     keepdims: int = 1,
     noop_with_empty_axes: int = 0,
 ) -> Any:
-    found = np.asarray(np.prod(x))
-    return found.reshape([1] * x.ndim) if keepdims else found
+    chosen = given(over, axes)
+    if not chosen and noop_with_empty_axes:
+        return x
+    return np.asarray(np.prod(x, axis=tuple(chosen) if chosen else None, keepdims=bool(keepdims)))
