@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.fx import GraphModule, Node
 
 from surgeon.decompositions import DECOMPOSITIONS
 from surgeon.errors import ConversionError, SurgeonError
-from surgeon.layers import cut, drop_unread, end_at, find
+from surgeon.inputs import Example, tensors
+from surgeon.layers import cut, drop_inputs, drop_unread, end_at, find
 from surgeon.rules import KEPT
 from surgeon.sizes import REMEDY, require_any_size
 
@@ -37,17 +38,19 @@ GATE_MODULES = (
 
 @dataclass(frozen=True)
 class Captured:
-    """A network as a graph: `graph` takes one tensor and returns one tensor.
+    """A network as a graph: `graph` returns one tensor, and takes one, with those that stand beside it.
 
+    `read` are the places of the others, as the network takes them, that the output depends on; the rest is left out.
     Its nodes call ATen overloads or read parameters (get_attr); `meta["val"]` of each holds its fake value.
     """
 
     graph: GraphModule
     gate_classes: frozenset[str] = frozenset()  # those of GATE_MODULES in the network, and subclasses of them
+    read: tuple[int, ...] = ()
 
     @property
     def input(self) -> Node:
-        """The placeholder."""
+        """The placeholder of what is pulled back to."""
         return next(node for node in self.graph.graph.nodes if node.op == "placeholder")
 
     @property
@@ -58,34 +61,40 @@ class Captured:
         return returned
 
 
-def capture(module: nn.Module, example: Tensor, at: str | None = None, dynamic_size: bool = False) -> Captured:
+def capture(module: nn.Module, example: Example, at: str | None = None, dynamic_size: bool = False) -> Captured:
     """Capture `module`, in evaluation mode, as called on `example`: [N >= 2, …], floating point; N stays dynamic.
 
-    `at` names the layer that is to be the output (`surgeon.layers`), and what is above it is left out. With
+    Of several tensors the first is pulled back to; the others may be of any dtype. `at` names the layer that is to be the output (`surgeon.layers`), and what is above it is left out. With
     `dynamic_size`, height and width of an `example` [N, C, H, W] stay dynamic, too. Raises ConversionError where
     torch.export cannot record the module, or where it does not map one tensor to one, and SurgeonError where there is
     no such layer.
     """
-    if example.shape[0] < 2:
+    examples = tensors(example)
+    if examples[0].shape[0] < 2:
         raise ValueError("capture needs an example batch of at least 2: torch.export fixes sizes 0 and 1")
+    if dynamic_size and len(examples) > 1:
+        raise SurgeonError("a network of several inputs has no size that could be free", REMEDY)
     layer = find(module, at) if at is not None else None
     with cut(module, layer, at) if layer is not None and at is not None else contextlib.nullcontext():
-        returned = _returned_by(module, example)
+        returned = _returned_by(module, examples)
         if at is None or layer is not None:
             _refuse_output(module, returned, at)
-        graph = record(module, example, dynamic_size=dynamic_size)
+        graph = record(module, *examples, dynamic_size=dynamic_size)
     if at is not None and layer is None:
         graph = end_at(graph, at, (name for name, _ in module.named_modules()))
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
     outputs = _returned(graph)
-    if len(inputs) != 1 or len(outputs) != 1 or not isinstance(outputs[0], Node):
+    if len(inputs) != len(examples) or len(outputs) != 1 or not isinstance(outputs[0], Node):
         raise ConversionError(
             f"{type(module).__name__} takes {len(inputs)} inputs and returns {len(outputs)} values",
-            "Wrap it in a module that takes one tensor and returns one tensor",
+            "Wrap it in a module that takes tensors and returns one tensor",
         )
     drop_unread(graph)
+    read = tuple(place for place, node in enumerate(inputs[1:]) if node.users)
+    if len(read) < len(inputs) - 1:
+        graph = drop_inputs(graph, [node for node in inputs[1:] if not node.users])
     classes = {type(part) for part in module.modules() if isinstance(part, GATE_MODULES)}
-    return Captured(graph, frozenset(map(_qualified, classes)))
+    return Captured(graph, frozenset(map(_qualified, classes)), read)
 
 
 def record(module: nn.Module, *examples: Tensor, dynamic_size: bool = False) -> GraphModule:
@@ -97,13 +106,15 @@ def record(module: nn.Module, *examples: Tensor, dynamic_size: bool = False) -> 
     first = examples[0]
     if dynamic_size and first.dim() != 4:
         raise SurgeonError(f"an input of {first.dim() - 1} dimensions has no height and width", REMEDY)
-    batch = Dim("batch", min=1)
-    shapes: list[Any] = [{0: batch} if x.dim() and x.shape[0] == first.shape[0] else None for x in examples]
+    batch, shapes = Dim("batch", min=1), ShapesCollection()
+    for example in examples:
+        if example.dim() and example.shape[0] == first.shape[0]:
+            shapes[example] = {0: batch}
     if dynamic_size:
-        shapes[0] |= {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+        shapes[first] = {0: batch, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     try:
         with evaluating(module), _silent_torch():
-            program = torch.export.export(module, examples, dynamic_shapes=tuple(shapes))
+            program = torch.export.export(module, examples, dynamic_shapes=shapes)
             recorded = program
             _detach_untracked(program)
             table = torch.export.default_decompositions()
@@ -124,24 +135,28 @@ def record(module: nn.Module, *examples: Tensor, dynamic_size: bool = False) -> 
     return graph
 
 
-def _returned_by(module: nn.Module, example: Tensor) -> Any:
+def _returned_by(module: nn.Module, examples: tuple[Tensor, ...]) -> Any:
     """What the module makes of `example`; raises where it does not take it: torch.export lets a wrong dtype pass."""
     try:
-        return _called(module, example)
+        return _called(module, *examples)
     except SurgeonError:
         raise
     except Exception as error:
-        _refuse_integers(module, example)
-        shape, dtype = ",".join(map(str, example.shape[1:])), str(example.dtype).removeprefix("torch.")
+        if len(examples) == 1:
+            _refuse_integers(module, examples[0])
+        taken = " and ".join(
+            f"shape {','.join(map(str, x.shape[1:]))}, {str(x.dtype).removeprefix('torch.')}" for x in examples
+        )
+        what = "an input of" if len(examples) == 1 else "inputs of"
         raise SurgeonError(
-            f"the network does not take an input of shape {shape}, {dtype}{_place(error)} ({_first_line(error)})",
+            f"the network does not take {what} {taken}{_place(error)} ({_first_line(error)})",
             "Give the shape that it takes, without the batch, and a network of that dtype",
         ) from error
 
 
-def _called(module: nn.Module, example: Tensor) -> Any:
+def _called(module: nn.Module, *examples: Tensor) -> Any:
     with evaluating(module), torch.no_grad():
-        return module(example.clone())
+        return module(*(example.clone() for example in examples))
 
 
 def _refuse_integers(module: nn.Module, example: Tensor) -> None:

@@ -24,6 +24,7 @@ from surgeon.artifacts.torchscript_writer import write_torchscript
 from surgeon.ascent import clamp_range
 from surgeon.errors import SurgeonError
 from surgeon.gates import POOLS, gate
+from surgeon.inputs import Shapes, example
 from surgeon.pullback import explicit_graph, rewrite_program
 from surgeon.sources import IN_FILE, Source, resolve
 from surgeon.temperatures import INPUTS
@@ -46,6 +47,8 @@ def export(
     weights: str | None = None,
     input_shape: tuple[int, ...] | None = None,
     preprocess: str | None = None,
+    input: str | None = None,
+    others: Shapes | None = None,
     formats: Sequence[str] = FORMATS,
     single_file: bool = False,
     check: bool = True,
@@ -56,8 +59,8 @@ def export(
     """Convert `source` and write its bundle to the folder `destination`.
 
     `source` is a model's name, `package.module:factory`, a file, or a module, which is copied and not touched;
-    `weights`, `input_shape` (without the batch) and `preprocess` are as in `surgeon.sources.resolve`, whose result may
-    be given instead. `recipe` holds what is baked in, `defaults` what a caller of the artifacts may leave out (the
+    `weights`, `input_shape` (without the batch), `preprocess`, `input` and `others` are as in `surgeon.sources.resolve`,
+    whose result may be given instead. `recipe` holds what is baked in, `defaults` what a caller of the artifacts may leave out (the
     source's own temperature, unless given). The bundle is written beside its place, verified there against autograd
     unless `check` is false, and only then put into it, over an older bundle. `stage` is told each name of STAGES as it
     begins, and `report` each line of the verification. Raises SurgeonError for options that do not fit, ConversionError
@@ -65,8 +68,10 @@ def export(
     left then.
     """
     if not isinstance(source, Source):
-        source = resolve(source, weights=weights, input_shape=input_shape, preprocess=preprocess)
-    elif (weights, input_shape, preprocess) != (None, None, None):
+        source = resolve(
+            source, weights=weights, input_shape=input_shape, preprocess=preprocess, input=input, others=others
+        )
+    elif (weights, input_shape, preprocess, input, others) != (None,) * 5:
         raise SurgeonError("a resolved source has its weights, input shape and preprocessing", "Give them to resolve")
     recipe = recipe or Recipe()
     defaults = defaults or Defaults(temperature=source.temperature)
@@ -78,7 +83,8 @@ def export(
     with staged(destination) as folder:
         stage("rewrite")
         network = _Half(source.module) if recipe.precision == "fp16" else source.module
-        program, pullback = rewrite_program(network, torch.zeros(2, *source.input_shape), recipe)
+        program, pullback = rewrite_program(network, example(source.input_shape, source.others), recipe)
+        beside = [source.others[place] for place in pullback.read]
         manifest = Manifest(
             model=source.model,
             recipe=recipe,
@@ -86,20 +92,21 @@ def export(
             image=source.image,
             labels=source.labels if recipe.at is None else None,  # a layer has channels, which have no names
             gates=pullback.gates,
+            others=source.others,
             versions=_versions(),
         )
         temperature = manifest.default_temperature if pullback.tempered else None
         shape = (source.input_shape[0], "H", "W") if recipe.dynamic_size else source.input_shape
-        artifacts = ports.artifacts(formats, recipe, defaults, temperature, shape, pullback.output_shape)
+        artifacts = ports.artifacts(formats, recipe, defaults, temperature, shape, pullback.output_shape, beside)
         manifest = dataclasses.replace(manifest, artifacts=artifacts)
-        image = source.image
+        image, names = source.image, [port.name for port in beside]
         value_range = clamp_range(*image.range, image.margin) if image is not None else (-math.inf, math.inf)
         if "torchscript" in formats:
             stage("write TorchScript")
-            write_torchscript(explicit_graph(program), folder, recipe, manifest.input_defaults, value_range)
+            write_torchscript(explicit_graph(program), folder, recipe, manifest.input_defaults, value_range, names)
         if "onnx" in formats:
             stage("write ONNX")
-            write_onnx(program, folder, recipe, manifest.input_defaults, value_range, _facts(manifest))
+            write_onnx(program, folder, recipe, manifest.input_defaults, value_range, _facts(manifest), names)
             if single_file:
                 embed_weights(folder)
         del program, pullback
@@ -119,8 +126,9 @@ class _Half(nn.Module):
         super().__init__()
         self.network = copy.deepcopy(network).half()
 
-    def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.network(x.half()).float()
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+        halves = [other.half() if other.is_floating_point() else other for other in others]
+        output: Tensor = self.network(x.half(), *halves).float()
         return output
 
 

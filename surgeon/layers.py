@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.graph import CodeGen
 
 from surgeon.errors import SurgeonError
@@ -67,6 +67,16 @@ def end_at(graph: GraphModule, name: str, modules: Iterable[str] = ()) -> GraphM
         raise SurgeonError(f"the node {name} is not one tensor", "Name a node that reads a tensor of it")
     graph.graph.output_node().args = (nodes[name],)
     graph.graph.set_codegen(CodeGen())  # the one that was there packs the outputs that were
+    return GraphModule(graph, graph.graph)
+
+
+def drop_inputs(graph: GraphModule, unread: Iterable[Node]) -> GraphModule:
+    """`graph` without those of its inputs."""
+    for node in unread:
+        graph.graph.erase_node(node)
+    returned = graph.graph.output_node()
+    (returned.args,) = (value if isinstance(value, tuple) else (value,) for value in returned.args)
+    graph.graph.set_codegen(CodeGen())  # the one that was there packs and unpacks what was before
     return GraphModule(graph, graph.graph)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.capture import GATE_MODULES, evaluating, record, source_module
+from surgeon.inputs import Example, tensors
 from surgeon.rules import RULES
 from surgeon.sources import Pixels
 
@@ -27,12 +28,12 @@ class Layer:
     gates: int  # gates and max pools inside it
 
 
-def layers(module: nn.Module, example: Tensor) -> tuple[Layer, ...]:
+def layers(module: nn.Module, example: Example) -> tuple[Layer, ...]:
     """Every module of the network that runs, then every gate and max pool that is no module, as a node of the graph.
 
     `example` is an input, [N >= 2, …]. Raises ConversionError where torch.export cannot record the network.
     """
-    graph = record(module, example).graph
+    graph = record(module, *tensors(example)).graph
     gates = [node for node in graph.nodes if node.target in RULES and RULES[node.target].kind in ("gate", "pool")]
     within = [(node, source_module(node)) for node in gates]
     wrapped = "network" if isinstance(module, Pixels) else ""
@@ -51,7 +52,7 @@ def layers(module: nn.Module, example: Tensor) -> tuple[Layer, ...]:
     return tuple(found)
 
 
-def _calls(module: nn.Module, parts: dict[str, nn.Module], example: Tensor) -> dict[str, tuple[int, Shape | None]]:
+def _calls(module: nn.Module, parts: dict[str, nn.Module], example: Example) -> dict[str, tuple[int, Shape | None]]:
     """Of each of `parts` that runs: how often, and the shape of its last output."""
     seen: dict[str, tuple[int, Shape | None]] = {}
     with ExitStack() as hooks, evaluating(module), torch.no_grad():
@@ -61,7 +62,7 @@ def _calls(module: nn.Module, parts: dict[str, nn.Module], example: Tensor) -> d
                 seen[name] = (seen.get(name, (0, None))[0] + 1, _shape(output))
 
             hooks.enter_context(part.register_forward_hook(count))
-        module(example.clone())
+        module(*(x.clone() for x in tensors(example)))
     return {name: seen[name] for name in parts if name in seen}
 
 

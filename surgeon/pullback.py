@@ -29,6 +29,7 @@ from surgeon.artifacts.manifest import Recipe
 from surgeon.capture import Captured, capture, source_classes, source_line, source_module
 from surgeon.errors import ConversionError, SurgeonError
 from surgeon.gates import GATES, Gate, Ramp, gate
+from surgeon.inputs import Example, tensors
 from surgeon.optimise import optimise, optimise_pullback
 from surgeon.rules import CONSTANT, DERIVED, RULES
 from surgeon.rules.derived import DerivedRule
@@ -64,8 +65,9 @@ class Unsupported(ConversionError):
 class Pullback(nn.Module):
     """A network together with its pullback, as a module that needs no autograd.
 
-    forward(input [N, …], cotangent [N, …output…], temperature [] or, per gate, [gates]) returns the network's output
-    and the pullback of `cotangent` to the input (shaped as the input). Raises Unsupported, at construction, where
+    forward(input [N, …], cotangent [N, …output…], temperature [] or, per gate, [gates], others) returns the network's
+    output and the pullback of `cotangent` to the input (shaped as the input); `others` are the network's other inputs,
+    those that the output depends on. Raises Unsupported, at construction, where
     operators on the way from input to output have no rule, and ConversionError where there is no such way.
     """
 
@@ -106,8 +108,15 @@ class Pullback(nn.Module):
         """Shape of one sample's output; what depends on the input's height and width as a formula of H and W."""
         return _shape(self._captured.output, self._captured.input)[1:]
 
-    def forward(self, input: Tensor, cotangent: Tensor, temperature: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        values = _Forward(self.network).values(input)
+    @property
+    def read(self) -> tuple[int, ...]:
+        """Which of the network's other inputs the output depends on, by place."""
+        return self._captured.read
+
+    def forward(
+        self, input: Tensor, cotangent: Tensor, temperature: Tensor | None = None, others: tuple[Tensor, ...] = ()
+    ) -> tuple[Tensor, Tensor]:
+        values = _Forward(self.network).values(input, *others)
         output = values[self._captured.output]
         if self.tempered and temperature is None:
             raise SurgeonError("the pullback has soft gates and was given no temperature", "Pass one, such as 0.3")
@@ -223,17 +232,17 @@ class _Forward(Interpreter):
     def __init__(self, graph: GraphModule) -> None:
         super().__init__(graph, garbage_collect_values=False)
 
-    def values(self, input: Tensor) -> dict[Node, Any]:
-        self.run(input)
+    def values(self, *inputs: Tensor) -> dict[Node, Any]:
+        self.run(*inputs)
         return self.env
 
 
 def rewrite_program(
-    module: nn.Module, example: Tensor, recipe: Recipe | None = None
+    module: nn.Module, example: Example, recipe: Recipe | None = None
 ) -> tuple[ExportedProgram, Pullback]:
     """Capture `module`, optimise its graph, and record forward and pullback as one exported program.
 
-    The program takes (input, cotangent) and, where a gate or pool reads it, the temperature.
+    The program takes (input, cotangent), the temperature where a gate or pool reads it, and what else the network reads.
     """
     recipe = recipe or Recipe()
     captured = capture(module, example, recipe.at, recipe.dynamic_size)
@@ -242,24 +251,29 @@ def rewrite_program(
         _refuse_static(captured)
     pullback = Pullback(captured, recipe)
     values = [captured.input.meta["val"], captured.output.meta["val"]]
+    first, *beside = tensors(example)
+    others = tuple(beside[place] for place in captured.read)
     with torch.no_grad():
-        cotangent = torch.zeros_like(captured.graph(example))
-    arguments: tuple[Tensor, ...] = (example, cotangent)
-    shapes: tuple[Any, ...] = tuple(dynamic(value.shape) for value in values)
+        cotangent = torch.zeros_like(captured.graph(first, *others))
+    arguments: dict[str, Any] = {"input": first, "cotangent": cotangent}
+    shapes: dict[str, Any] = {name: dynamic(value.shape) for name, value in zip(arguments, values, strict=True)}
     if pullback.tempered:
         sizes = [len(pullback.gates)] if pullback.per_gate else []
-        arguments, shapes = (*arguments, torch.ones(sizes, dtype=example.dtype)), (*shapes, None)
+        arguments["temperature"], shapes["temperature"] = torch.ones(sizes, dtype=first.dtype), None
+    if others:
+        batched = [bool(x.dim()) and x.shape[0] == first.shape[0] for x in others]
+        arguments["others"] = others
+        shapes["others"] = tuple(dynamic(x.shape) if moves else None for x, moves in zip(others, batched, strict=True))
     with fx_traceback.preserve_node_meta(), warnings.catch_warnings(), torch.no_grad():
-        shapes_by_name = dict(zip(("input", "cotangent", "temperature"), shapes, strict=False))
         try:
-            program = torch.export.export(pullback, arguments, dynamic_shapes=shapes_by_name)
+            program = torch.export.export(pullback, (), arguments, dynamic_shapes=shapes)
         except (RuntimeError, ValueError, TypeError) as error:  # what rules and fake tensors raise
             raise ConversionError(
                 f"torch.export cannot record the pullback ({str(error).strip().splitlines()[0]})",
                 REMEDY if recipe.dynamic_size else "Please report it, with the network's source",
             ) from error
         if recipe.dynamic_size:
-            require_any_size(program, pullback, captured.graph, example)
+            require_any_size(program, pullback, captured.graph, first)
     _read_sizes_of_output(program)
     optimise_pullback(program)
     return program, pullback
@@ -289,17 +303,21 @@ def _read_sizes_of_output(program: ExportedProgram) -> None:
         graph.erase_node(node)
 
 
-def rewrite(module: nn.Module, example: Tensor, recipe: Recipe | None = None) -> GraphModule:
-    """The explicit pullback graph of `module`: (input, cotangent, temperature) -> (output, pullback).
+def rewrite(module: nn.Module, example: Example, recipe: Recipe | None = None) -> GraphModule:
+    """The explicit pullback graph of `module`: (input, cotangent, temperature, …) -> (output, pullback).
 
-    `example` is an input, [N, …] floating point; the batch of the result is dynamic. Under `recipe`s without soft gates
+    `example` is an input, [N, …] floating point; the batch of the result is dynamic. Of a tuple of tensors, as the
+    module takes them, the first is what is pulled back to; the graph takes those of the others that the output depends
+    on behind the temperature. Under `recipe`s without soft gates
     and pools the temperature is left out; under `temperature_input="per-gate"` it has one entry for each. The graph
     calls no autograd; each node's `meta["custom"]["surgeon"]` names the forward node, the source module and the role
     (forward or backward). Raises ConversionError as `Pullback` does.
     """
-    if example.shape[0] < 2:
-        example = torch.cat([example, example])
-    program, _ = rewrite_program(module, example, recipe)
+    examples = tensors(example)
+    batch = len(examples[0])
+    if batch < 2:
+        examples = tuple(torch.cat([x, x]) if x.dim() and len(x) == batch else x for x in examples)
+    program, _ = rewrite_program(module, examples, recipe)
     return explicit_graph(program)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,13 +25,19 @@ _PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
     "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
 }
 DEVICES = tuple(_PROVIDERS)
-_DTYPES = {"tensor(float)": numpy.float32, "tensor(float16)": numpy.float16, "tensor(int64)": numpy.int64}
+_DTYPES: dict[str, Any] = {
+    **{"tensor(float)": numpy.float32, "tensor(float16)": numpy.float16, "tensor(bool)": numpy.bool_},
+    **{"tensor(int64)": numpy.int64, "tensor(int32)": numpy.int32},
+}
 _ERRORS_ONLY = 3  # ONNX Runtime warns of every input with a default, and the contract has such inputs
 
 # What stays above zero, and finite, as a float32.
 _TINY, _HUGE = (float(limit) for limit in (numpy.finfo(numpy.float32).tiny, numpy.finfo(numpy.float32).max))
 
 Array = numpy.ndarray[Any, numpy.dtype[Any]]
+
+Others = Mapping[str, Array]
+"""What a network takes beside its input, by name, one row for each sample."""
 
 Unit = tuple[int, ...]
 """A place in one sample's output: (channel,) for all positions of the channel, or with a position for each axis."""
@@ -121,14 +127,21 @@ class Session:
             )
         return fixed
 
-    def pullback(self, input: Array, cotangent: Array, temperature: float | Sequence[float] | None = None) -> Pullback:
+    def pullback(
+        self,
+        input: Array,
+        cotangent: Array,
+        temperature: float | Sequence[float] | None = None,
+        others: Others | None = None,
+    ) -> Pullback:
         """Pull `cotangent` (shape of the output) at the network's output back to `input` f32 [N, C, H, W].
 
         `temperature` is the soft gates' T > 0; None takes the bundle's default. Where the artifacts take one for each
-        gate and pool, it may be as many numbers, and a single one is for all. Raises SurgeonError for a wrong shape
-        or dtype, a value that is not finite, or a temperature where the bundle has no use for one.
+        gate and pool, it may be as many numbers, and a single one is for all. `others` are what else the network takes,
+        by name. Raises SurgeonError for a wrong shape or dtype, a value that is not finite, or a temperature where the
+        bundle has no use for one.
         """
-        return Pullback(*self._run("pullback.onnx", input, cotangent, temperature=temperature))
+        return Pullback(*self._run("pullback.onnx", input, cotangent, others, temperature=temperature))
 
     def ascent(
         self,
@@ -139,15 +152,16 @@ class Session:
         step_size: float | None = None,
         radius: float | None = None,
         temperature: float | Sequence[float] | None = None,
+        others: Others | None = None,
     ) -> Ascent:
         """Climb `steps` steps from `input` f32 [N, C, H, W] along its pullbacks, in one run of `ascent.onnx`.
 
         `cotangent` is one-hot for the objective "logit", a distribution for "cross-entropy", and absent for "energy".
-        A negative `step_size` descends; `radius` inf does not project; None takes the bundle's default. Raises
-        SurgeonError as `pullback` does, and for steps < 1, a step size that is not finite, or a radius that is not > 0.
+        A negative `step_size` descends; `radius` inf does not project; None takes the bundle's default. `others`, what
+        else the network takes by name, stay as they are. Raises SurgeonError as `pullback` does, and for steps < 1, a step size that is not finite, or a radius that is not > 0.
         """
         scalars = {"steps": steps, "step_size": step_size, "radius": radius, "temperature": temperature}
-        return Ascent(*self._run("ascent.onnx", input, cotangent, **scalars))
+        return Ascent(*self._run("ascent.onnx", input, cotangent, others, **scalars))
 
     def steps(
         self,
@@ -158,6 +172,7 @@ class Session:
         step_size: float | None = None,
         radius: float | None = None,
         temperature: float | Sequence[float] | None = None,
+        others: Others | None = None,
     ) -> Iterator[Step]:
         """The same ascent by `ascent_step.onnx`, step by step: yields steps + 1 Steps, the first at `input` itself.
 
@@ -168,7 +183,7 @@ class Session:
         scalars = {"step_size": step_size, "radius": radius, "temperature": temperature}
         here = input
         for number in range(count + 1):
-            beyond, output, pullback = self._run("ascent_step.onnx", here, cotangent, origin=input, **scalars)
+            beyond, output, pullback = self._run("ascent_step.onnx", here, cotangent, others, origin=input, **scalars)
             yield Step(number, here, output, pullback, self.score(output, cotangent))
             here = beyond
 
@@ -260,12 +275,14 @@ class Session:
             raise SurgeonError(f"there is no class {index}", f"The classes are 0 to {self.classes - 1}")
         return index
 
-    def _run(self, name: str, input: Array, cotangent: Array | None, **others: Any) -> list[Array]:
+    def _run(
+        self, name: str, input: Array, cotangent: Array | None, others: Others | None, **scalars: Any
+    ) -> list[Array]:
         """Check the values against what the artifact takes, run it, and return its outputs."""
         session = self._session(name)
         ports = {port.name: port for port in [*session.get_inputs(), *session.get_overridable_initializers()]}
         required = {port.name for port in session.get_inputs()}
-        given = {"input": input, "cotangent": cotangent, **others}
+        given = {**dict.fromkeys(required), "input": input, **(others or {}), "cotangent": cotangent, **scalars}
         feeds = {}
         for key, value in given.items():
             if value is None:
@@ -275,11 +292,12 @@ class Session:
                 raise SurgeonError(f"{name} has no use for {key!r} ({self._recipe()})", "Leave it out")
             else:
                 feeds[key] = _check_value(key, value, ports[key])
-        if cotangent is not None and len(cotangent) != len(input):
-            raise SurgeonError(
-                f"the cotangent is for a batch of {len(cotangent)}, and the input has {len(input)}",
-                "Give one row for each input",
-            )
+        for key, value in [("cotangent", cotangent), *(others or {}).items()]:
+            if value is not None and len(value) != len(input):
+                raise SurgeonError(
+                    f"the {key} is for a batch of {len(value)}, and the input has {len(input)}",
+                    "Give one row for each input",
+                )
         return list(session.run(None, feeds))
 
     def _recipe(self) -> str:

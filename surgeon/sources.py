@@ -16,17 +16,18 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from surgeon.artifacts.manifest import Image, Manifest, Model
+from surgeon.artifacts.manifest import Image, Manifest, Model, Port
 from surgeon.catalogue import LITE, LITE_TEMPERATURE, TEMPERATURE
 from surgeon.errors import SurgeonError
-from surgeon.weights import calibrate, load_weights
+from surgeon.inputs import Shapes, arrange, beside, samples
+from surgeon.weights import CALIBRATION_BATCH, calibrate, load_weights
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and std per channel, of pixels in [0, 1]."""
@@ -64,6 +65,7 @@ class Source:
     image: Image | None  # None where the input is not a picture
     model: Model
     temperature: float  # the default one
+    others: tuple[Port, ...] = ()  # what the module takes behind that
 
 
 class Pixels(nn.Module):
@@ -78,8 +80,8 @@ class Pixels(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).reshape(-1, 1, 1), persistent=False)
 
-    def forward(self, pixels: Tensor) -> Any:
-        return self.network(((pixels + 1) / 2 - self.mean) / self.std)
+    def forward(self, pixels: Tensor, *others: Tensor) -> Any:
+        return self.network(((pixels + 1) / 2 - self.mean) / self.std, *others)
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class _Network:
     labels: tuple[str, ...] | None
     temperature: float = TEMPERATURE
     ports: tuple[str | None, str | None] = (None, None)  # what a file calls its input and its output
+    others: Shapes = field(default_factory=dict)  # what its author says that it takes beside its input
 
 
 def resolve(
@@ -104,6 +107,8 @@ def resolve(
     input_shape: tuple[int, ...] | None = None,
     preprocess: str | None = None,
     seed: int = 0,
+    input: str | None = None,
+    others: Shapes | None = None,
 ) -> Source:
     """The network that `source` names, or a copy of the module that it is.
 
@@ -112,7 +117,10 @@ def resolve(
     no others. `input_shape` is (C, H, W), or
     whatever the network takes, without the batch; a factory or a module may say it in an attribute `input_shape`, as it
     may its `labels` and its `image_range`. `preprocess` is imagenet, half or none; without it, what the weights were
-    trained with, and none for a factory or a module. `seed` is for `random`. Raises SurgeonError.
+    trained with, and none for a factory or a module. `seed` is for `random`. Of a network that takes several tensors,
+    `input` names the one that is pulled back to (the first of its forward), and `others` says what the others are: by
+    name the shape of one sample, or (shape, dtype); a factory or a module may say it in an attribute `other_inputs`.
+    Raises SurgeonError.
     """
     if preprocess is not None and preprocess not in PREPROCESSING:
         raise SurgeonError(f"there is no preprocessing {preprocess!r}", f"Choose {', '.join(PREPROCESSING)}")
@@ -126,16 +134,18 @@ def resolve(
         network = replace(network, input_shape=tuple(input_shape), image=_resized(network.image, tuple(input_shape)))
     module = network.module.eval().requires_grad_(False)
     parameters = sum(parameter.numel() for parameter in module.parameters())
+    module, called, ports = arrange(module, input, others or network.others)
     image = network.image
     if preprocess is not None:
         image = _normalised(image, PREPROCESSING[preprocess], network.input_shape)
     if image is not None and image.mean is not None and image.std is not None:
         module = Pixels(module, image.mean, image.std).eval()
     if random_seed is not None:
-        _calibrate(module, network.input_shape, random_seed)
+        _calibrate(module, network.input_shape, random_seed, ports)
     named = source if isinstance(source, str) else FROM_PYTHON
-    model = Model(network.name, named, network.weights, network.licence, parameters, *network.ports)
-    return Source(module, network.input_shape, network.labels, image, model, network.temperature)
+    names = (network.ports[0] or called, network.ports[1])
+    model = Model(network.name, named, network.weights, network.licence, parameters, *names)
+    return Source(module, network.input_shape, network.labels, image, model, network.temperature, ports)
 
 
 def resolve_again(manifest: Manifest, *, source: str | None = None, weights: str | None = None) -> Source:
@@ -164,7 +174,15 @@ def resolve_again(manifest: Manifest, *, source: str | None = None, weights: str
     fixed = tuple(size for size in shape if isinstance(size, int))
     input_shape = fixed if len(fixed) == len(shape) else None
     preprocess = _preprocessing_name(image, source or manifest.model.source)
-    return resolve(source or manifest.model.source, weights=weights, input_shape=input_shape, preprocess=preprocess)
+    others = {port.name: (port.shape[1:], port.dtype) for port in manifest.others}
+    return resolve(
+        source or manifest.model.source,
+        weights=weights,
+        input_shape=input_shape,
+        preprocess=preprocess,
+        input=manifest.model.input if others and file is None else None,
+        others=others,
+    )
 
 
 def _preprocessing_name(image: Image | None, source: str) -> str | None:
@@ -333,9 +351,10 @@ def _own(
             f"{described} does not say what it takes",
             "Give --input-shape C,H,W (from Python input_shape), or give the module an attribute input_shape",
         )
-    labels = _attribute("labels", module, owner)
+    labels, others = _attribute("labels", module, owner), _attribute("other_inputs", module, owner)
     image = _picture(tuple(shape), _attribute("image_range", module, owner) or (-1.0, 1.0))
-    return _Network(module, name, label, "unknown", tuple(shape), image, tuple(labels) if labels else None)
+    labels = tuple(labels) if labels else None
+    return _Network(module, name, label, "unknown", tuple(shape), image, labels, others=others or {})
 
 
 def _picture(shape: tuple[int, ...], value_range: tuple[float, float]) -> Image | None:
@@ -388,9 +407,11 @@ def _working_directory_importable() -> Iterator[None]:
             sys.path.remove(here)
 
 
-def _calibrate(module: nn.Module, input_shape: tuple[int, ...], seed: int) -> None:
+def _calibrate(module: nn.Module, input_shape: tuple[int, ...], seed: int, others: tuple[Port, ...]) -> None:
+    generator = torch.Generator().manual_seed(seed)
     try:
-        calibrate(module, input_shape, seed)
+        with beside(module, samples(others, CALIBRATION_BATCH, generator)):
+            calibrate(module, input_shape, seed)
     except (RuntimeError, ValueError) as error:
         raise SurgeonError(
             f"the network does not take an input of {input_shape} ({_told(error)})", "Check --input-shape"

@@ -15,6 +15,7 @@ from torch.fx import Node
 from surgeon.artifacts.manifest import Recipe
 from surgeon.capture import capture, evaluating, record, source_line, source_module
 from surgeon.errors import ConversionError
+from surgeon.inputs import Example, tensors
 from surgeon.optimise import optimise
 from surgeon.pullback import Pullback, Unsupported
 
@@ -77,7 +78,7 @@ class Support:
         }
 
 
-def check(module: nn.Module, example: Tensor, recipe: Recipe | None = None) -> Support:
+def check(module: nn.Module, example: Example, recipe: Recipe | None = None) -> Support:
     """Decide on every operator of `module` as an export would, and run the sweep once on `example`, [N >= 2, …].
 
     Raises SurgeonError where the network does not take `example`, or `recipe.at` names nothing.
@@ -117,12 +118,14 @@ def _treatments(steps: Any) -> dict[Node, str]:
     return {step.node: "rule" if step.kind == "exact" else step.kind for step in steps}
 
 
-def _sweep(pullback: Pullback, example: Tensor, output: Any) -> None:
+def _sweep(pullback: Pullback, example: Example, output: Any) -> None:
     """Run the sweep: some rules know only when they are called that an argument is beyond them."""
-    cotangent = torch.ones((example.shape[0], *output), dtype=example.dtype)
+    first, *beside = tensors(example)
+    cotangent = torch.ones((first.shape[0], *output), dtype=first.dtype)
+    others = tuple(beside[place] for place in pullback.read)
     try:
         with torch.no_grad():
-            pullback(example, cotangent, torch.ones((), dtype=example.dtype))
+            pullback(first, cotangent, torch.ones((), dtype=first.dtype), others)
     except (RuntimeError, ValueError, TypeError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConversionError(
@@ -130,7 +133,7 @@ def _sweep(pullback: Pullback, example: Tensor, output: Any) -> None:
         ) from error
 
 
-def _smallest(module: nn.Module, example: Tensor, error: ConversionError) -> Piece | None:
+def _smallest(module: nn.Module, example: Example, error: ConversionError) -> Piece | None:
     """The innermost module that cannot be recorded on its own, called as the network calls it; None where all can."""
     calls = _calls(module, example)
     name, reason, failed = "", error.message, False
@@ -152,7 +155,7 @@ def _below(name: str, calls: dict[str, tuple[Tensor, ...]]) -> list[str]:
     return [one for one in inside if not any(one.startswith(f"{other}.") for other in inside)]
 
 
-def _calls(module: nn.Module, example: Tensor) -> dict[str, tuple[Tensor, ...]]:
+def _calls(module: nn.Module, example: Example) -> dict[str, tuple[Tensor, ...]]:
     """What each inner module was first given, of those that take tensors alone; nothing where `module` does not run."""
     given: dict[str, tuple[Tensor, ...]] = {}
     with ExitStack() as hooks, evaluating(module), torch.no_grad():
@@ -164,7 +167,7 @@ def _calls(module: nn.Module, example: Tensor) -> dict[str, tuple[Tensor, ...]]:
 
             hooks.enter_context(part.register_forward_pre_hook(note, with_kwargs=True))
         try:
-            module(example.clone())
+            module(*(x.clone() for x in tensors(example)))
         except Exception:  # the error that brought us here says why
             return {}
     return given

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from surgeon.artifacts.bundle import Bundle
 from surgeon.artifacts.manifest import Artifact, Comparison, Manifest, Recipe
 from surgeon.capture import capture
 from surgeon.errors import SurgeonError, VerificationError
+from surgeon.inputs import Example, beside, example, samples
 from surgeon.layers import find
 from surgeon.oracle import forward, reference_ascent, reference_pullback, reference_step, sample_norm
 from surgeon.oracle_rules import Temperatures
@@ -88,7 +90,7 @@ def verify(
     """
     folder = Path(folder)
     manifest = manifest or Bundle.open(folder).manifest
-    module, recipe = comparable(module, manifest.recipe, torch.zeros(2, *input_shape(manifest)))
+    module, recipe = comparable(module, manifest.recipe, example(input_shape(manifest), manifest.others))
     manifest = dataclasses.replace(manifest, recipe=recipe)
     runners = {name: _runner(folder / name, artifact) for name, artifact in manifest.artifacts.items()}
     lines = []
@@ -123,8 +125,8 @@ def require(comparisons: tuple[Comparison, ...]) -> None:
         )
 
 
-def comparable(module: nn.Module, recipe: Recipe, example: Tensor) -> tuple[nn.Module, Recipe]:
-    """`module` and `recipe` as autograd can follow them, [N >= 2, …] being an `example` of the input.
+def comparable(module: nn.Module, recipe: Recipe, example: Example) -> tuple[nn.Module, Recipe]:
+    """`module` and `recipe` as autograd can follow them, [N >= 2, …] being an `example` of what it takes.
 
     Autograd knows the network's modules, and no node of its graph: where `recipe.at` names one, the captured graph up
     to that node takes the network's place.
@@ -157,70 +159,86 @@ def problems(module: nn.Module, manifest: Manifest, seed: int) -> list[Problem]:
     generator = torch.Generator().manual_seed(seed)
     low, high = manifest.image.range if manifest.image is not None else (-1.0, 1.0)
 
-    def inputs(batch: int, shape: tuple[int, ...] = shape) -> Tensor:
-        return varied_input(batch, shape, generator, low, high)
+    def inputs(batch: int, shape: tuple[int, ...] = shape) -> Values:
+        others = samples(manifest.others, batch, generator)
+        names = (port.name for port in manifest.others)
+        return {"input": varied_input(batch, shape, generator, low, high), **dict(zip(names, others, strict=True))}
 
     other_shape = _other_shape(module, manifest, shape)
     other = _other_temperature(manifest, generator)
 
-    def cotangents(x: Tensor) -> Tensor:
-        with torch.no_grad():
-            return torch.randn(forward(module, x, manifest.recipe.at).shape, generator=generator)
+    def output(given: Values) -> Tensor:
+        with torch.no_grad(), _given(module, manifest, given):
+            return forward(module, given["input"], manifest.recipe.at)
 
-    def target(x: Tensor) -> Tensor:
-        with torch.no_grad():
-            return _cotangent(manifest.recipe.objective, forward(module, x, manifest.recipe.at), generator)
+    def cotangents(given: Values) -> Tensor:
+        return torch.randn(output(given).shape, generator=generator)
+
+    def target(given: Values) -> Tensor:
+        return _cotangent(manifest.recipe.objective, output(given), generator)
 
     stepped, climbed = inputs(2), inputs(2, other_shape)
     return [
         _pullback_problem(module, manifest, one := inputs(1), cotangents(one), None),
         _pullback_problem(module, manifest, three := inputs(3, other_shape), cotangents(three), other),
-        _step_problem(module, manifest, stepped, inputs(2), target(stepped), other),
+        _step_problem(module, manifest, stepped, inputs(2)["input"], target(stepped), other),
         _ascent_problem(module, manifest, climbed, target(climbed), other),
     ]
 
 
+def _given(module: nn.Module, manifest: Manifest, given: Values) -> AbstractContextManager[None]:
+    """Whoever calls `module` with an input alone inside gives it the others of `given`, too."""
+    return beside(module, [given[port.name] for port in manifest.others])
+
+
 def _pullback_problem(
-    module: nn.Module, manifest: Manifest, x: Tensor, cotangent: Tensor, temperature: Given | None
+    module: nn.Module, manifest: Manifest, given: Values, cotangent: Tensor, temperature: Given | None
 ) -> Problem:
-    feeds = {"input": x, "cotangent": cotangent}
+    x, feeds = given["input"], {**given, "cotangent": cotangent}
     if temperature is not None:
         feeds["temperature"] = torch.tensor(temperature)
     reference, lowest = _reference_temperatures(manifest, temperature)
 
     def solve() -> Values:
-        found = reference_pullback(module, x, cotangent, recipe=manifest.recipe, temperature=reference)
+        with _given(module, manifest, given):
+            found = reference_pullback(module, x, cotangent, recipe=manifest.recipe, temperature=reference)
         return dict(zip(("output", "pullback"), found, strict=True))
 
     return Problem("pullback", _condition(manifest, x, temperature), lowest, feeds, solve)
 
 
 def _step_problem(
-    module: nn.Module, manifest: Manifest, x: Tensor, elsewhere: Tensor, cotangent: Tensor, temperature: Given
+    module: nn.Module, manifest: Manifest, given: Values, elsewhere: Tensor, cotangent: Tensor, temperature: Given
 ) -> Problem:
+    x = given["input"]
     options, feeds = _ascent_options(manifest, cotangent, temperature)
     away = elsewhere - x  # one step size away, so that the next step leaves the ball
     origin = x + abs(options["step_size"]) * away / sample_norm(away, manifest.recipe.norm)
 
     def solve() -> Values:
-        found = reference_step(module, x, origin, cotangent, **options)
+        with _given(module, manifest, given):
+            found = reference_step(module, x, origin, cotangent, **options)
         return dict(zip(("perturbed", "output", "pullback"), found, strict=True))
 
     condition = _condition(manifest, x, temperature) + ", 1 step"
     lowest = _reference_temperatures(manifest, temperature)[1]
-    return Problem("ascent_step", condition, lowest, {"input": x, "origin": origin, **feeds}, solve)
+    return Problem("ascent_step", condition, lowest, {**given, "origin": origin, **feeds}, solve)
 
 
-def _ascent_problem(module: nn.Module, manifest: Manifest, x: Tensor, cotangent: Tensor, temperature: Given) -> Problem:
+def _ascent_problem(
+    module: nn.Module, manifest: Manifest, given: Values, cotangent: Tensor, temperature: Given
+) -> Problem:
+    x = given["input"]
     options, feeds = _ascent_options(manifest, cotangent, temperature)
 
     def solve() -> Values:
-        found = reference_ascent(module, x, cotangent, steps=STEPS, **options)
+        with _given(module, manifest, given):
+            found = reference_ascent(module, x, cotangent, steps=STEPS, **options)
         return dict(zip(("perturbed", "output", "pullback", "score"), found, strict=True))
 
     condition = _condition(manifest, x, temperature) + f", {STEPS} steps"
     lowest = _reference_temperatures(manifest, temperature)[1]
-    return Problem("ascent", condition, lowest, {"input": x, "steps": torch.tensor(STEPS), **feeds}, solve)
+    return Problem("ascent", condition, lowest, {**given, "steps": torch.tensor(STEPS), **feeds}, solve)
 
 
 def _other_shape(module: nn.Module, manifest: Manifest, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -356,7 +374,10 @@ def _onnx_runner(path: Path) -> Runner:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # torch wants the cores in between
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     types = {port.name: port.type for port in [*session.get_inputs(), *session.get_overridable_initializers()]}
-    dtypes = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(int64)": torch.int64}
+    dtypes = {
+        **{"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(bool)": torch.bool},
+        **{"tensor(int64)": torch.int64, "tensor(int32)": torch.int32},
+    }
 
     def run(feeds: Values) -> Values:
         given = {name: feeds[name].to(dtypes[types[name]]).numpy() for name in types if name in feeds}

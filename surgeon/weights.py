@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from surgeon.errors import SurgeonError
 
+CALIBRATION_BATCH = 4
+"""Samples in the one pass from which batch norms take their statistics."""
+
 SHOWN = 3
 """How many keys of a state dict that does not fit are named."""
 
@@ -85,7 +88,7 @@ def calibrate(module: nn.Module, input_shape: tuple[int, ...], seed: int) -> Non
             norm.momentum = None  # the plain average over what it sees: one batch
             norm.train()
         try:
-            module(varied_input(4, input_shape, generator))
+            module(varied_input(CALIBRATION_BATCH, input_shape, generator))
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum

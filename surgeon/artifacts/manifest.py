@@ -153,6 +153,7 @@ class Manifest:
     image: Image | None  # None where the input is not a picture
     labels: tuple[str, ...] | None
     gates: tuple[Gate, ...]
+    others: tuple[Port, ...] = ()  # what the network takes beside its input; artifacts take those that they read
     artifacts: dict[str, Artifact] = field(default_factory=dict)  # by file name
     files: dict[str, File] = field(default_factory=dict)  # by file name; the manifest itself is not among them
     versions: dict[str, str] = field(default_factory=dict)

@@ -27,18 +27,13 @@ from torch.export import Dim, ExportedProgram
 
 from surgeon.artifacts.layout import keep_blocked
 from surgeon.artifacts.manifest import Recipe
-from surgeon.artifacts.ports import BATCH
+from surgeon.artifacts.ports import BATCH, RESERVED
 from surgeon.ascent import Objective, Step
 from surgeon.errors import ConversionError
 
 WEIGHTS = "weights.bin"
 _INLINE_BYTES = 1024  # smaller initializers stay in the .onnx file
 _ORIGIN = "surgeon."
-_RESERVED = {
-    *("input", "cotangent", "temperature", "origin", "step_size", "radius", "steps"),
-    *("output", "pullback", "perturbed", "score", "scores", "climbed", "none", "first_axis"),
-}
-"""Names of values in the artifacts, which a parameter of the network may have too."""
 
 
 def write_onnx(
@@ -48,14 +43,16 @@ def write_onnx(
     defaults: Mapping[str, Any],
     value_range: tuple[float, float],
     facts: str,
+    others: Sequence[str] = (),
 ) -> None:
     """Write pullback.onnx, ascent_step.onnx, ascent.onnx and weights.bin into `folder`.
 
-    `program` is what `surgeon.pullback.rewrite_program` returns; `defaults` are those of inputs that may be left
+    `program` is what `surgeon.pullback.rewrite_program` returns, and `others` the names of its last inputs, those that
+    the network has beside the one that is pulled back to; `defaults` are those of inputs that may be left
     out (`Manifest.input_defaults`); images are clamped to `value_range` by each step; `facts` (JSON) goes into
     `metadata_props`.
     """
-    pullback = _translate_pullback(program, folder, recipe.opset)
+    pullback = _translate_pullback(program, folder, recipe.opset, others)
     if recipe.layout == "blocked" and recipe.precision == "fp32":
         keep_blocked(pullback.graph)
     objective = _fragment(Objective(recipe.objective), ["output", "cotangent"], ["score", "climbed"], pullback, recipe)
@@ -92,9 +89,10 @@ def export_plain(module: nn.Module, example: Tensor, path: Path, opset: int = 18
     onnx_ir.save(model, path, external_data=path.stem + ".bin", size_threshold_bytes=_INLINE_BYTES)
 
 
-def _translate_pullback(program: ExportedProgram, folder: Path, opset: int) -> ModelProto:
+def _translate_pullback(program: ExportedProgram, folder: Path, opset: int, others: Sequence[str]) -> ModelProto:
     """Write the weights and return the graph that reads them, with our own metadata in the place of the exporter's."""
-    inputs = ["input", "cotangent", "temperature"][: len(program.graph_signature.user_inputs)]
+    own = ["input", "cotangent", "temperature"][: len(program.graph_signature.user_inputs) - len(others)]
+    inputs = [*own, *others]
     for node in program.graph.nodes:
         # The exporter copies stack traces into each ONNX node that it makes of an fx node, and nothing else of ours.
         node.meta["stack_trace"] = _ORIGIN + json.dumps(node.meta.get("custom", {}).get("surgeon", {}))
@@ -107,6 +105,9 @@ def _translate_pullback(program: ExportedProgram, folder: Path, opset: int) -> M
     for initializer in proto.graph.initializer:
         del initializer.metadata_props[:]
     del proto.graph.metadata_props[:], proto.metadata_props[:]
+    ports = {port.name: port for port in proto.graph.input}
+    del proto.graph.input[:]
+    proto.graph.input.extend(ports[name] for name in ("input", *others, *own[1:]))
     _name_sizes(proto.graph)
     _read_sizes_of_input(proto.graph)
     _prefix_parameters(proto.graph)
@@ -203,7 +204,7 @@ def _read_sizes_of_input(graph: GraphProto) -> None:
 
 def _prefix_parameters(graph: GraphProto) -> None:
     """network.conv.weight -> conv.weight: parameters by their name in the source module, if it is free."""
-    taken = _RESERVED | {name for node in graph.node for name in node.output}
+    taken = RESERVED | {port.name for port in graph.input} | {name for node in graph.node for name in node.output}
     names = {i.name: short for i in graph.initializer if (short := i.name.removeprefix("network.")) not in taken}
     _rename(graph.node, names)
     for initializer in graph.initializer:
@@ -288,7 +289,7 @@ def _ascent_step(pullback: ModelProto, objective: GraphProto, step: GraphProto) 
     image = ports["input"]
     outputs = [_like(image, "perturbed"), ports["output"], ports["pullback"]]
     nodes = _needed([*_climbing(pullback, objective), *step.node], [port.name for port in outputs])
-    inputs = [image, _like(image, "origin"), *_read(nodes, ports), _scalar("step_size"), _scalar("radius")]
+    inputs = [image, _like(image, "origin"), *_read(nodes, pullback), _scalar("step_size"), _scalar("radius")]
     constants = _constants(pullback.graph, objective, step)
     read = [constants[name] for name in dict.fromkeys(_names_read(nodes)) if name in constants]
     graph = helper.make_graph(nodes, "ascent_step", inputs, outputs, read)
@@ -300,16 +301,16 @@ def _ascent(pullback: ModelProto, objective: GraphProto, step: GraphProto) -> Mo
     """The whole ascent: a Loop over steps, then the network once more, for the last image's output and score.
 
     The body holds the weights that it reads as initializers of its own (of the same bytes on disk): ONNX Runtime blocks
-    a convolution's layout only where the weight belongs to the convolution's own graph. Values that depend on runtime
-    scalars alone, such as 1/T, are computed once, outside.
+    a convolution's layout only where the weight belongs to the convolution's own graph. Values that depend on what no
+    step changes, such as 1/T, are computed once, outside.
     """
     ports = {port.name: port for port in (*pullback.graph.input, *pullback.graph.output)}
     constants = _constants(pullback.graph, objective, step)
     image, output = ports["input"], ports["output"]
     climbing = _climbing(pullback, objective)
     nodes = _needed([*climbing, *step.node], ["perturbed", "pullback", "score"])
-    given = _read(nodes, ports)
-    runtime = {"temperature", "step_size", "radius"}
+    given = _read(nodes, pullback)
+    runtime = {"step_size", "radius"} | {port.name for port in given if port.name != "cotangent"}
     fixed, varying = _split_by(nodes, {"input", "cotangent"})  # without a gate the pullback reads the latter alone
     weights, scalars = _split_by(fixed, runtime)
     body_nodes, inside = _renamed([*weights, *varying], constants, "each/", {"origin": "input"})
@@ -417,10 +418,10 @@ def _split_by(nodes: list[NodeProto], names: set[str]) -> tuple[list[NodeProto],
     return without, with_
 
 
-def _read(nodes: list[NodeProto], ports: dict[str, ValueInfoProto]) -> list[ValueInfoProto]:
-    """Those of cotangent and temperature that `nodes` have a use for."""
+def _read(nodes: list[NodeProto], pullback: ModelProto) -> list[ValueInfoProto]:
+    """Those inputs of `pullback`, but for the image, that `nodes` have a use for."""
     read = set(_names_read(nodes))
-    return [ports[name] for name in ("cotangent", "temperature") if name in read and name in ports]
+    return [port for port in pullback.graph.input if port.name in read and port.name != "input"]
 
 
 def _like(port: ValueInfoProto, name: str) -> ValueInfoProto:

@@ -13,6 +13,12 @@ FILES = {
 }
 """The artifacts of each format."""
 
+RESERVED = frozenset(
+    ("input", "cotangent", "temperature", "origin", "step_size", "radius", "steps")
+    + ("output", "pullback", "perturbed", "score", "scores", "climbed", "none", "first_axis", "others")
+)
+"""Names of values in the artifacts. A parameter of the network may have one, another input of it may not."""
+
 _COTANGENTS = {
     "logit": "weights of the outputs whose sum is climbed: one-hot for one class",
     "cross-entropy": "target distribution over the classes",
@@ -26,9 +32,11 @@ def artifacts(
     temperature: float | tuple[float, ...] | None,
     input_shape: Sequence[int | str],
     output_shape: Sequence[int | str],
+    others: Sequence[Port] = (),
 ) -> dict[str, Artifact]:
     """All artifacts of `formats`, by file name; shapes are those of one sample, without the batch.
 
+    `others` are the network's own inputs beside the one that is pulled back to.
     `temperature` is that input's default: one number, or one for each gate and pool; None where no artifact takes it.
     """
     image: tuple[int | str, ...] = (BATCH, *input_shape)
@@ -50,9 +58,12 @@ def artifacts(
     pullback = Port("pullback", "float32", image, "the cotangent, pulled back to the input")
     perturbed = Port("perturbed", "float32", image, "the images after the ascent")
     ports = {
-        "pullback": ([given, at_output, *tempered], [plain_output, pullback]),
+        "pullback": ([given, *others, at_output, *tempered], [plain_output, pullback]),
         "ascent_step": (
-            [given, Port("origin", "float32", image, "the images that the ascent started from"), *climbed, *scalars],
+            [
+                *(given, Port("origin", "float32", image, "the images that the ascent started from"), *others),
+                *(*climbed, *scalars),
+            ],
             [
                 Port("perturbed", "float32", image, "the images after this step"),
                 Port("output", "float32", output, f"{whose} output before this step"),
@@ -60,7 +71,7 @@ def artifacts(
             ],
         ),
         "ascent": (
-            [given, *climbed, *scalars, steps],
+            [given, *others, *climbed, *scalars, steps],
             [
                 perturbed,
                 Port("output", "float32", output, f"{whose} output for the perturbed images"),

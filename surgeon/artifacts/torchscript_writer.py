@@ -9,7 +9,7 @@ import copy
 import io
 import operator
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,16 @@ from surgeon.ascent import Objective, Step
 
 
 def write_torchscript(
-    graph: GraphModule, folder: Path, recipe: Recipe, defaults: Mapping[str, Any], value_range: tuple[float, float]
+    graph: GraphModule,
+    folder: Path,
+    recipe: Recipe,
+    defaults: Mapping[str, Any],
+    value_range: tuple[float, float],
+    others: Sequence[str] = (),
 ) -> None:
     """Write pullback.ts and ascent.ts into `folder`; `graph` is what `surgeon.pullback.explicit_graph` returns.
 
+    `others` are the names of its last inputs, those that the network has beside the one that is pulled back to.
     `defaults` are as for the ONNX files. A scalar fills a temperature that has an entry for each gate.
     """
     tempered = any(node.op == "placeholder" and node.target == "temperature" for node in graph.graph.nodes)
@@ -35,14 +41,15 @@ def write_torchscript(
     ascent = [*temperature, *((name, defaults[name]) for name in ("step_size", "radius", "steps"))]
     objective, step = Objective(recipe.objective), Step(recipe.step, recipe.norm, *value_range)
     with _without_deprecations():
-        _save(torch.jit.script(_scriptable(graph)), ["input", "cotangent"], temperature, 2, folder / "pullback.ts")
-        loop = _Ascent(torch.jit.script(_scriptable(graph, objective)), objective, step, tempered)
-        inputs = ["input"] if recipe.objective == "energy" else ["input", "cotangent"]
-        _save(torch.jit.script(loop), inputs, ascent, 4, folder / "ascent.ts")
+        pullback = torch.jit.script(_scriptable(graph, others))
+        _save(pullback, ["input", *others, "cotangent"], others, temperature, 2, folder / "pullback.ts")
+        loop = _Ascent(torch.jit.script(_scriptable(graph, others, objective)), objective, step, tempered)
+        inputs = ["input", *others] if recipe.objective == "energy" else ["input", *others, "cotangent"]
+        _save(torch.jit.script(loop), inputs, others, ascent, 4, folder / "ascent.ts")
 
 
 class _Ascent(nn.Module):
-    """The loop around a graph (input, cotangent[, temperature]) -> (output, pullback, score)."""
+    """The loop around a graph (input, cotangent[, temperature], others) -> (output, pullback, score)."""
 
     __constants__ = ("tempered",)
 
@@ -50,30 +57,47 @@ class _Ascent(nn.Module):
         super().__init__()
         self.graph, self.objective, self.step, self.tempered = graph, objective, step, tempered
 
-    def climb(self, x: Tensor, cotangent: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def climb(
+        self, x: Tensor, cotangent: Tensor, temperature: Tensor, others: list[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         if self.tempered:
-            return self.graph(x, cotangent, temperature)
-        return self.graph(x, cotangent)
+            return self.graph(x, cotangent, temperature, others)
+        return self.graph(x, cotangent, others)
 
     def forward(
-        self, input: Tensor, cotangent: Tensor, temperature: Tensor, step_size: Tensor, radius: Tensor, steps: Tensor
+        self,
+        input: Tensor,
+        cotangent: Tensor,
+        temperature: Tensor,
+        step_size: Tensor,
+        radius: Tensor,
+        steps: Tensor,
+        others: list[Tensor],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x, pullback = input, torch.zeros_like(input)
         scores: list[Tensor] = []
         for _ in range(int(steps)):
-            _, pullback, score = self.climb(x, cotangent, temperature)
+            _, pullback, score = self.climb(x, cotangent, temperature, others)
             scores.append(score)
             x = self.step(x, input, pullback, step_size, radius)
         # The last image's pullback is computed with its output, and dropped: TorchScript has one graph for both.
-        output, _, score = self.climb(x, cotangent, temperature)
+        output, _, score = self.climb(x, cotangent, temperature, others)
         scores.append(score)
         return x, output, pullback, torch.stack(scores)
 
 
 def _save(
-    inner: torch.jit.ScriptModule, tensors: list[str], scalars: list[tuple[str, Any]], outputs: int, path: Path
+    inner: torch.jit.ScriptModule,
+    tensors: list[str],
+    others: Sequence[str],
+    scalars: list[tuple[str, Any]],
+    outputs: int,
+    path: Path,
 ) -> None:
-    """Save `inner` behind a forward whose scalars have defaults and which lacks the inputs that it has no use for."""
+    """Save `inner` behind a forward whose scalars have defaults and which lacks the inputs that it has no use for.
+
+    Those of `tensors` that are `others`, `inner` takes as one list.
+    """
     holder = nn.Module()
     holder.inner = inner
     twin = torch.jit.script(holder)
@@ -88,7 +112,9 @@ def _save(
             lines.append(f"    {name}_ = {name}_.expand({len(value)})")
     # What the loop takes and the artifact does not, it does not read: any tensor will do.
     wanted = [port.name for port in inner._c._get_method("forward").schema.arguments][1:]
-    given = [f"{name}_" if name in values else name if name in tensors else "input" for name in wanted]
+    spelt = {**dict.fromkeys(wanted, "input"), **{name: name for name in tensors}, **{name: f"{name}_" for name in values}}
+    spelt["others"] = f"[{', '.join(others)}]" if others else "torch.jit.annotate(List[Tensor], [])"
+    given = [spelt[name] for name in wanted]
     lines.append(f"    return self.inner({', '.join(given)})")
     twin.define("\n".join([*lines, ""]))
     # By way of memory: where the disk is full, torch's own file writer ends the process.
@@ -97,13 +123,21 @@ def _save(
     path.write_bytes(buffer.getbuffer())
 
 
-def _scriptable(graph: GraphModule, objective: Objective | None = None) -> GraphModule:
+def _scriptable(graph: GraphModule, others: Sequence[str], objective: Objective | None = None) -> GraphModule:
     """`graph` in a form that TorchScript compiles; with an objective, also between output and cotangent.
 
-    TorchScript knows ATen's operators by packet, not by overload, and sizes as methods.
+    TorchScript knows ATen's operators by packet, not by overload, and sizes as methods. The last inputs, `others`,
+    become one list.
     """
     copied = GraphModule(graph, copy.deepcopy(graph.graph), "Pullback")
     nodes = copied.graph
+    placeholders = [node for node in nodes.nodes if node.op == "placeholder"]
+    with nodes.inserting_after(placeholders[-1]):
+        listed = nodes.placeholder("others", list[Tensor])
+    for i, node in enumerate(placeholders[len(placeholders) - len(others) :]):
+        with nodes.inserting_after(listed):
+            node.replace_all_uses_with(nodes.call_function(operator.getitem, (listed, i)))
+        nodes.erase_node(node)
     for node in nodes.nodes:
         if node.target is torch.ops.aten.sym_size.int:
             node.op, node.target = "call_method", "size"

@@ -1,0 +1,132 @@
+"""Networks that take more than one tensor: the pullback goes to one of them, and the others stand beside it.
+
+What is pulled back to is called `input`, whatever the network calls it. The others keep their names, are inputs of
+every artifact, and stay as they are through an ascent: a second picture, a condition, a time step.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.artifacts.manifest import Port
+from surgeon.artifacts.ports import BATCH, RESERVED
+from surgeon.errors import SurgeonError
+from surgeon.weights import varied_input
+
+DTYPES = ("float32", "int64", "int32", "bool")
+
+Shapes = Mapping[str, Any]
+"""By name: the shape of one sample, (3, 64, 64), or that and the dtype, ((), "int64"). Float32 unless it is said."""
+
+Example = Tensor | tuple[Tensor, ...]
+"""What a network is called with: its input, and the others behind it."""
+
+
+class Arranged(nn.Module):
+    """A network called with the tensor `input` first and `others` behind it, each under its name."""
+
+    def __init__(self, network: nn.Module, input: str, others: Sequence[str]) -> None:
+        super().__init__()
+        self.network = network
+        self.names = (input, *others)
+
+    def forward(self, *values: Tensor) -> Any:
+        return self.network(**dict(zip(self.names, values, strict=True)))
+
+
+def arrange(network: nn.Module, input: str | None, others: Shapes) -> tuple[nn.Module, str | None, tuple[Port, ...]]:
+    """`network` as one that takes what is pulled back to first: (module, name of that, ports of the others).
+
+    `input` is the parameter of its forward that is meant (None: the first that is none of `others`). Nothing is wrapped
+    around a network that is called with one tensor. Raises SurgeonError for parameters that it does not have, or that
+    it needs and nobody gave.
+    """
+    taken = _parameters(network)
+    ports = tuple(_port(name, stated) for name, stated in others.items())
+    unknown = [name for name in (*others, *([input] if input else [])) if taken is not None and name not in taken]
+    if unknown:
+        raise SurgeonError(f"the network takes no {unknown[0]!r}", f"It takes {', '.join(taken or ())}")
+    if input is None and taken:
+        input = next((name for name in taken if name not in others), None)
+    if input is None and others:
+        raise SurgeonError("no input is left to pull back to", "Say which with --input, and give --also for the rest")
+    if input in others:
+        raise SurgeonError(f"{input!r} is both pulled back to and given beside it", "Leave one of them out")
+    missing = [name for name, needed in (taken or {}).items() if needed and name not in (input, *others)]
+    if missing:
+        raise SurgeonError(
+            f"the network takes {', '.join(taken or ())}, and nothing is known of {', '.join(missing)}",
+            f"Give --also {missing[0]}=SHAPE[:DTYPE], without the batch",
+        )
+    if not others and (not taken or input == next(iter(taken))):
+        return network, None, ()
+    return Arranged(network, str(input), [port.name for port in ports]).eval(), input, ports
+
+
+def _parameters(network: nn.Module) -> dict[str, bool] | None:
+    """What its forward can be given by name, and whether it must be; None where the names are not to be known."""
+    try:
+        signature = inspect.signature(network.forward)
+    except (TypeError, ValueError):  # compiled code has none
+        return None
+    kinds = [parameter.kind for parameter in signature.parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return None
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {
+        name: parameter.default is inspect.Parameter.empty
+        for name, parameter in signature.parameters.items()
+        if parameter.kind in named
+    }
+
+
+def _port(name: str, stated: Any) -> Port:
+    shape, dtype = stated if len(stated) == 2 and isinstance(stated[1], str) else (stated, "float32")
+    if dtype not in DTYPES:
+        raise SurgeonError(f"the input {name!r} cannot be {dtype}", f"Choose {', '.join(DTYPES)}")
+    if name in RESERVED:
+        raise SurgeonError(
+            f"the input {name!r} is called as one of the artifacts' own", "Give it another name in the network"
+        )
+    return Port(name, dtype, (BATCH, *shape), f"the network's own input {name}, the same through an ascent")
+
+
+def samples(ports: Sequence[Port], batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Random values for `ports`: numbers as of an image, in [-1, 1]; integers 0 and 1, which any table has."""
+    found = []
+    for port in ports:
+        shape = tuple(int(size) for size in port.shape[1:])
+        dtype = getattr(torch, port.dtype)
+        if dtype.is_floating_point:
+            found.append(varied_input(batch, shape, generator).to(dtype))
+        else:
+            found.append(torch.randint(0, 2, (batch, *shape), generator=generator).to(dtype))
+    return tuple(found)
+
+
+def example(shape: Sequence[int], ports: Sequence[Port]) -> tuple[Tensor, ...]:
+    """Zeros, two samples of each, for whoever records a network."""
+    others = [torch.zeros(2, *map(int, port.shape[1:]), dtype=getattr(torch, port.dtype)) for port in ports]
+    return (torch.zeros(2, *shape), *others)
+
+
+def tensors(example: Example) -> tuple[Tensor, ...]:
+    """An example as a tuple, the input first."""
+    return (example,) if isinstance(example, Tensor) else tuple(example)
+
+
+@contextmanager
+def beside(module: nn.Module, others: Sequence[Tensor]) -> Iterator[None]:
+    """For the time being `module`, called with its input alone, is given `others` as well."""
+
+    def give(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (*inputs, *others)
+
+    with module.register_forward_pre_hook(give):
+        yield
