@@ -15,6 +15,7 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
 
+from surgeon.constants import fold_constants
 from surgeon.rules.registry import aten
 
 Pass = Callable[[GraphModule], int]
@@ -178,7 +179,7 @@ def fold_scales(program: ExportedProgram) -> int:
 
 PULLBACK_PASSES: tuple[Callable[[ExportedProgram], int], ...] = (fold_scales,)
 
-PASSES: tuple[Pass, ...] = (drop_identities, fold_batch_norm, fold_padding, share_concatenations)
+PASSES: tuple[Pass, ...] = (fold_constants, drop_identities, fold_batch_norm, fold_padding, share_concatenations)
 
 
 def _varying(program: ExportedProgram) -> set[Node]:

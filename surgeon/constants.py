@@ -1,0 +1,59 @@
+"""What depends on no input, computed once: masks and positions of windows, standardised weights, gathered biases."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.fx import GraphModule, Node
+
+LARGEST = 2**20
+"""Elements of a value that may grow out of smaller ones, as by expansion: it is stored."""
+
+
+def fold_constants(graph: GraphModule) -> int:
+    """f(w) = c, where w are parameters and buffers: the value takes the place of the operators that make it."""
+    fixed: dict[Node, Any] = {}
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            fixed[node] = operator.attrgetter(str(node.target))(graph)
+        elif _is_fixed(node, fixed):
+            arguments, keywords = torch.fx.map_arg((node.args, node.kwargs), fixed.__getitem__)
+            with torch.no_grad():
+                fixed[node] = node.target(*arguments, **keywords)
+    count = 0
+    for node, value in fixed.items():
+        if node.op == "get_attr" or not isinstance(value, Tensor) or all(user in fixed for user in node.users):
+            continue
+        name = f"constant_{node.name}"
+        # A view would keep, and store, the whole of what it looks at; and a parameter is never to be written to.
+        graph.register_buffer(name, value.detach().clone())
+        with graph.graph.inserting_before(node):
+            read = graph.graph.get_attr(name)
+        read.meta = dict(node.meta)
+        node.replace_all_uses_with(read)
+        count += 1
+    graph.graph.eliminate_dead_code()
+    return count
+
+
+def _is_fixed(node: Node, fixed: dict[Node, Any]) -> bool:
+    """Whether `node` depends on nothing but what is `fixed`, is the same at every run, and may be stored."""
+    if node.op != "call_function" or not all(argument in fixed for argument in node.all_input_nodes):
+        return False
+    if node.target is operator.getitem:
+        return True
+    value = node.meta.get("val")
+    if not isinstance(node.target, OpOverload) or torch.Tag.nondeterministic_seeded in node.target.tags:
+        return False
+    sizes = [item.numel() for item in (value if isinstance(value, (tuple, list)) else [value]) if _is_known(item)]
+    given = [fixed[argument] for argument in node.all_input_nodes]
+    most = max([LARGEST, *(item.numel() for item in given if isinstance(item, Tensor))])
+    return bool(sizes) and max(sizes) <= most
+
+
+def _is_known(value: Any) -> bool:
+    return isinstance(value, Tensor) and all(isinstance(size, int) for size in value.shape)
