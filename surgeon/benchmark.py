@@ -236,10 +236,12 @@ def feeds(bundle: Bundle, batch: int, seed: int = 0) -> dict[str, Array]:
         )
     low, high = image.range if image is not None else (-1.0, 1.0)
     random = numpy.random.default_rng(seed)
-    cotangent = numpy.zeros((batch, int(numpy.prod(outputs))), artifact.inputs[1].dtype)
+    cotangent = numpy.zeros((batch, int(numpy.prod(outputs))), numpy.float32)
     cotangent[numpy.arange(batch), random.integers(0, cotangent.shape[1], batch)] = 1
     values = random.uniform(low, high, (batch, *shape)).astype(artifact.inputs[0].dtype)
-    return {"input": values, "cotangent": cotangent.reshape(batch, *outputs)}
+    taken = [port for port in artifact.inputs if port in bundle.manifest.others]
+    others = {port.name: numpy.ones((batch, *map(int, port.shape[1:])), port.dtype) for port in taken}
+    return {"input": values, "cotangent": cotangent.reshape(batch, *outputs), **others}
 
 
 @dataclass(frozen=True)

@@ -64,10 +64,10 @@ class Captured:
 def capture(module: nn.Module, example: Example, at: str | None = None, dynamic_size: bool = False) -> Captured:
     """Capture `module`, in evaluation mode, as called on `example`: [N >= 2, …], floating point; N stays dynamic.
 
-    Of several tensors the first is pulled back to; the others may be of any dtype. `at` names the layer that is to be the output (`surgeon.layers`), and what is above it is left out. With
-    `dynamic_size`, height and width of an `example` [N, C, H, W] stay dynamic, too. Raises ConversionError where
-    torch.export cannot record the module, or where it does not map one tensor to one, and SurgeonError where there is
-    no such layer.
+    Of several tensors the first is pulled back to; the others may be of any dtype. `at` names the layer that is to be
+    the output (`surgeon.layers`), and what is above it is left out. With `dynamic_size`, height and width of an
+    `example` [N, C, H, W] stay dynamic, too. Raises ConversionError where torch.export cannot record the module, or
+    where it does not return one tensor, and SurgeonError where there is no such layer.
     """
     examples = tensors(example)
     if examples[0].shape[0] < 2:

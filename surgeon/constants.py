@@ -49,11 +49,12 @@ def _is_fixed(node: Node, fixed: dict[Node, Any]) -> bool:
     value = node.meta.get("val")
     if not isinstance(node.target, OpOverload) or torch.Tag.nondeterministic_seeded in node.target.tags:
         return False
-    sizes = [item.numel() for item in (value if isinstance(value, (tuple, list)) else [value]) if _is_known(item)]
+    values = value if isinstance(value, (tuple, list)) else [value]
+    sizes = [item.numel() for item in values if isinstance(item, Tensor) and _is_known(item.shape)]
     given = [fixed[argument] for argument in node.all_input_nodes]
     most = max([LARGEST, *(item.numel() for item in given if isinstance(item, Tensor))])
     return bool(sizes) and max(sizes) <= most
 
 
-def _is_known(value: Any) -> bool:
-    return isinstance(value, Tensor) and all(isinstance(size, int) for size in value.shape)
+def _is_known(shape: torch.Size) -> bool:
+    return all(isinstance(size, int) for size in shape)

@@ -242,7 +242,7 @@ def rewrite_program(
 ) -> tuple[ExportedProgram, Pullback]:
     """Capture `module`, optimise its graph, and record forward and pullback as one exported program.
 
-    The program takes (input, cotangent), the temperature where a gate or pool reads it, and what else the network reads.
+    The program takes (input, cotangent), the temperature where a gate or pool reads it, and the network's other inputs.
     """
     recipe = recipe or Recipe()
     captured = capture(module, example, recipe.at, recipe.dynamic_size)

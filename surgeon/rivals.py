@@ -69,6 +69,10 @@ class Rivals:
             raise ProviderError(
                 "the device 'cuda' is not there for PyTorch", "Install PyTorch with CUDA, or give --against forward"
             )
+        if manifest.others:
+            raise SurgeonError(
+                "opponents are given one input, and the bundle's network takes several", "--against none"
+            )
         self.names = tuple(dict.fromkeys(names))
         self._folder, self._device, self._threads = folder, device, threads
         self._dtype = torch.float16 if manifest.recipe.precision == "fp16" else torch.float32

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy
 
 from surgeon.artifacts.bundle import Bundle
-from surgeon.artifacts.manifest import Manifest
+from surgeon.artifacts.manifest import Manifest, Port
 from surgeon.errors import ProviderError, SurgeonError
 
 if TYPE_CHECKING:
@@ -102,6 +102,12 @@ class Session:
         return self.bundle.manifest
 
     @property
+    def others(self) -> tuple[Port, ...]:
+        """What the artifacts take beside the input: those of the network's other inputs that the output depends on."""
+        names = {port.name for artifact in self.manifest.artifacts.values() for port in artifact.inputs}
+        return tuple(port for port in self.manifest.others if port.name in names)
+
+    @property
     def classes(self) -> int:
         """K, the number of outputs; raises SurgeonError where the output is not [N, K], or that of a hidden layer."""
         shape = self.output_shape
@@ -158,7 +164,8 @@ class Session:
 
         `cotangent` is one-hot for the objective "logit", a distribution for "cross-entropy", and absent for "energy".
         A negative `step_size` descends; `radius` inf does not project; None takes the bundle's default. `others`, what
-        else the network takes by name, stay as they are. Raises SurgeonError as `pullback` does, and for steps < 1, a step size that is not finite, or a radius that is not > 0.
+        else the network takes by name, stay as they are. Raises SurgeonError as `pullback` does, and for steps < 1, a
+        step size that is not finite, or a radius that is not > 0.
         """
         scalars = {"steps": steps, "step_size": step_size, "radius": radius, "temperature": temperature}
         return Ascent(*self._run("ascent.onnx", input, cotangent, others, **scalars))

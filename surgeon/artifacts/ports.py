@@ -14,8 +14,10 @@ FILES = {
 """The artifacts of each format."""
 
 RESERVED = frozenset(
-    ("input", "cotangent", "temperature", "origin", "step_size", "radius", "steps")
-    + ("output", "pullback", "perturbed", "score", "scores", "climbed", "none", "first_axis", "others")
+    (
+        *("input", "cotangent", "temperature", "origin", "step_size", "radius", "steps", "others"),
+        *("output", "pullback", "perturbed", "score", "scores", "climbed", "none", "first_axis"),
+    )
 )
 """Names of values in the artifacts. A parameter of the network may have one, another input of it may not."""
 

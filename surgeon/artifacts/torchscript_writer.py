@@ -112,7 +112,11 @@ def _save(
             lines.append(f"    {name}_ = {name}_.expand({len(value)})")
     # What the loop takes and the artifact does not, it does not read: any tensor will do.
     wanted = [port.name for port in inner._c._get_method("forward").schema.arguments][1:]
-    spelt = {**dict.fromkeys(wanted, "input"), **{name: name for name in tensors}, **{name: f"{name}_" for name in values}}
+    spelt = {
+        **dict.fromkeys(wanted, "input"),
+        **{name: name for name in tensors},
+        **{name: f"{name}_" for name in values},
+    }
     spelt["others"] = f"[{', '.join(others)}]" if others else "torch.jit.annotate(List[Tensor], [])"
     given = [spelt[name] for name in wanted]
     lines.append(f"    return self.inner({', '.join(given)})")

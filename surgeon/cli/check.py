@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from surgeon.cli import options
+from surgeon.cli import options, others
 from surgeon.cli.export import Shape
 
 if TYPE_CHECKING:
@@ -23,8 +23,16 @@ Examples:
 @click.argument("model")
 @click.option("--input-shape", type=Shape(), help="One input's shape, without the batch.")
 @click.option("--at", metavar="LAYER", help="Check the network up to this layer.  [default: the network's output]")
+@others.described
 @options.as_json
-def command(model: str, input_shape: tuple[int, ...] | None, at: str | None, as_json: bool) -> None:
+def command(
+    model: str,
+    input_shape: tuple[int, ...] | None,
+    at: str | None,
+    input: str | None,
+    also: tuple[others.Stated, ...],
+    as_json: bool,
+) -> None:
     """Say of each operator of MODEL how its pullback is found, and of those that have none where they are and why.
 
     Nothing is written; a named model gets random weights. Exit code 0 where the network converts, 4 where it does not;
@@ -35,7 +43,7 @@ def command(model: str, input_shape: tuple[int, ...] | None, at: str | None, as_
 
     with screen.progress() as bar:
         bar.add_task("capture the network", total=None)
-        support = _check(model, input_shape, at)
+        support = _check(model, input_shape, at, input, also)
     if as_json:
         screen.print_json({"model": model, "at": at, **support.to_json()})
     else:
@@ -44,8 +52,14 @@ def command(model: str, input_shape: tuple[int, ...] | None, at: str | None, as_
         raise support.refusal
 
 
-def _check(model: str, input_shape: tuple[int, ...] | None, at: str | None) -> Support:
-    source, example = options.network(model, input_shape)
+def _check(
+    model: str,
+    input_shape: tuple[int, ...] | None,
+    at: str | None,
+    input: str | None,
+    also: tuple[others.Stated, ...],
+) -> Support:
+    source, example = options.network(model, input_shape, input, also)
     from surgeon.artifacts.manifest import Recipe
     from surgeon.support import check
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from surgeon.cli import comparisons, options
+from surgeon.cli import comparisons, options, others
 from surgeon.cli.screen import console, print_json, progress, size_text
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ Examples:
   surgeon export resnet50 --weights random --gate hard -o exported/resnet50-hard
   surgeon export resnet50 --at layer3.2.conv2 -o exported/resnet50-layer3
   surgeon export classifier.onnx --preprocess imagenet
-  surgeon export mypackage.models:make --input-shape 3,64,64 --weights trained.pth"""
+  surgeon export mypackage.models:make --input-shape 3,64,64 --weights trained.pth
+  surgeon export mypackage.models:denoiser --input-shape 3,64,64 --also step=:int64"""
 
 
 class Shape(click.ParamType[tuple[int, ...]]):
@@ -79,6 +80,7 @@ class Formats(click.ParamType[tuple[str, ...]]):
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Default: exported/NAME.")
 @click.option("--weights", metavar="FILE|NAME|random", help="A state dict, a published name, or random[:SEED].")
 @click.option("--input-shape", type=Shape(), help="One input's shape, without the batch.")
+@others.described
 @click.option("--dynamic-size", is_flag=True, help="Leave height and width of [C,H,W] inputs free, as the batch is.")
 @click.option("--preprocess", type=click.Choice(["imagenet", "half", "none"]), help="Normalisation put into the graph.")
 @click.option(
@@ -184,7 +186,12 @@ def _export(model: str, output: Path | None, check: bool, choices: dict[str, Any
 
     stage("build the network")
     source = resolve(
-        model, weights=choices["weights"], input_shape=choices["input_shape"], preprocess=choices["preprocess"]
+        model,
+        weights=choices["weights"],
+        input_shape=choices["input_shape"],
+        preprocess=choices["preprocess"],
+        input=choices["input"],
+        others=dict(choices["also"]),
     )
     if source.image is not None:
         source = dataclasses.replace(source, image=dataclasses.replace(source.image, margin=choices["margin"]))

@@ -101,6 +101,8 @@ def command(
     plain = load(against, device, threads) if against else None
     if session.manifest.recipe.objective == "energy":
         raise SurgeonError(f"the objective of {bundle} is energy, which has no target classes", "See `surgeon run`")
+    if session.others:
+        raise SurgeonError(f"{bundle} takes {session.others[0].name} beside the photo", "See `surgeon run`")
     lower = ordinary(session, plain)
     given = read_targets(session, targets, units)
     images = [read_photo(session, photo) for photo in photos]

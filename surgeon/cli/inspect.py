@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from surgeon.cli import options
+from surgeon.cli import options, others
 from surgeon.cli.export import Shape
 
 if TYPE_CHECKING:
@@ -33,9 +33,17 @@ Examples:
 @click.option("--classes", is_flag=True, help="List every class.")
 @click.option("--layers", is_flag=True, help="List what `surgeon export MODEL --at` can name (needs torch).")
 @click.option("--input-shape", type=Shape(), help="With --layers: one input's shape, without the batch.")
+@others.described
 @options.as_json
 def command(
-    path: Path, gates: bool, classes: bool, layers: bool, input_shape: tuple[int, ...] | None, as_json: bool
+    path: Path,
+    gates: bool,
+    classes: bool,
+    layers: bool,
+    input_shape: tuple[int, ...] | None,
+    input: str | None,
+    also: tuple[others.Stated, ...],
+    as_json: bool,
 ) -> None:
     """Describe the bundle or .onnx file at PATH: inputs, outputs, gates, operators, sizes, verification.
 
@@ -45,7 +53,7 @@ def command(
     from surgeon.cli import screen
 
     if layers:
-        _print_layers(str(path), input_shape, as_json)
+        _print_layers(str(path), input_shape, input, also, as_json)
         return
     if input_shape is not None:
         raise click.UsageError("--input-shape goes with --layers.")
@@ -70,12 +78,18 @@ def command(
     _print_sizes(console, inspection)
 
 
-def _print_layers(model: str, input_shape: tuple[int, ...] | None, as_json: bool) -> None:
+def _print_layers(
+    model: str,
+    input_shape: tuple[int, ...] | None,
+    input: str | None,
+    also: tuple[others.Stated, ...],
+    as_json: bool,
+) -> None:
     import dataclasses
 
     from surgeon.cli import screen
 
-    source, example = options.network(model, input_shape)
+    source, example = options.network(model, input_shape, input, also)
     from surgeon.outline import layers
 
     found = layers(source.module, example)

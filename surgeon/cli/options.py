@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from surgeon.errors import SurgeonError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from surgeon.cli.others import Stated
     from surgeon.sources import Source
 
 CONVERT = "pip install 'surgeon[convert]', or '.[convert]' from a checkout"
@@ -37,7 +38,9 @@ def number(above: float | None = None, infinite: bool = False) -> Callable[[str]
     return convert
 
 
-def network(model: str, input_shape: tuple[int, ...] | None) -> tuple[Source, Tensor]:
+def network(
+    model: str, input_shape: tuple[int, ...] | None, input: str | None, also: Sequence[Stated]
+) -> tuple[Source, tuple[Tensor, ...]]:
     """The network that `model` names, and two samples of what it takes: for commands that look at its structure alone.
 
     A named model gets random weights, which need no download.
@@ -45,13 +48,16 @@ def network(model: str, input_shape: tuple[int, ...] | None) -> tuple[Source, Te
     try:
         import torch
 
+        from surgeon.inputs import samples
         from surgeon.sources import resolve
         from surgeon.weights import varied_input
     except ImportError as error:
         raise SurgeonError(f"{error.name or 'torch'} is not installed, and this needs it", CONVERT) from error
     named = ":" not in model and not Path(model).suffix
-    source = resolve(model, weights="random" if named else None, input_shape=input_shape)
-    return source, varied_input(2, source.input_shape, torch.Generator().manual_seed(0))
+    weights = "random" if named else None
+    source = resolve(model, weights=weights, input_shape=input_shape, input=input, others=dict(also))
+    generator = torch.Generator().manual_seed(0)
+    return source, (varied_input(2, source.input_shape, generator), *samples(source.others, 2, generator))
 
 
 bundle = click.argument("bundle", type=click.Path(path_type=Path))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from surgeon.cli import options
+from surgeon.cli import options, others
 from surgeon.errors import SurgeonError
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ Examples:
 @options.step_size
 @options.radius
 @options.temperature
+@others.given
 @click.option("--descend", is_flag=True, help="Walk away from the class instead of towards it.")
 @options.device
 @options.threads
@@ -57,6 +58,7 @@ def command(
     photos: tuple[Path, ...],
     targets: tuple[str, ...],
     units: tuple[str, ...],
+    also: tuple[str, ...],
     descend: bool,
     step_size: float | None,
     device: str,
@@ -83,6 +85,7 @@ def command(
     if scalars["temperature"] is None and (per_gate or not takes_temperature(session)):
         settings["temperature"] = None
     wanted = choose_targets(session, photos, targets, units)
+    beside = others.read(session, also)
     images = [read_photo(session, photo) for photo in photos]  # every photo, before the first is computed
     names = file_names(photos)
     spare_photos(photos, [path for name in names for path in picture_paths(output, name).values()])
@@ -92,7 +95,7 @@ def command(
         for photo, name, image, target in zip(photos, names, images, wanted, strict=True):
             progress.update(task, description=photo.name)
             try:
-                result = ascend(session, image, target, settings, lambda: progress.advance(task))
+                result = ascend(session, image, target, settings, lambda: progress.advance(task), beside)
                 paths = write_pictures(output, name, result.pop("pictures"))
             except KeyboardInterrupt:
                 raise _interrupted(results, photos, output) from None
@@ -107,20 +110,28 @@ def command(
 
 
 def ascend(
-    session: Session, image: numpy.ndarray, target: Target | None, settings: dict[str, Any], tick: Callable[[], None]
+    session: Session,
+    image: numpy.ndarray,
+    target: Target | None,
+    settings: dict[str, Any],
+    tick: Callable[[], None],
+    beside: dict[str, numpy.ndarray] | None = None,
 ) -> dict[str, Any]:
-    """One ascent from `image` [C, H, W]: target or unit, top classes, score per step, and the pictures."""
+    """One ascent from `image` [C, H, W]: target or unit, top classes, score per step, and the pictures.
+
+    `beside` is what else the network takes, by name, for a batch of one.
+    """
     from surgeon import pictures
 
     start = image[None]
     cotangent = None
     if session.manifest.recipe.objective != "energy":
         if target is None:
-            target = predicted(session, image)
+            target = predicted(session, image, beside)
         cotangent = cotangents(session, [target])
     clean: Step | None = None
     scores = []
-    for step in session.steps(start, cotangent, **settings):
+    for step in session.steps(start, cotangent, **settings, others=beside):
         clean = clean or step
         scores.append(float(step.score[0]))
         tick()
@@ -141,12 +152,12 @@ def ascend(
     }
 
 
-def predicted(session: Session, image: numpy.ndarray) -> int:
+def predicted(session: Session, image: numpy.ndarray, beside: dict[str, numpy.ndarray] | None = None) -> int:
     """The class that the network sees in `image` [C, H, W]."""
     import numpy
 
     nothing = numpy.zeros((1, session.classes), numpy.float32)
-    return int(session.pullback(image[None], nothing).output[0].argmax())
+    return int(session.pullback(image[None], nothing, others=beside).output[0].argmax())
 
 
 def cotangents(session: Session, targets: Sequence[Target]) -> numpy.ndarray:

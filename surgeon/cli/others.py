@@ -1,0 +1,102 @@
+"""What a network takes beside its input, on the command line: `--input`, and `--also` for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from surgeon.errors import SurgeonError
+
+if TYPE_CHECKING:
+    import numpy
+
+    from surgeon.artifacts.manifest import Port
+    from surgeon.runtime import Session
+
+Stated = tuple[str, tuple[tuple[int, ...], str]]
+
+
+class Shaped(click.ParamType[Stated]):
+    """NAME=SHAPE[:DTYPE] as (NAME, (SHAPE, DTYPE)); the shape of a number is empty."""
+
+    name = "NAME=SHAPE[:DTYPE]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Stated:
+        """Parse `value`, unless it is parsed already."""
+        if isinstance(value, tuple):
+            return value
+        name, equals, stated = value.partition("=")
+        shape, _, dtype = stated.partition(":")
+        try:
+            sizes = tuple(int(size) for size in shape.split(",") if size)
+        except ValueError:
+            sizes = (0,)
+        if not (name and equals) or min(sizes, default=1) < 1:
+            self.fail(f"{value!r} is not NAME=SHAPE[:DTYPE], such as mask=1,64,64 or step=:int64.", param, ctx)
+        return name, (sizes, dtype or "float32")
+
+
+def described(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of commands that convert: which input is pulled back to, and what the others are."""
+    also = click.option(
+        "--also", multiple=True, type=Shaped(),
+        help="What the network takes beside its input: the shape of one sample, and float32, int64, int32 or bool. "
+        "Repeatable.",
+    )  # fmt: skip
+    which = click.option("--input", "input", metavar="NAME", help="The input that is pulled back to.  [default: first]")
+    return which(also(command))
+
+
+given = click.option(
+    "--also", multiple=True, metavar="NAME=FILE|NUMBER",
+    help="What the network takes beside the photo: a photo, a .npy file of one sample, or a number for all of it. "
+    "Repeatable.",
+)  # fmt: skip
+
+
+def read(session: Session, also: Sequence[str]) -> dict[str, numpy.ndarray]:
+    """What `--also` gave, by name, a batch of one; raises SurgeonError for names and shapes that do not fit."""
+    ports = {port.name: port for port in session.others}
+    found = {}
+    for text in also:
+        name, _, value = text.partition("=")
+        if name not in ports:
+            takes = f"It takes {', '.join(ports)}" if ports else "It takes nothing but photos"
+            raise SurgeonError(f"the network takes no {name!r}", takes)
+        found[name] = _value(session, ports[name], value)[None]
+    missing = [name for name in ports if name not in found]
+    if missing:
+        raise SurgeonError(
+            f"the network takes {', '.join(missing)} beside the photo", f"Give --also {missing[0]}=FILE|NUMBER"
+        )
+    return found
+
+
+def _value(session: Session, port: Port, text: str) -> numpy.ndarray:
+    """One sample for `port`."""
+    import numpy
+
+    shape, path = tuple(int(size) for size in port.shape[1:]), Path(text)
+    try:
+        return numpy.full(shape, float(text), port.dtype)
+    except ValueError:
+        pass
+    image = session.manifest.image
+    if path.suffix != ".npy":
+        if image is None or shape != (image.channels, image.height, image.width):
+            raise SurgeonError(f"{port.name} is no picture, and {text!r} no number", "Give a .npy file, or a number")
+        from surgeon.pictures import load_photo
+
+        return load_photo(path, image)
+    try:
+        value = numpy.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise SurgeonError(f"{path} cannot be read ({error})", "Write it with numpy.save") from error
+    if value.shape != shape:
+        raise SurgeonError(
+            f"{path} has shape {list(value.shape)}, and {port.name} is {list(shape)}", "Leave out the batch"
+        )
+    return value.astype(port.dtype)
