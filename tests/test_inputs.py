@@ -79,7 +79,8 @@ def test_every_artifact_agrees_with_autograd_and_names_what_it_takes(bundle: Pat
 def test_the_others_move_the_pullback_as_they_do_in_torch(bundle: Path, batch: int, temperature: float) -> None:
     given, cotangent = values(batch), numpy.eye(5, dtype=numpy.float32)[[2] * batch]
     others = {name: given[name] for name in ("still", "step")}
-    found = surgeon.load(bundle).pullback(given["moving"], cotangent, temperature, others)
+    session = surgeon.load(bundle)
+    found = session.pullback(given["moving"], cotangent, temperature, others)
     for one, other in zip(found, expected(given, cotangent, temperature), strict=True):
         assert numpy.allclose(one, other, rtol=1e-4, atol=1e-6)
     black = {**others, "still": numpy.zeros_like(given["still"])}
