@@ -22,9 +22,12 @@ Examples:
 @click.command("check", epilog=EXAMPLES)
 @click.argument("model")
 @click.option("--input-shape", type=Shape(), help="One input's shape, without the batch.")
-@click.option("--at", metavar="LAYER", help="Check the network up to this layer.  [default: the network's output]")
+@click.option(
+    "--at", metavar="LAYER", multiple=True,
+    help="Check the network up to this layer. Repeatable.  [default: the network's output]",
+)  # fmt: skip
 @options.as_json
-def command(model: str, input_shape: tuple[int, ...] | None, at: str | None, as_json: bool) -> None:
+def command(model: str, input_shape: tuple[int, ...] | None, at: tuple[str, ...], as_json: bool) -> None:
     """Say of each operator of MODEL how its pullback is found, and of those that have none where they are and why.
 
     Nothing is written; a named model gets random weights. Exit code 0 where the network converts, 4 where it does not;
@@ -44,7 +47,7 @@ def command(model: str, input_shape: tuple[int, ...] | None, at: str | None, as_
         raise support.refusal
 
 
-def _check(model: str, input_shape: tuple[int, ...] | None, at: str | None) -> Support:
+def _check(model: str, input_shape: tuple[int, ...] | None, at: tuple[str, ...]) -> Support:
     source, example = options.network(model, input_shape)
     from surgeon.artifacts.manifest import Recipe
     from surgeon.support import check
