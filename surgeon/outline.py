@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from surgeon.capture import GATE_MODULES, evaluating, record, source_module
 from surgeon.layers import cut, entries
+from surgeon.published import Pixels
 from surgeon.rules import RULES
-from surgeon.sources import Pixels
 
 Shape = tuple[int | str, ...]
 

@@ -113,7 +113,7 @@ def test_a_container_of_one_tensor_needs_no_name_and_one_of_several_does(run, tm
         ConversionError, match=r"a dict of 2: out \[N, 7\], aux \[N, 5, 9, 8\]; .*Name one with --at out"
     ):
         rewrite(returning("dict"), images())
-    with pytest.raises(SurgeonError, match="no layer 'auks'. Did you mean aux"):
+    with pytest.raises(SurgeonError, match=r"no layer 'auks'\. Did you mean aux"):
         rewrite(returning("dict"), images(), Recipe(at=("auks",)))
     code, _, err = run("check", "tests.test_layers:several")
     assert code == 4 and "--at out" in err and err.count("\n") == 1
