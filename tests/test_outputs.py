@@ -296,6 +296,25 @@ def test_layers_that_do_not_go_together(tmp_path: Path) -> None:
         rewrite(build(Constant).double(), images(), Recipe(at=("out", "ones")))
 
 
+@pytest.mark.parametrize("name", ["aux", "relu_1"])
+def test_one_layer_of_any_size_in_a_network_of_several_outputs(name: str) -> None:
+    module = returning("dict")
+    graph = rewrite(module, images(), Recipe(gate="hard", at=(name,), dynamic_size=True))
+    x = torch.rand(3, 3, 12, 15, dtype=torch.float64, requires_grad=True)
+    _, features, stem = tensors(module, x)
+    expected = features if name == "aux" else F.relu(module.body(stem) - 0.1)
+    g = torch.randn_like(expected)
+    (gradient,) = torch.autograd.grad(expected, x, g)
+    output, pulled = graph(x.detach(), g)
+    assert torch.allclose(output, expected) and (pulled - gradient).norm() <= 1e-10 * gradient.norm() > 0
+
+
+def test_entries_in_half_precision(tmp_path: Path) -> None:
+    recipe = Recipe(at=("aux", "body"), precision="fp16")
+    found = export(returning("dict").float(), tmp_path / "half", recipe, formats=("onnx",))
+    assert all(line.passed for line in found.manifest.verification)
+
+
 def test_temperatures_of_their_own_with_several_layers(tmp_path: Path) -> None:
     recipe = Recipe(at=("stem.2", "relu", "body"), temperature_input="per-gate")
     found = export("tests.test_layers:deep", tmp_path / "own", recipe)
