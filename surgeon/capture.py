@@ -6,13 +6,14 @@ the pre-activation that its gate reads) and small, except for the operators in `
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import io
 import logging
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch.fx import GraphModule, Node
 from surgeon.decompositions import DECOMPOSITIONS
 from surgeon.errors import ConversionError, SurgeonError
 from surgeon.inputs import Example, tensors
-from surgeon.layers import cut, drop_inputs, drop_unread, end_at, find
+from surgeon.layers import cut, drop_inputs, drop_unread, end_at, entries, kinds
 from surgeon.rules import KEPT
 from surgeon.sizes import REMEDY, require_any_size
 
@@ -38,7 +39,9 @@ GATE_MODULES = (
 
 @dataclass(frozen=True)
 class Captured:
-    """A network as a graph: `graph` returns one tensor, and takes one, with those that stand beside it.
+    """A network as a graph: `graph` returns one tensor, or a tuple of them, one for each layer asked for.
+
+    It takes one tensor, with those that stand beside it.
 
     `read` are the places of the others, as the network takes them, that the output depends on; the rest is left out.
     Its nodes call ATen overloads or read parameters (get_attr); `meta["val"]` of each holds its fake value.
@@ -46,6 +49,7 @@ class Captured:
 
     graph: GraphModule
     gate_classes: frozenset[str] = frozenset()  # those of GATE_MODULES in the network, and subclasses of them
+    layers: dict[str, str] = field(default_factory=dict)  # what each of `outputs` was asked for as: name -> kind
     read: tuple[int, ...] = ()
 
     @property
@@ -54,47 +58,46 @@ class Captured:
         return next(node for node in self.graph.graph.nodes if node.op == "placeholder")
 
     @property
-    def output(self) -> Node:
-        """The node whose value is returned; looked up, since passes over the graph may put another one in its place."""
-        (returned,) = _returned(self.graph)
-        assert isinstance(returned, Node)
-        return returned
+    def outputs(self) -> tuple[Node, ...]:
+        """The nodes that are returned; looked up, since passes over the graph may put others in their place."""
+        returned: Any = self.graph.graph.output_node().args[0]
+        return tuple(returned) if isinstance(returned, (tuple, list)) else (returned,)
 
 
-def capture(module: nn.Module, example: Example, at: str | None = None, dynamic_size: bool = False) -> Captured:
+def capture(module: nn.Module, example: Example, at: Sequence[str] = (), dynamic_size: bool = False) -> Captured:
     """Capture `module`, in evaluation mode, as called on `example`: [N >= 2, …], floating point; N stays dynamic.
 
-    Of several tensors the first is pulled back to; the others may be of any dtype. `at` names the layer that is to be
-    the output (`surgeon.layers`), and what is above it is left out. With `dynamic_size`, height and width of an
-    `example` [N, C, H, W] stay dynamic, too. Raises ConversionError where torch.export cannot record the module, or
-    where it does not return one tensor, and SurgeonError where there is no such layer.
+    Of several tensors the first is pulled back to; the others may be of any dtype. `at` names the layers that are to be
+    the outputs (`surgeon.layers`), and what is above them all is left out; without it, the output is the one tensor
+    that the module returns. With `dynamic_size`, height and width of an `example` [N, C, H, W] stay dynamic, too.
+    Raises ConversionError where torch.export cannot record the module, and SurgeonError where there is no such layer.
     """
     examples = tensors(example)
     if examples[0].shape[0] < 2:
         raise ValueError("capture needs an example batch of at least 2: torch.export fixes sizes 0 and 1")
     if dynamic_size and len(examples) > 1:
         raise SurgeonError("a network of several inputs has no size that could be free", REMEDY)
-    layer = find(module, at) if at is not None else None
-    with cut(module, layer, at) if layer is not None and at is not None else contextlib.nullcontext():
-        returned = _returned_by(module, examples)
-        if at is None or layer is not None:
-            _refuse_output(module, returned, at)
+    _refuse(at, dynamic_size)
+    returned = _returned_by(module, examples)
+    found = kinds(module, at, returned)
+    nodes = [name for name in at if found[name] == "node"]
+    with cut(module, [name for name in at if name not in nodes], everything=bool(nodes)):
+        _returned_by(module, examples)
         graph = record(module, *examples, dynamic_size=dynamic_size)
-    if at is not None and layer is None:
-        graph = end_at(graph, at, (name for name, _ in module.named_modules()))
+    known = [*dict(module.named_modules()), *entries(returned)]
+    if at:
+        graph = end_at(graph, at, nodes, known)
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    outputs = _returned(graph)
-    if len(inputs) != len(examples) or len(outputs) != 1 or not isinstance(outputs[0], Node):
+    if len(inputs) != len(examples):
         raise ConversionError(
-            f"{type(module).__name__} takes {len(inputs)} inputs and returns {len(outputs)} values",
-            "Wrap it in a module that takes tensors and returns one tensor",
+            f"{type(module).__name__} takes {len(inputs)} inputs", "Wrap it in a module that takes tensors alone"
         )
     drop_unread(graph)
     read = tuple(place for place, node in enumerate(inputs[1:]) if node.users)
     if len(read) < len(inputs) - 1:
         graph = drop_inputs(graph, [node for node in inputs[1:] if not node.users])
     classes = {type(part) for part in module.modules() if isinstance(part, GATE_MODULES)}
-    return Captured(graph, frozenset(map(_qualified, classes)), read)
+    return Captured(graph, frozenset(map(_qualified, classes)), found, read)
 
 
 def record(module: nn.Module, *examples: Tensor, dynamic_size: bool = False) -> GraphModule:
@@ -183,31 +186,16 @@ def _refuse_integers(module: nn.Module, example: Tensor) -> None:
     )
 
 
-def _refuse_output(module: nn.Module, returned: Any, at: str | None) -> None:
-    """Raise ConversionError, naming what there is, unless one tensor is returned."""
-    if isinstance(returned, Tensor):
-        return
-    whose = f"the layer {at}" if at is not None else type(module).__name__
-    parts = returned if isinstance(returned, dict) else dict(enumerate(returned)) if _is_row(returned) else {}
-    shown = ", ".join(f"{name} {_described(part)}" for name, part in list(parts.items())[:6])
-    count = f" of {len(parts)}: {shown}{', …' if len(parts) > 6 else ''}" if parts else ""
-    raise ConversionError(
-        f"{whose} returns a {type(returned).__name__}{count}; a pullback starts at one tensor",
-        "Wrap it in a module that returns the tensor you mean, or name a layer with --at",
-    )
-
-
-def _is_row(value: Any) -> bool:
-    return isinstance(value, (tuple, list))
-
-
-def _described(value: Any) -> str:
-    return str(["N", *value.shape[1:]]).replace("'", "") if isinstance(value, Tensor) else type(value).__name__
-
-
-def _returned(graph: GraphModule) -> list[object]:
-    outputs = graph.graph.output_node().args[0]
-    return list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
+def _refuse(at: Sequence[str], dynamic_size: bool) -> None:
+    """Raise SurgeonError for layers that have no slices of one output."""
+    twice = next((name for name, count in collections.Counter(at).items() if count > 1), None)
+    if twice is not None:
+        raise SurgeonError(f"the layer {twice!r} is named twice", "Name each once")
+    if dynamic_size and len(at) > 1:
+        raise SurgeonError(
+            f"the layers {' and '.join(at)} make no one output where height and width are free",
+            f"{REMEDY}, or name one layer",
+        )
 
 
 def _detach_untracked(program: ExportedProgram) -> None:

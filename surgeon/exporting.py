@@ -10,6 +10,7 @@ import math
 import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ from surgeon import sizes
 from surgeon.artifacts import ports
 from surgeon.artifacts.bundle import Bundle, seal, staged
 from surgeon.artifacts.layout import LAYOUTS
-from surgeon.artifacts.manifest import Comparison, Defaults, Manifest, Recipe
+from surgeon.artifacts.manifest import Comparison, Defaults, Layer, Manifest, Recipe
 from surgeon.artifacts.onnx_writer import embed_weights, write_onnx
 from surgeon.artifacts.torchscript_writer import write_torchscript
 from surgeon.ascent import clamp_range
@@ -33,7 +34,7 @@ FORMATS = tuple(ports.FILES)
 PRECISIONS = ("fp32", "fp16")
 STAGES = ("rewrite", "write TorchScript", "write ONNX", "verify")
 
-_FACTS = ("schema", "model", "recipe", "defaults", "image", "labels", "gates")
+_FACTS = ("schema", "model", "recipe", "defaults", "image", "labels", "gates", "layers")
 _VERSIONS = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime")
 
 
@@ -90,9 +91,10 @@ def export(
             recipe=recipe,
             defaults=defaults,
             image=source.image,
-            labels=source.labels if recipe.at is None else None,  # a layer has channels, which have no names
+            labels=source.labels if _has_labels(source, pullback.layers) else None,
             gates=pullback.gates,
             others=source.others,
+            layers=pullback.layers,
             versions=_versions(),
         )
         temperature = manifest.default_temperature if pullback.tempered else None
@@ -126,10 +128,17 @@ class _Half(nn.Module):
         super().__init__()
         self.network = copy.deepcopy(network).half()
 
-    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *others: Tensor) -> Any:
         halves = [other.half() if other.is_floating_point() else other for other in others]
-        output: Tensor = self.network(x.half(), *halves).float()
-        return output
+        output = self.network(x.half(), *halves)
+        return output.float() if isinstance(output, Tensor) else output  # a layer's is cast where the network is cut
+
+
+def _has_labels(source: Source, layers: Sequence[Layer]) -> bool:
+    """Whether the classes' names are those of the output's channels: a hidden layer's have none."""
+    if not layers:
+        return True
+    return [layer.kind for layer in layers] == ["entry"] and layers[0].shape[:1] == (len(source.labels or ()),)
 
 
 def _refuse(recipe: Recipe, defaults: Defaults, formats: Sequence[str]) -> None:

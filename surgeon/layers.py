@@ -1,24 +1,29 @@
-"""The layer that takes the cotangent in the place of the network's output: `--at`.
+"""The layers that take the cotangent in the place of the network's output: `--at`.
 
-A layer is a module, by its dotted name, or a node of the captured graph, by its own. Of a module that is called several
-times, the last call counts.
+A layer is a module, by its dotted name; or an entry of what the network returns, by its key, field or index, with dots
+between those of nested ones; or a node of the captured graph, by its own name. A name is looked up in this order. Of a
+module that is called several times, the last call counts.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.graph import CodeGen
 
-from surgeon.errors import SurgeonError
+from surgeon.errors import ConversionError, SurgeonError
 
-_AROUND = ("", "network.", "network.network.")
+_AROUND = ("", "network.", "network.network.", "network.network.network.")
 """What stands before a name of the user's where preprocessing or a change of precision is wrapped around."""
+
+_SHOWN = 6
+"""Entries that an error lists."""
 
 
 def find(module: nn.Module, name: str) -> nn.Module | None:
@@ -28,44 +33,140 @@ def find(module: nn.Module, name: str) -> nn.Module | None:
     return next((layer for layer in found if layer is not None), None)
 
 
+def entries(returned: Any, every_name: bool = False) -> dict[str, Tensor]:
+    """The tensors in what a network returned, by name: `out`, `0`, `flows.3`; none where it is a tensor itself.
+
+    Containers are mappings, tuples and lists, also in one another. With `every_name` each tensor comes under its other
+    names, too: `-1` for the last of a row, and a number for a field of a named tuple.
+    """
+    found = {}
+    for names, part in _parts(returned):
+        for name in names if every_name else names[:1]:
+            inner = {f"{name}.{rest}": tensor for rest, tensor in entries(part, every_name).items()}
+            found.update({name: part} if isinstance(part, Tensor) else inner)
+    return found
+
+
+def _parts(value: Any) -> Iterator[tuple[list[str], Any]]:
+    """What is in a container: all names of a part, the usual one first, and the part."""
+    if isinstance(value, Mapping):
+        yield from (([str(key)], part) for key, part in value.items())
+    elif isinstance(value, (tuple, list)):
+        fields = list(getattr(value, "_fields", ()))
+        for index, part in enumerate(value):
+            yield [*fields[index : index + 1], str(index), str(index - len(value))], part
+
+
+def kinds(module: nn.Module, names: Sequence[str], returned: Any) -> dict[str, str]:
+    """What each of `names` is, `returned` being what `module` returns: "module", "entry", or else "node"."""
+    known = entries(returned, every_name=True)
+    return {name: "module" if find(module, name) else "entry" if name in known else "node" for name in names}
+
+
 @contextmanager
-def cut(module: nn.Module, layer: nn.Module, name: str) -> Iterator[None]:
-    """For the time being `module` returns the output of `layer`, in the dtype of its own input.
+def cut(module: nn.Module, names: Sequence[str], everything: bool = False) -> Iterator[None]:
+    """For the time being `module` returns the layers called `names`, in the dtype of its own input.
 
-    What comes behind the layer still runs, and is dead code to whoever records the pass.
+    One is returned as it is, several as a list; without names, the one tensor that the network returns. With
+    `everything` the list goes on with all that it returns. What comes behind the layers still runs, and is dead code to
+    whoever records the pass. Raises SurgeonError, from within the pass, where there is no module or entry of a name, or
+    no single tensor in it.
     """
-    kept: list[Any] = []
+    modules = {name: part for name in names if (part := find(module, name)) is not None}
+    kept: dict[nn.Module, Any] = {}
 
-    def keep(_layer: nn.Module, _input: Any, output: Any) -> None:
+    def keep(part: nn.Module, _input: Any, output: Any) -> None:
         # A copy, since the next layer may overwrite it in place.
-        kept[:] = [output.clone() if isinstance(output, Tensor) else output]
+        kept[part] = output.clone() if isinstance(output, Tensor) else output
 
-    def give(_module: nn.Module, inputs: tuple[Any, ...], _output: Any) -> Any:
-        if not kept:
+    def give(_module: nn.Module, inputs: tuple[Any, ...], returned: Any) -> Any:
+        values = [named(name, returned) for name in names]
+        if everything:
+            values += [returned] if isinstance(returned, Tensor) else entries(returned).values()
+        elif not names:
+            values = [_only_tensor(returned, type(module).__name__)]
+        kept.clear()
+        values = [value.to(inputs[0].dtype) if value.is_floating_point() else value for value in values]
+        return values[0] if len(values) == 1 else values
+
+    def named(name: str, returned: Any) -> Tensor:
+        if name not in modules:
+            known = entries(returned, every_name=True)
+            if name not in known:
+                raise no_layer(name, [*dict(module.named_modules()), *entries(returned)])
+            return known[name]
+        if modules[name] not in kept:
             raise SurgeonError(f"the layer {name!r} does not run", "Choose one that the forward pass calls")
-        value = kept.pop()
-        return value.to(inputs[0].dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+        return _only_tensor(kept[modules[name]], f"the layer {name}")
 
-    with layer.register_forward_hook(keep), module.register_forward_hook(give):
+    handles = [part.register_forward_hook(keep) for part in dict.fromkeys(modules.values())]
+    handles.append(module.register_forward_hook(give))
+    try:
         yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
-def end_at(graph: GraphModule, name: str, modules: Iterable[str] = ()) -> GraphModule:
-    """`graph`, ended at its node called `name`, which must be one tensor.
+def joined(values: Tensor | Sequence[Tensor]) -> Tensor:
+    """Several layers as one output: their own outputs [N, …], flattened and one after the other, [N, sum]."""
+    if isinstance(values, Tensor):
+        return values
+    return torch.cat([value.flatten(1) if value.dim() > 1 else value.unsqueeze(1) for value in values], 1)
 
-    Raises SurgeonError where it is not, or where there is none, with the nearest names among nodes and `modules`.
+
+def _only_tensor(value: Any, whose: str) -> Tensor:
+    """`value`, or the tensor in it; raises ConversionError, naming what there is, where that is not exactly one."""
+    if isinstance(value, Tensor):
+        return value
+    found = entries(value)
+    if len(found) == 1:
+        return next(iter(found.values()))
+    shown = ", ".join(f"{name} {_described(part)}" for name, part in list(found.items())[:_SHOWN])
+    count = f" of {len(found)}: {shown}{', …' if len(found) > _SHOWN else ''}" if found else " without tensors"
+    network = not whose.startswith("the layer ")
+    raise ConversionError(
+        f"{whose} returns a {type(value).__name__}{count}; a pullback starts at one tensor",
+        f"Name one with --at {next(iter(found))}, or a layer"
+        if found and network
+        else "Wrap it in a module that returns the tensor you mean, or name a layer with --at",
+    )
+
+
+def _described(value: Tensor) -> str:
+    return str(["N", *value.shape[1:]]).replace("'", "")
+
+
+def no_layer(name: str, known: Iterable[str]) -> SurgeonError:
+    """The error for a layer that is not there, with the nearest of those that are `known`."""
+    listed = dict.fromkeys(each.removeprefix("network.") for each in known)
+    near = difflib.get_close_matches(name, listed, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(near)}? " if near else ""
+    return SurgeonError(
+        f"the network has no layer {name!r}", f"{hint}`surgeon inspect MODEL --layers` lists what there is"
+    )
+
+
+def end_at(graph: GraphModule, names: Sequence[str], nodes: Sequence[str], known: Iterable[str]) -> GraphModule:
+    """`graph`, ended at the layers called `names`: those in `nodes` are its own, and the others its first outputs.
+
+    Raises SurgeonError where there is no such node, with the nearest names among nodes and `known`, or where it is not
+    one tensor.
     """
-    nodes = {node.name: node for node in graph.graph.nodes if node.op == "call_function"}
-    if name not in nodes:
-        known = [*(module.removeprefix("network.") for module in modules), *nodes]
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"Did you mean {' or '.join(near)}? " if near else ""
-        raise SurgeonError(
-            f"the network has no layer {name!r}", f"{hint}`surgeon inspect MODEL --layers` lists what there is"
-        )
-    if not isinstance(nodes[name].meta.get("val"), Tensor):
-        raise SurgeonError(f"the node {name} is not one tensor", "Name a node that reads a tensor of it")
-    graph.graph.output_node().args = (nodes[name],)
+    own = {node.name: node for node in graph.graph.nodes if node.op == "call_function"}
+    output = graph.graph.output_node()
+    returned = iter(output.args[0] if isinstance(output.args[0], (tuple, list)) else output.args)
+    ends = []
+    for name in names:
+        if name not in nodes:
+            ends.append(next(returned))
+            continue
+        if name not in own:
+            raise no_layer(name, [*known, *own])
+        if not isinstance(own[name].meta.get("val"), Tensor):
+            raise SurgeonError(f"the node {name} is not one tensor", "Name a node that reads a tensor of it")
+        ends.append(own[name])
+    output.args = (tuple(ends) if len(ends) > 1 else ends[0],)
     graph.graph.set_codegen(CodeGen())  # the one that was there packs the outputs that were
     return GraphModule(graph, graph.graph)
 

@@ -7,14 +7,14 @@ its author wrote it, under the rules of `surgeon.oracle_rules`.
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from surgeon.artifacts.manifest import Recipe
 from surgeon.errors import SurgeonError
+from surgeon.layers import cut, joined
 from surgeon.oracle_rules import Pullback, Temperatures
 
 FLOOR = 1e-20
@@ -28,8 +28,8 @@ def reference_pullback(
 
     `input` is [N, ...], any floating dtype that the module has; `cotangent` has the output's shape, or is the same for
     each sample. `temperature` is one for all soft gates and pools, or what `Temperatures` says. With `recipe.at`,
-    output means that layer's. Returns (output, pullback), detached; the module must be in eval mode. Raises
-    SurgeonError where the output is not one tensor, or `recipe.at` names no layer.
+    output means those layers'. Returns (output, pullback), detached; the module must be in eval mode. Raises
+    SurgeonError where the output is not one tensor, or `recipe.at` names what is no layer.
     """
     return _pull(module, input, lambda output: cotangent.expand_as(output), recipe, temperature)
 
@@ -154,33 +154,10 @@ def sample_norm(values: Tensor, norm: str) -> Tensor:
     return lengths.reshape(-1, *[1] * (values.dim() - 1))
 
 
-def forward(module: nn.Module, input: Tensor, at: str | None) -> Tensor:
-    """The module's output, or that of the layer called `at` (seen from the module or from its `network`)."""
-    if at is None:
-        output = module(input)
-    else:
-        layers = dict(module.named_modules(remove_duplicate=False))
-        layer = layers.get(at, layers.get(f"network.{at}"))
-        if layer is None:
-            some = ", ".join(list(layers)[1:9])
-            raise SurgeonError(f"the network has no layer {at!r}", f"Some of its layers: {some}")
-        seen: list[Any] = []
-
-        def keep(_layer: nn.Module, _input: Any, value: Any) -> None:
-            # A copy, since the next layer may overwrite it in place.
-            seen.append(value.clone() if isinstance(value, Tensor) else value)
-
-        with layer.register_forward_hook(keep):
-            module(input)
-        if not seen:
-            raise SurgeonError(f"layer {at!r} did not run", "Choose a layer that the forward pass calls")
-        output = seen[-1]
-    if not isinstance(output, Tensor):
-        raise SurgeonError(
-            f"the network's output is a {type(output).__name__}, not one tensor",
-            "Wrap it in a module that returns the tensor you mean, or name a layer with --at",
-        )
-    return output
+def forward(module: nn.Module, input: Tensor, at: Sequence[str] = ()) -> Tensor:
+    """The module's one output, or the outputs of the layers called `at` as one: `surgeon.layers`, but for nodes."""
+    with cut(module, at):
+        return joined(module(input))
 
 
 def _pull(

@@ -8,11 +8,12 @@ that calls no autograd; every node of it carries the name of the forward node an
 from __future__ import annotations
 
 import itertools
+import math
 import operator
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,11 +26,12 @@ from torch.fx import traceback as fx_traceback
 from torch.fx.graph import CodeGen
 
 from surgeon.artifacts.manifest import Gate as GateSite
-from surgeon.artifacts.manifest import Recipe
+from surgeon.artifacts.manifest import Layer, Recipe
 from surgeon.capture import Captured, capture, source_classes, source_line, source_module
 from surgeon.errors import ConversionError, SurgeonError
 from surgeon.gates import GATES, Gate, Ramp, gate
 from surgeon.inputs import Example, tensors
+from surgeon.layers import joined
 from surgeon.optimise import optimise, optimise_pullback
 from surgeon.rules import CONSTANT, DERIVED, RULES
 from surgeon.rules.derived import DerivedRule
@@ -106,7 +108,19 @@ class Pullback(nn.Module):
     @property
     def output_shape(self) -> tuple[int | str, ...]:
         """Shape of one sample's output; what depends on the input's height and width as a formula of H and W."""
-        return _shape(self._captured.output, self._captured.input)[1:]
+        if len(self._captured.outputs) == 1:
+            return _shape(self._captured.outputs[0], self._captured.input)[1:]
+        return (sum(layer.size for layer in self.layers),)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The recipe's layers, each with its slice of the output."""
+        found: list[Layer] = []
+        start = 0
+        for (name, kind), node in zip(self._captured.layers.items(), self._captured.outputs, strict=False):
+            found.append(Layer(name, kind, _shape(node, self._captured.input)[1:], start))
+            start += found[-1].size
+        return tuple(found)
 
     @property
     def read(self) -> tuple[int, ...]:
@@ -117,14 +131,19 @@ class Pullback(nn.Module):
         self, input: Tensor, cotangent: Tensor, temperature: Tensor | None = None, others: tuple[Tensor, ...] = ()
     ) -> tuple[Tensor, Tensor]:
         values = _Forward(self.network).values(input, *others)
-        output = values[self._captured.output]
+        outputs = [values[node] for node in self._captured.outputs]
+        with _annotated("output", "forward"):
+            output = joined(outputs if len(outputs) > 1 else outputs[0])
         if self.tempered and temperature is None:
             raise SurgeonError("the pullback has soft gates and was given no temperature", "Pass one, such as 0.3")
         coldness = torch.ones((), dtype=input.dtype)
         if temperature is not None:
-            with fx_traceback.annotate({"surgeon": {"node": "temperature", "module": "", "role": "backward"}}):
+            with _annotated("temperature", "backward"):
                 coldness = temperature.reciprocal()
-        cotangents: dict[Node, Any] = {self._captured.output: cotangent}
+        cotangents: dict[Node, Any] = {}
+        with _annotated("cotangent", "backward"):
+            for node, piece in zip(self._captured.outputs, _split(cotangent, outputs), strict=True):
+                cotangents[node] = cotangents[node] + piece if node in cotangents else piece
         for step in self.steps:
             with _provenance(step.node, "backward"):
                 self._pull(step, values, cotangents, coldness)
@@ -250,13 +269,16 @@ def rewrite_program(
     if recipe.dynamic_size:
         _refuse_static(captured)
     pullback = Pullback(captured, recipe)
-    values = [captured.input.meta["val"], captured.output.meta["val"]]
     first, *beside = tensors(example)
     others = tuple(beside[place] for place in captured.read)
     with torch.no_grad():
-        cotangent = torch.zeros_like(captured.graph(first, *others))
+        cotangent = torch.zeros_like(joined(captured.graph(first, *others)))
+    output = captured.outputs[0].meta["val"] if len(captured.outputs) == 1 else cotangent
     arguments: dict[str, Any] = {"input": first, "cotangent": cotangent}
-    shapes: dict[str, Any] = {name: dynamic(value.shape) for name, value in zip(arguments, values, strict=True)}
+    shapes: dict[str, Any] = {
+        "input": dynamic(captured.input.meta["val"].shape),
+        "cotangent": dynamic(output.shape),
+    }
     if pullback.tempered:
         sizes = [len(pullback.gates)] if pullback.per_gate else []
         arguments["temperature"], shapes["temperature"] = torch.ones(sizes, dtype=first.dtype), None
@@ -334,12 +356,18 @@ def explicit_graph(program: ExportedProgram) -> GraphModule:
     return plain
 
 
-@contextmanager
-def _provenance(node: Node, role: str) -> Iterator[None]:
+def _provenance(node: Node, role: str) -> AbstractContextManager[None]:
     """Name `node` and its source module in the meta of everything that is recorded inside."""
     context: AbstractContextManager[None] = fx_traceback.annotate(_origin(node, role))
-    with context:
-        yield
+    return context
+
+
+def _annotated(name: str, role: str) -> AbstractContextManager[None]:
+    """The same for what is no node's."""
+    context: AbstractContextManager[None] = fx_traceback.annotate(
+        {"surgeon": {"node": name, "module": "", "role": role}}
+    )
+    return context
 
 
 def _origin(node: Node, role: str) -> dict[str, dict[str, str]]:
@@ -370,24 +398,36 @@ def _active(captured: Captured) -> set[Node]:
         if differentiable and any(argument in reached for argument in node.all_input_nodes):
             reached.add(node)
     leading: set[Node] = set()
-    pending = [captured.output]
+    pending = list(captured.outputs)
     while pending:
         node = pending.pop()
         if node in reached and node not in leading:
             leading.add(node)
             pending += node.all_input_nodes
-    if captured.input not in leading:
-        raise ConversionError(
-            f"the output does not depend on the input through anything that has a gradient{_broken(captured, reached)}",
-            "There is nothing to pull back",
-        )
-    given, returned = captured.input.meta["val"], captured.output.meta["val"]
-    if not returned.dim() or str(returned.shape[0]) != str(given.shape[0]):
-        raise ConversionError(
-            f"the network maps {list(given.shape)} to {list(returned.shape)}, which has another batch",
-            "Its output needs one row for each sample of its input",
-        )
+    given = captured.input.meta["val"]
+    for node, name in itertools.zip_longest(captured.outputs, captured.layers):
+        if node not in reached:
+            broken = _broken(captured, reached)
+            raise ConversionError(
+                f"{f'the layer {name}' if name else 'the output'} does not depend on the input through anything that "
+                f"has a gradient{broken}",
+                "There is nothing to pull back",
+            )
+        returned = node.meta["val"]
+        if not returned.dim() or str(returned.shape[0]) != str(given.shape[0]):
+            raise ConversionError(
+                f"the network maps {list(given.shape)} to {list(returned.shape)}, which has another batch",
+                "Its output needs one row for each sample of its input",
+            )
     return leading
+
+
+def _split(cotangent: Tensor, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The cotangent of each of `outputs`, of its shape: the way back from `surgeon.layers.joined`."""
+    if len(outputs) == 1:
+        return [cotangent]
+    pieces = cotangent.split([math.prod(output.shape[1:]) for output in outputs], 1)
+    return [piece.reshape(-1, *output.shape[1:]) for piece, output in zip(pieces, outputs, strict=True)]
 
 
 def _broken(captured: Captured, reached: set[Node]) -> str:

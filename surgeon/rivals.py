@@ -39,9 +39,9 @@ Array = numpy.ndarray[Any, numpy.dtype[Any]]
 
 
 class Forward(nn.Module):
-    """A network up to the layer that takes the cotangent, so that its forward pass is what the pullback contains."""
+    """A network up to the layers that take the cotangent, so that its forward pass is what the pullback contains."""
 
-    def __init__(self, network: nn.Module, at: str | None) -> None:
+    def __init__(self, network: nn.Module, at: Sequence[str]) -> None:
         super().__init__()
         self.network, self._at = network, at
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy
 
+from surgeon import units
 from surgeon.artifacts.bundle import Bundle
-from surgeon.artifacts.manifest import Manifest, Port
+from surgeon.artifacts.manifest import Layer, Manifest, Port
 from surgeon.errors import ProviderError, SurgeonError
+from surgeon.units import Array, Unit
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -34,15 +35,8 @@ _ERRORS_ONLY = 3  # ONNX Runtime warns of every input with a default, and the co
 # What stays above zero, and finite, as a float32.
 _TINY, _HUGE = (float(limit) for limit in (numpy.finfo(numpy.float32).tiny, numpy.finfo(numpy.float32).max))
 
-Array = numpy.ndarray[Any, numpy.dtype[Any]]
-
 Others = Mapping[str, Array]
 """What a network takes beside its input, by name, one row for each sample."""
-
-Unit = tuple[int, ...]
-"""A place in one sample's output: (channel,) for all positions of the channel, or with a position for each axis."""
-
-UNIT = "Name a unit with --unit CHANNEL[,Y,X] (from Python at_units), or give the cotangent itself"
 
 
 class Pullback(NamedTuple):
@@ -112,13 +106,29 @@ class Session:
         """K, the number of outputs; raises SurgeonError where the output is not [N, K], or that of a hidden layer."""
         shape = self.output_shape
         if not self.has_classes:
-            raise SurgeonError(f"the output of {self.bundle.path} is no row of classes: {self._units()}", UNIT)
+            layers = self._places
+            raise SurgeonError(
+                f"the output of {self.bundle.path} is no row of classes: {units.described(layers)}",
+                f"Name a unit with --unit {units.form(layers)} (from Python at_units), or give the cotangent itself",
+            )
         return shape[0]
 
     @property
     def has_classes(self) -> bool:
-        """Whether the output is a row of classes, and not the units of a layer."""
-        return self.manifest.recipe.at is None and len(self.output_shape) == 1
+        """Whether the output is a row of classes, and not the units of layers."""
+        own = [layer.kind for layer in self.layers] in ([], ["entry"])  # what the network returns, all or one of it
+        return own and len(self.output_shape) == 1
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers that take the cotangent, each with its slice of the output; none: the network's own output."""
+        return self.manifest.layers
+
+    @property
+    def _places(self) -> tuple[Layer, ...]:
+        """The layers, an own output being one without a name; raises as `output_shape` does."""
+        shape = self.output_shape
+        return self.layers or (Layer("", "output", shape),)
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -215,51 +225,52 @@ class Session:
         cotangent[numpy.arange(len(indices)), indices] = 1
         return cotangent
 
-    def at_units(self, units: Unit | Sequence[Unit]) -> Array:
-        """The cotangent, of the output's shape, with a 1 at each sample's unit of the layer that the bundle is cut at.
+    def at_units(self, wanted: Unit | Sequence[Unit]) -> Array:
+        """The cotangent, of the output's shape, with a 1 at each sample's unit of the layers that the bundle is cut at.
 
         A unit is (channel,), which means its sum over all positions, or (channel, position, …), such as (5, 3, 4) for
-        channel 5 at y 3, x 4. Raises SurgeonError for one that does not exist, or where the output is classes.
+        channel 5 at y 3, x 4; where there are several layers, the layer's name comes first. Raises SurgeonError for one
+        that does not exist, or where the output is classes.
         """
-        listed = [units] if isinstance(units, tuple) else list(units)
-        cotangent = numpy.zeros((len(listed), *self.output_shape), numpy.float32)
-        for row, unit in zip(cotangent, listed, strict=True):
-            row[self._check_unit(unit)] = 1
-        return cotangent
+        self._refuse_classes()
+        return units.at([wanted] if isinstance(wanted, tuple) else list(wanted), self._places)
 
     def unit(self, text: str) -> Unit:
-        """The unit that `text` names: CHANNEL, or CHANNEL,Y,X; raises SurgeonError as `at_units` does."""
-        parts = [part.strip() for part in text.split(",")]
-        if not all(part.removeprefix("-").isdecimal() for part in parts):
-            raise SurgeonError(f"{text!r} is no unit", "Write CHANNEL, or CHANNEL,Y,X")
-        return self._check_unit(tuple(int(part) for part in parts))
+        """The unit that `text` names: CHANNEL, or CHANNEL,Y,X, after LAYER: where there are several layers.
 
-    def _check_unit(self, unit: Unit) -> Unit:
-        shape = self.output_shape
+        Raises SurgeonError as `at_units` does.
+        """
+        self._refuse_classes()
+        return units.parse(text, self._places)
+
+    def place(self, unit: Unit) -> tuple[str, tuple[int, ...]]:
+        """The layer of `unit` ("" for the network's own output), and its channel and position there."""
+        layer, place = units.check(unit, self._places)
+        return layer.name, place
+
+    def split(self, output: Array) -> dict[str, Array]:
+        """Each layer's own output [N, …], by name, of an `output` of the artifacts."""
+        return units.split(output, self._places)
+
+    def join(self, cotangents: Mapping[str, Array]) -> Array:
+        """The cotangent that the artifacts take, of those at the layers, [N, …] each; layers left out have zeros.
+
+        Raises SurgeonError for a layer that is not there, a wrong shape, or batches that differ.
+        """
+        return units.join(cotangents, self._places)
+
+    def _refuse_classes(self) -> None:
         if self.has_classes:
             raise SurgeonError(
                 f"the output of {self.bundle.path} is classes, not the units of a layer",
                 "Name a class with --target (from Python one_hot), or export a bundle with --at LAYER",
             )
-        if len(unit) not in (1, len(shape)) or not all(
-            0 <= place < size for place, size in zip(unit, shape, strict=False)
-        ):
-            raise SurgeonError(f"there is no unit {','.join(map(str, unit))}", f"There are {self._units()}")
-        return unit
-
-    def _units(self) -> str:
-        """The range of units, in words."""
-        channels, *places = self.output_shape
-        axes = ("y", "x") if len(places) == 2 else ("position",) * len(places)
-        where = ", ".join(f"{axis} 0 to {size - 1}" for axis, size in zip(axes, places, strict=True))
-        layer = self.manifest.recipe.at
-        return f"channels 0 to {channels - 1}{f' with {where}' if where else ''}{f' at {layer}' if layer else ''}"
 
     def target(self, text: str) -> int:
         """Index of the class that `text` names: its index, its label, one of a label's names, or a part of one label.
 
-        Raises SurgeonError for a name that no label has (saying the nearest) or several have, an index out of range,
-        or a bundle without labels.
+        Where the output has a map for each class, it is the channel. Raises SurgeonError for a name that no label has
+        (saying the nearest) or several have, an index out of range, or a bundle without labels.
         """
         wanted = text.strip()
         if wanted.removeprefix("-").isdecimal():
@@ -267,19 +278,22 @@ class Session:
         labels = self.manifest.labels
         if not labels:
             raise SurgeonError(f"the bundle {self.bundle.path} has no class names", "Give the class by its index")
-        return _find_label(wanted, labels)
+        return units.find_label(wanted, labels)
 
     def label(self, index: int | Unit) -> str:
         """The class's label, or its index as text where the bundle has no labels; a unit's channel and position."""
-        if isinstance(index, tuple):
-            channel, *place = index
-            return f"channel {channel}" + (f" at {','.join(map(str, place))}" if place else "")
         labels = self.manifest.labels
+        if isinstance(index, tuple):
+            layer, (channel, *place) = self.place(index)
+            name = labels[channel] if labels and channel < len(labels) else f"channel {channel}"
+            where = f" at {','.join(map(str, place))}" if place else ""
+            return f"{layer if len(self.layers) > 1 else ''} {name}{where}".strip()
         return labels[index] if labels and index < len(labels) else str(index)
 
     def _check_class(self, index: int) -> int:
-        if not 0 <= index < self.classes:
-            raise SurgeonError(f"there is no class {index}", f"The classes are 0 to {self.classes - 1}")
+        classes = self.output_shape[0] if self.manifest.labels else self.classes
+        if not 0 <= index < classes:
+            raise SurgeonError(f"there is no class {index}", f"The classes are 0 to {classes - 1}")
         return index
 
     def _run(
@@ -444,25 +458,3 @@ def _shape_text(shape: Sequence[Any]) -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _find_label(wanted: str, labels: Sequence[str]) -> int:
-    """Index of the one label that `wanted` names, by the first of three readings that any label answers to."""
-    key = wanted.casefold()
-    folded = [label.casefold() for label in labels]
-    names = [[name.strip() for name in label.split(",")] for label in folded]
-    readings = (
-        [index for index, label in enumerate(folded) if label == key],
-        [index for index, parts in enumerate(names) if key in parts],
-        [index for index, label in enumerate(folded) if key and key in label],
-    )
-    found = next((indices for indices in readings if indices), [])
-    if len(found) == 1:
-        return found[0]
-    if found:
-        several = ", ".join(f"{index} {labels[index]}" for index in found[:5]) + (", …" if len(found) > 5 else "")
-        raise SurgeonError(f"{wanted!r} names {len(found)} classes: {several}", "Give a longer name, or the index")
-    known = {name: f"{index} {labels[index]}" for index, parts in enumerate(names) for name in parts}
-    near = list(dict.fromkeys(known[name] for name in difflib.get_close_matches(key, known, n=3, cutoff=0.5)))
-    remedy = f"The nearest are: {', '.join(near)}" if near else "`surgeon inspect BUNDLE` lists the classes"
-    raise SurgeonError(f"no class is named {wanted!r}", remedy)

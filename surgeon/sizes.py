@@ -59,7 +59,8 @@ def require_any_size(program: ExportedProgram, original: nn.Module, network: nn.
     generator, tried = torch.Generator().manual_seed(0), 0
     for size, output in other_sizes(network, example):
         tried += 1
-        shapes = [size, output.shape, *(map(int, value.shape) for value in taken[2:])][: len(taken)]
+        cotangent = [output.shape] if len(taken) > 1 else []  # else the output may be several tensors
+        shapes = [size, *cotangent, *(map(int, value.shape) for value in taken[2:])]
         values = [torch.rand(tuple(shape), generator=generator).to(example.dtype) for shape in shapes]
         failed = _failed(guards, values)
         if failed is not None and not _agree(recorded, original, values):

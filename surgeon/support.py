@@ -96,7 +96,7 @@ def check(module: nn.Module, example: Example, recipe: Recipe | None = None) -> 
     try:
         pullback = Pullback(captured, recipe)
         treated = _treatments(pullback.steps)
-        _sweep(pullback, example, captured.output.meta["val"].shape[1:])
+        _sweep(pullback, example, pullback.output_shape)
     except Unsupported as error:
         refused, refusal = error.refused, error
         treated |= _treatments(error.steps)

@@ -17,10 +17,10 @@ from torch.fx import GraphModule
 
 from surgeon.artifacts.bundle import Bundle
 from surgeon.artifacts.manifest import Artifact, Comparison, Manifest, Recipe
-from surgeon.capture import capture
+from surgeon.capture import capture, evaluating
 from surgeon.errors import SurgeonError, VerificationError
-from surgeon.inputs import Example, beside, example, samples
-from surgeon.layers import find
+from surgeon.inputs import Example, beside, example, samples, tensors
+from surgeon.layers import joined, kinds
 from surgeon.oracle import forward, reference_ascent, reference_pullback, reference_step, sample_norm
 from surgeon.oracle_rules import Temperatures
 from surgeon.sizes import other_sizes
@@ -128,18 +128,32 @@ def require(comparisons: tuple[Comparison, ...]) -> None:
 def comparable(module: nn.Module, recipe: Recipe, example: Example) -> tuple[nn.Module, Recipe]:
     """`module` and `recipe` as autograd can follow them, [N >= 2, …] being an `example` of what it takes.
 
-    Autograd knows the network's modules, and no node of its graph: where `recipe.at` names one, the captured graph up
-    to that node takes the network's place.
+    Autograd knows the network's modules and what it returns, and no node of its graph: where `recipe.at` names one, the
+    captured graph up to the layers takes the network's place.
     """
-    if recipe.at is None or find(module, recipe.at) is not None:
+    with evaluating(module), torch.no_grad():
+        found = kinds(module, recipe.at, module(*tensors(example))) if recipe.at else {}
+    nodes = [name for name in recipe.at if found[name] == "node"]
+    if not nodes:
         return module, recipe
     if recipe.gate_scope == "modules":
         raise SurgeonError(
-            f"the graph up to {recipe.at} does not tell gates that are modules, so nothing compares with it",
+            f"the graph up to {nodes[0]} does not tell gates that are modules, so nothing compares with it",
             "Name a module with --at, leave --gate-scope out, or give --no-verify",
         )
     graph = capture(module, example, recipe.at).graph
-    return GraphModule(graph, graph.graph).eval(), dataclasses.replace(recipe, at=None)
+    return _Joined(GraphModule(graph, graph.graph)).eval(), dataclasses.replace(recipe, at=())
+
+
+class _Joined(nn.Module):
+    """A captured graph whose layers are one output."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return joined(self.network(x))
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

@@ -36,6 +36,24 @@ _SAFETENSORS_DTYPES = {
 }
 
 
+def random_seed(weights: str | None, seed: int) -> int | None:
+    """The seed of random weights, `seed` for `random` and 7 for `random:7`; None where `weights` asks for others."""
+    kind, _, number = (weights or "").partition(":")
+    if kind != "random":
+        return None
+    if number and not number.isdecimal():
+        raise SurgeonError(f"{weights!r} is no seed of random weights", "Write random, or random:7")
+    return int(number) if number else seed
+
+
+def weights_file(weights: str, names: list[str]) -> Path:
+    """The file that `weights` is; raises SurgeonError, with the published `names`, where there is none."""
+    if not Path(weights).is_file():
+        known = f" ({', '.join(names)})" if names else ""
+        raise SurgeonError(f"there are no weights {weights!r}", f"Give a file, random, or a published name{known}")
+    return Path(weights)
+
+
 def load_weights(module: nn.Module, file: Path) -> None:
     """Load the state dict in `file` (.pth, .pt, .safetensors) into `module`, which it must fit key by key.
 

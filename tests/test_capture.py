@@ -109,7 +109,7 @@ def test_the_graph_is_functional_and_complete() -> None:
     targets = [node.target for node in captured.graph.graph.nodes if node.op == "call_function"]
     assert not [target for target in targets if getattr(target, "_schema", None) and target._schema.is_mutable]
     assert captured.input.op == "placeholder"
-    assert captured.output.target is aten.linear.default
+    assert captured.outputs[0].target is aten.linear.default
     known = {*RULES, *DERIVED, *CONSTANT}
     assert not [target for target in targets if isinstance(target, torch._ops.OpOverload) and target not in known]
 

@@ -43,7 +43,7 @@ def net(*nodes: onnx.NodeProto, shape: tuple[int | str, ...] = (3, 8, 8), **opti
 def manifest_of(source: Any) -> Manifest:
     port = Port("input", "float32", ("N", *source.input_shape), "")
     artifacts = {"pullback.onnx": Artifact("onnx", (port,), ())}
-    return Manifest(source.model, Recipe(), Defaults(), source.image, source.labels, (), artifacts)
+    return Manifest(source.model, Recipe(), Defaults(), source.image, source.labels, (), artifacts=artifacts)
 
 
 def test_what_a_file_says(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ TORCH_FREE = {
     "surgeon.contenders",
     "surgeon.machines",
     "surgeon.runtime",
+    "surgeon.units",
     "surgeon.inspection",
     "surgeon.pictures",
 }

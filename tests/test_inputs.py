@@ -116,7 +116,7 @@ def test_a_graph_takes_them_behind_the_temperature() -> None:
 
 def test_what_the_output_does_not_depend_on_is_no_input(tmp_path: Path) -> None:
     found = surgeon.export(
-        Denoiser(), tmp_path / "cut", surgeon.Recipe(at="moving"), input="moving", input_shape=SHAPE, others=OTHERS
+        Denoiser(), tmp_path / "cut", surgeon.Recipe(at=("moving",)), input="moving", input_shape=SHAPE, others=OTHERS
     )
     assert [port.name for port in found.manifest.artifacts["pullback.onnx"].inputs] == ["input", "cotangent"]
     assert len(found.manifest.others) == 2  # the network itself still wants them, to be verified again

@@ -92,6 +92,10 @@ def deep() -> nn.Module:
     return build(Deep)
 
 
+def several() -> nn.Module:
+    return build(Several)
+
+
 def exotic() -> nn.Module:
     return build(Exotic)
 
@@ -107,7 +111,7 @@ def images(batch: int = 2, seed: int = 0) -> Tensor:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("layers") / "body"
-    export("tests.test_layers:deep", folder, Recipe(at="body"), formats=("onnx",))
+    export("tests.test_layers:deep", folder, Recipe(at=("body",)), formats=("onnx",))
     return folder
 
 
@@ -143,7 +147,7 @@ def features_by_hand(module: nn.Module, name: str, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", ["stem.1", "body", "relu", "relu_1"])
 def test_the_pullback_starts_at_a_layer(network: type[nn.Module], name: str) -> None:
     module = build(network).double()
-    graph = rewrite(module, images(), Recipe(gate="hard", at=name))
+    graph = rewrite(module, images(), Recipe(gate="hard", at=(name,)))
     for batch in (1, 3):
         x = images(batch, seed=batch).requires_grad_(True)
         expected = features_by_hand(module, name, x)
@@ -156,7 +160,7 @@ def test_the_pullback_starts_at_a_layer(network: type[nn.Module], name: str) -> 
 
 def test_soft_gates_below_a_layer_agree_with_the_oracle() -> None:
     module, x = deep().double(), images(3)
-    recipe = Recipe(at="relu")
+    recipe = Recipe(at=("relu",))
     graph = rewrite(module, images(), recipe)
     g = torch.randn(3, 5, 9, 8, dtype=torch.float64)
     output, expected = reference_pullback(module, x, g, recipe=recipe, temperature=0.7)
@@ -185,20 +189,21 @@ def test_a_layer_that_is_not_there_or_gives_no_tensor() -> None:
         ("unused", "the layer 'unused' does not run"),
     ):
         with pytest.raises(SurgeonError, match=words):
-            rewrite(module, images(), Recipe(at=name))
+            rewrite(module, images(), Recipe(at=(name,)))
     with pytest.raises(ConversionError, match=r"Several returns a dict of 2: out \[N, 7\], features .*--at"):
         rewrite(build(Several).double(), images())
 
 
 def test_a_node_is_verified_too(tmp_path: Path) -> None:
-    bundle = export("tests.test_layers:deep", tmp_path / "node", Recipe(at="relu_1"), formats=("onnx",))
+    bundle = export("tests.test_layers:deep", tmp_path / "node", Recipe(at=("relu_1",)), formats=("onnx",))
     assert bundle.manifest.verification and bundle.manifest.labels is None
     with pytest.raises(SurgeonError, match="does not tell gates that are modules"):
-        export("tests.test_layers:deep", tmp_path / "no", Recipe(at="relu_1", gate_scope="modules"), formats=("onnx",))
+        recipe = Recipe(at=("relu_1",), gate_scope="modules")
+        export("tests.test_layers:deep", tmp_path / "no", recipe, formats=("onnx",))
 
 
 def test_a_layer_in_half_precision(tmp_path: Path) -> None:
-    recipe = Recipe(at="body", precision="fp16")
+    recipe = Recipe(at=("body",), precision="fp16")
     session = surgeon.load(export(deep(), tmp_path / "half", recipe, input_shape=SHAPE, formats=("onnx",)).path)
     x = images().float().numpy()
     assert session.pullback(x, session.at_units([(1,), (2,)])).output.dtype == numpy.float32
@@ -210,7 +215,8 @@ def test_a_unit_is_a_channel_or_a_place_of_it(bundle: Path) -> None:
     cotangent = session.at_units([(2,), (5, 3, 4)])
     assert cotangent.shape == (2, 6, 9, 8) and cotangent.sum() == 72 + 1 and cotangent[1, 5, 3, 4] == 1
     found = session.pullback(x.numpy(), cotangent, 0.7)
-    expected = reference_pullback(module, x, torch.from_numpy(cotangent), recipe=Recipe(at="body"), temperature=0.7)[1]
+    recipe = Recipe(at=("body",))
+    expected = reference_pullback(module, x, torch.from_numpy(cotangent), recipe=recipe, temperature=0.7)[1]
     assert relative_error(torch.from_numpy(found.pullback), expected) < 1e-5
     assert session.unit("5, 3,4") == (5, 3, 4) and session.label((5, 3, 4)) == "channel 5 at 3,4"
     for text, words in (("6", "channels 0 to 5 with y 0 to 8, x 0 to 7 at body"), ("1,2", "no unit"), ("a", "'a'")):
@@ -251,7 +257,7 @@ def test_layers_are_listed(run) -> None:
     assert (code, err) == (0, "") and {"name", "kind", "shape", "calls", "gates"} == set(listed[0])
     module = deep().double()
     for layer in listed:
-        rewrite(module, images(), Recipe(gate="hard", at=layer["name"]))
+        rewrite(module, images(), Recipe(gate="hard", at=(layer["name"],)))
     assert "max_pool2d_with_indices" in run("inspect", "tests.test_layers:deep", "--layers")[1]
     assert run("inspect", "exported", "--input-shape", "3,4,5")[0] == 2
 
@@ -293,7 +299,7 @@ def test_check_names_the_smallest_piece_that_cannot_be_recorded(run) -> None:
 @pytest.mark.slow
 def test_a_channel_inside_resnet50(tmp_path: Path) -> None:
     source = resolve("resnet50", weights="random", input_shape=(3, 64, 64))
-    recipe = Recipe(at="layer3.2.conv2")
+    recipe = Recipe(at=("layer3.2.conv2",))
     bundle = export(source, tmp_path / "resnet50", recipe, formats=("onnx",))
     session = surgeon.load(bundle.path)
     x = varied_input(3, (3, 64, 64), torch.Generator().manual_seed(5))

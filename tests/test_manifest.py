@@ -46,7 +46,7 @@ def test_infinite_default_of_a_port_comes_back(manifest):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"schema": 2}, "schema version 2"),
+        ({"schema": 1}, "schema version 1"),
         ({"schema": None}, "schema version None"),
         ({"colour": "red"}, "colour"),
         ({"labels": [1, 2]}, "1 is not str"),

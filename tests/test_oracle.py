@@ -222,10 +222,10 @@ def test_scope_modules_leaves_functions_hard() -> None:
 
 def test_at_a_layer() -> None:
     module, x = build(NETWORKS["Stem"]), example(NETWORKS["Stem"])
-    output, _ = reference_pullback(module, x, torch.ones(1, dtype=x.dtype), recipe=Recipe(at="norm"), temperature=T)
+    output, _ = reference_pullback(module, x, torch.ones(1, dtype=x.dtype), recipe=Recipe(at=("norm",)), temperature=T)
     assert torch.equal(output, module.norm(module.conv(x)))
     with pytest.raises(SurgeonError, match="no layer 'nrom'"):
-        reference_pullback(module, x, torch.ones(1), recipe=Recipe(at="nrom"), temperature=T)
+        reference_pullback(module, x, torch.ones(1), recipe=Recipe(at=("nrom",)), temperature=T)
 
 
 @pytest.mark.parametrize("fault", ["gate", "pool", "clamp"])

@@ -41,7 +41,7 @@ def test_command_runs(command: str, clone: Path) -> None:
 
 
 def test_finds_what_it_should() -> None:
-    assert len(PROGRAMS) == 4
+    assert len(PROGRAMS) == 5
     assert len(COMMANDS) == 2
 
 

@@ -149,7 +149,7 @@ def test_a_module_is_copied_and_left_alone() -> None:
         resolve(module)
     with pytest.raises(SurgeonError, match="a int is no model"):
         resolve(3)  # type: ignore[arg-type]
-    manifest = Manifest(source.model, Recipe(), Defaults(), None, None, (), {})
+    manifest = Manifest(source.model, Recipe(), Defaults(), None, None, ())
     with pytest.raises(SurgeonError, match="no name leads to it"):
         resolve_again(manifest)
 
@@ -181,6 +181,60 @@ def test_what_cannot_be_resolved_is_said(
         return
     with pytest.raises(SurgeonError, match=message):
         resolve(source, **options)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Downloads fail, also those of a part of a network."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("name or service not known")
+
+    monkeypatch.setattr("torchvision._internally_replaced_utils.load_state_dict_from_url", fail)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
+    monkeypatch.setattr("torch.hub.download_url_to_file", fail)
+
+
+def test_segmentation_has_a_map_for_each_class(offline: None, tmp_path: Path) -> None:
+    source = resolve("lraspp_mobilenet_v3_large", weights="random", input_shape=(3, 40, 48))
+    image = source.image
+    assert image is not None and (image.height, image.width, image.resize) == (40, 48, 48)
+    assert image.mean == (0.485, 0.456, 0.406)
+    assert source.labels is not None and source.labels[:2] == ("__background__", "aeroplane")
+    with torch.no_grad():
+        returned = source.module(torch.zeros(1, 3, 40, 48))
+    assert {name: tuple(value.shape) for name, value in returned.items()} == {"out": (1, 21, 40, 48)}
+    whole = resolve("deeplabv3_mobilenet_v3_large", weights="random")
+    assert whole.input_shape == (3, 520, 520) and whole.image is not None and whole.image.resize == 520
+    # The published file has a second head, which training reads.
+    torchvision = pytest.importorskip("torchvision")
+    twoheaded = torchvision.models.get_model(
+        "deeplabv3_mobilenet_v3_large", weights=None, weights_backbone=None, aux_loss=True
+    )
+    torch.save(twoheaded.state_dict(), tmp_path / "deeplab.pth")
+    source = resolve("deeplabv3_mobilenet_v3_large", weights=str(tmp_path / "deeplab.pth"), input_shape=(3, 33, 40))
+    x = varied_input(2, (3, 33, 40), torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.no_grad():
+        found, expected = source.module(x), twoheaded.eval()(((x + 1) / 2 - mean) / std)
+    assert list(found) == ["out"] and torch.allclose(found["out"], expected["out"], atol=1e-5)
+
+
+def test_films_are_normalised_inside(offline: None) -> None:
+    source = resolve("r3d_18", weights="random", input_shape=(3, 3, 24, 28))
+    assert source.image is None and source.input_shape == (3, 3, 24, 28)
+    assert source.labels is not None and (len(source.labels), source.labels[0]) == (400, "abseiling")
+    x = varied_input(2, source.input_shape, torch.Generator().manual_seed(0))
+    mean, std = torch.tensor([0.43216, 0.394666, 0.37645]), torch.tensor([0.22803, 0.22145, 0.216989])
+    normal = ((x + 1) / 2).permute(0, 2, 3, 4, 1).sub(mean).div(std).permute(0, 4, 1, 2, 3)
+    with torch.no_grad():
+        assert torch.allclose(source.module(x), source.module.network(normal), rtol=1e-4, atol=1e-5)
+    again = resolve_again(manifest_of(source))
+    assert torch.equal(output(source), output(again))
+    with pytest.raises(SurgeonError, match="not a picture to normalise"):
+        resolve("r3d_18", weights="random", input_shape=(3, 3, 24, 28), preprocess="imagenet")
+    with pytest.raises(SurgeonError, match=r"there is no model 'r3d'\. Did you mean .*r3d_18"):
+        resolve("r3d")
 
 
 def test_no_internet(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +317,7 @@ class TestWeights:
 def manifest_of(source: Source) -> Manifest:
     port = Port("input", "float32", ("N", *source.input_shape), "")
     artifacts = {"pullback.onnx": Artifact("onnx", (port,), ())}
-    return Manifest(source.model, Recipe(), Defaults(), source.image, source.labels, (), artifacts)
+    return Manifest(source.model, Recipe(), Defaults(), source.image, source.labels, (), artifacts=artifacts)
 
 
 @pytest.mark.parametrize(
@@ -291,6 +345,10 @@ def test_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["resnet50"].weights == ("IMAGENET1K_V2", "IMAGENET1K_V1")
     assert found["mobilenet_v2"].gates == "relu6"
     assert [model.name for model in catalogue.models("vgg1?_bn")] == ["vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"]
+    assert found["fcn_resnet50"].input_shape == (3, 520, 520)
+    assert found["s3d"].input_shape == (3, 16, 224, 224) and found["r3d_18"].input_shape == (3, 16, 112, 112)
+    gates = ("none (gelu)", "none (gelu)", "relu, hardswish between")
+    assert tuple(found[name].gates for name in ("mvit_v2_s", "swin3d_t", "lraspp_mobilenet_v3_large")) == gates
     with pytest.raises(SurgeonError, match="no model's name fits 'nope'"):
         catalogue.models("nope")
     monkeypatch.setitem(sys.modules, "torchvision", None)

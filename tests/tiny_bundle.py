@@ -63,7 +63,7 @@ def write_tiny(folder: Path, gate: str = "soft", objective: str = "logit", verif
     """Write the bundle into `folder` (made if need be); return it."""
     folder.mkdir(parents=True, exist_ok=True)
     manifest = _manifest(gate, objective, verified)
-    told = {"schema", "model", "recipe", "defaults", "image", "labels", "gates"}
+    told = {"schema", "model", "recipe", "defaults", "image", "labels", "gates", "layers"}
     facts = json.dumps({key: value for key, value in json.loads(manifest.to_json()).items() if key in told})
     for name, graph in _graphs(gate, objective).items():
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)

@@ -16,7 +16,7 @@ from typing import Any
 
 from surgeon.errors import SurgeonError
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the manifest's layout; another version is refused, not guessed at."""
 
 
@@ -41,7 +41,7 @@ class Recipe:
     pool: str = ""  # soft, hard: the backward of max pooling; left out, soft under the soft gate and hard otherwise
     gate_scope: str = "all"  # all, modules: with "modules", functional ReLUs keep the hard gate, as in the reference
     edges: str = "lower"  # lower, both: which edges of ReLU6, hardtanh and clamp are softened
-    at: str | None = None  # the layer whose output takes the cotangent; None is the network's own output
+    at: tuple[str, ...] = ()  # the layers whose outputs take the cotangent; none: the network's own output does
     objective: str = "logit"  # logit, cross-entropy, energy
     step: str = "unit"  # unit: g/|g|; relative: g/|g| * |x|; raw: g
     norm: str = "2"  # 1, 2, inf: the norm of step and radius
@@ -53,6 +53,8 @@ class Recipe:
     opset: int = 18
 
     def __post_init__(self) -> None:
+        if isinstance(self.at, str):
+            raise SurgeonError(f"at is the text {self.at!r}, not a tuple of layers", f"Write at=({self.at!r},)")
         if not self.pool:
             object.__setattr__(self, "pool", "soft" if self.gate == "soft" else "hard")
 
@@ -128,6 +130,21 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """A layer that takes a cotangent. Of several, the output is their own outputs, flattened, one after the other."""
+
+    name: str
+    kind: str  # module, entry (of what the network returns), node
+    shape: tuple[int | str, ...]  # of one sample's output
+    start: int = 0  # where its slice of that output begins
+
+    @property
+    def size(self) -> int:
+        """Length of the slice."""
+        return math.prod(size for size in self.shape if isinstance(size, int))
+
+
+@dataclass(frozen=True)
 class Comparison:
     """One line of the verification report: what was compared with what, and how far apart they were."""
 
@@ -154,6 +171,7 @@ class Manifest:
     labels: tuple[str, ...] | None
     gates: tuple[Gate, ...]
     others: tuple[Port, ...] = ()  # what the network takes beside its input; artifacts take those that they read
+    layers: tuple[Layer, ...] = ()  # those of `Recipe.at`, in order
     artifacts: dict[str, Artifact] = field(default_factory=dict)  # by file name
     files: dict[str, File] = field(default_factory=dict)  # by file name; the manifest itself is not among them
     versions: dict[str, str] = field(default_factory=dict)

@@ -55,8 +55,10 @@ def artifacts(
         Port("radius", "float32", (), "largest norm of what is added; inf for no limit", defaults.radius),
     ]
     steps = Port("steps", "int64", (), "number of steps, at least 1", defaults.steps)
-    whose = "the network's" if recipe.at is None else f"the layer {recipe.at}'s"
-    plain_output = Port("output", "float32", output, f"{whose} own output")
+    what = "the network's own output" if not recipe.at else f"the output of the layer {recipe.at[0]}"
+    if len(recipe.at) > 1:
+        what = "the outputs of the layers, flattened, one after the other,"
+    plain_output = Port("output", "float32", output, what.removesuffix(","))
     pullback = Port("pullback", "float32", image, "the cotangent, pulled back to the input")
     perturbed = Port("perturbed", "float32", image, "the images after the ascent")
     ports = {
@@ -68,7 +70,7 @@ def artifacts(
             ],
             [
                 Port("perturbed", "float32", image, "the images after this step"),
-                Port("output", "float32", output, f"{whose} output before this step"),
+                Port("output", "float32", output, f"{what} before this step"),
                 pullback,
             ],
         ),
@@ -76,7 +78,7 @@ def artifacts(
             [given, *others, *climbed, *scalars, steps],
             [
                 perturbed,
-                Port("output", "float32", output, f"{whose} output for the perturbed images"),
+                Port("output", "float32", output, f"{what} for the perturbed images"),
                 Port("pullback", "float32", image, "the pullback of the last step"),
                 Port("score", "float32", ("steps + 1", BATCH), "the objective before each step and after the last"),
             ],

@@ -22,13 +22,16 @@ Examples:
 @click.command("check", epilog=EXAMPLES)
 @click.argument("model")
 @click.option("--input-shape", type=Shape(), help="One input's shape, without the batch.")
-@click.option("--at", metavar="LAYER", help="Check the network up to this layer.  [default: the network's output]")
+@click.option(
+    "--at", metavar="LAYER", multiple=True,
+    help="Check the network up to this layer. Repeatable.  [default: the network's output]",
+)  # fmt: skip
 @others.described
 @options.as_json
 def command(
     model: str,
     input_shape: tuple[int, ...] | None,
-    at: str | None,
+    at: tuple[str, ...],
     input: str | None,
     also: tuple[others.Stated, ...],
     as_json: bool,
@@ -55,7 +58,7 @@ def command(
 def _check(
     model: str,
     input_shape: tuple[int, ...] | None,
-    at: str | None,
+    at: tuple[str, ...],
     input: str | None,
     also: tuple[others.Stated, ...],
 ) -> Support:

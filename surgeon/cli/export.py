@@ -21,6 +21,7 @@ Examples:
   surgeon export resnet50 --weights IMAGENET1K_V2 -o exported/resnet50
   surgeon export resnet50 --weights random --gate hard -o exported/resnet50-hard
   surgeon export resnet50 --at layer3.2.conv2 -o exported/resnet50-layer3
+  surgeon export resnet50 --at layer2 --at layer3 --at fc -o exported/resnet50-layers
   surgeon export classifier.onnx --preprocess imagenet
   surgeon export mypackage.models:make --input-shape 3,64,64 --weights trained.pth
   surgeon export mypackage.models:denoiser --input-shape 3,64,64 --also step=:int64"""
@@ -106,9 +107,11 @@ class Formats(click.ParamType[tuple[str, ...]]):
     help="What the artifacts take: one T for all, or one for each gate and pool (GATES=T is a default then).",
 )  # fmt: skip
 @click.option(
-    "--at", metavar="LAYER",
-    help="Module or node whose output takes the cotangent (`surgeon inspect MODEL --layers` lists them); what is above "
-    "it is left out. Of a module that is called again, the last call counts.  [default: the network's output]",
+    "--at", metavar="LAYER", multiple=True,
+    help="Module, entry of what the network returns, or node, whose output takes the cotangent (`surgeon inspect MODEL "
+    "--layers` lists them); what is above it is left out. Of a module that is called again, the last call counts. "
+    "Repeatable: the output is the layers' outputs then, flattened, one after the other.  [default: the network's "
+    "output]",
 )  # fmt: skip
 @click.option(
     "--objective", type=click.Choice(["logit", "cross-entropy", "energy"]), default="logit", show_default=True,

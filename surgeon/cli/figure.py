@@ -217,7 +217,7 @@ def _climb(
         del taken[1:-1]
         tick()
     for place, index in enumerate(row):
-        if session.has_classes:
+        if isinstance(index, int):
             before, after = (100 * softmax(step.output)[place, index] for step in taken)
             change = f"{before:.0f} % to {after:.0f} %"
         else:
@@ -248,7 +248,8 @@ def footer(session: Session, settings: dict[str, Any], extra: Target | None, cli
     cut = f" less {clip:g} % at either end" if clip else ""
     shown = "the class's probability before and after. Framed: the class that the network sees in the photo."
     if not session.has_classes:
-        shown = f"the unit's score at {session.manifest.recipe.at or 'the output'} before and after."
+        where = " and ".join(session.manifest.recipe.at) or "the output"
+        shown = f"the unit's score at {where} before and after."
     last = "" if extra is None else f" Last column: a random class ({_name(session, extra)})."
     return (
         f"Each cell: what {steps} steps of length {size:g} within radius {radius:g} add to the photo, scaled to its "
@@ -286,7 +287,7 @@ def _require_same(session: Session, plain: Session) -> None:
         ("weights", ours.model.weights, theirs.model.weights),
         ("objective", ours.recipe.objective, theirs.recipe.objective),
         ("way to take photos", ours.image, theirs.image),
-        ("layer", ours.recipe.at, theirs.recipe.at),
+        ("layer", ours.layers, theirs.layers),
     ]
     for what, mine, other in same:
         if mine != other:

@@ -48,7 +48,8 @@ def command(
     """Describe the bundle or .onnx file at PATH: inputs, outputs, gates, operators, sizes, verification.
 
     Checks a bundle's files against its manifest; loads no weights and runs nothing. With --layers it describes a MODEL:
-    its modules, and the gates that are functions, with the shape of their output and the gates inside them.
+    its modules, the entries of what it returns, and the gates that are functions, with the shape of their output and
+    the gates inside them.
     """
     from surgeon.cli import screen
 
@@ -131,19 +132,23 @@ def _print_origin(console: Console, manifest: Manifest) -> None:
         ("source", model.source),
         ("weights", f"{model.weights} (licence: {model.licence})"),
         ("gates", f"{recipe.gate}, pools {recipe.pool}, scope {recipe.gate_scope}, edges {recipe.edges}"),
-        ("cotangent at", recipe.at or "the network's output"),
+        ("cotangent at", ", ".join(recipe.at) or "the network's output"),
         ("ascent", f"objective {recipe.objective}, step {recipe.step}, norm {recipe.norm}"),
         ("precision", f"{recipe.precision}, opset {recipe.opset}"),
     ]
     if image is not None:
         size = f"{image.channels} x {image.height} x {image.width}, values {image.range[0]:g} to {image.range[1]:g}"
         rows.append(("photos", f"{size}; shorter side to {image.resize}, centre crop, {image.interpolation}"))
-    if recipe.at is None:
+    if manifest.labels or not recipe.at:
         rows.append(("classes", str(len(manifest.labels)) + " with names" if manifest.labels else "without names"))
     if manifest.versions:  # a lone file does not know them
         rows.append(("made with", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())))
     console.print(_table("", ("", " "), rows))
     console.print()
+    if len(manifest.layers) > 1:
+        slices = [(one.name, _shape_text(one.shape), one.start, one.start + one.size) for one in manifest.layers]
+        columns = ("layer", "its own output", "from", "to")
+        console.print(_table("layers in the output", columns, slices, right=("from", "to")))
 
 
 def _print_file(console: Console, file: FileReport) -> None:

@@ -69,9 +69,9 @@ units = click.option(
     "--unit",
     "units",
     multiple=True,
-    metavar="CHANNEL[,Y,X]",
-    help="Of a bundle exported with --at: a channel of the layer, summed over its map, or one place of it; again for "
-    "each photo.",
+    metavar="[LAYER:]CHANNEL[,Y,X]",
+    help="Of a bundle exported with --at: a channel of the layer, summed over its map, or one place of it (LAYER: if "
+    "there are several); again for each photo.",
 )
 steps = click.option("--steps", type=click.IntRange(min=1), help="Steps of the ascent.  [default: the bundle's]")
 step_size = click.option(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from surgeon.runtime import Session, Step
 
 Top = list[dict[str, Any]]
-Target = int | tuple[int, ...]
+Target = int | tuple[int | str, ...]
 """A class, or a unit of a layer."""
 KINDS = ("clean", "perturbed", "difference", "pullback")
 
@@ -35,7 +35,8 @@ Examples:
   surgeon run exported/lite0 cat.jpg --target "tiger cat" --steps 10
   surgeon run exported/lite0 cat.jpg dog.jpg --target goldfish --target 207 --json
   surgeon run exported/resnet50-layer3 cat.jpg --unit 17
-  surgeon run exported/resnet50-layer3 cat.jpg --unit 17,6,6"""
+  surgeon run exported/resnet50-layer3 cat.jpg --unit 17,6,6
+  surgeon run exported/resnet50-layers cat.jpg --unit layer2:40"""
 
 
 @click.command("run", epilog=EXAMPLES)
@@ -71,7 +72,8 @@ def command(
 
     Writes NAME.clean.png, NAME.perturbed.png, NAME.difference.png and NAME.pullback.png, and shows the five most
     probable classes before and after. Without --target, the class is what the network sees in the photo. NAME.pullback
-    is the clean photo's. A bundle that was exported with --at climbs a unit of that layer: --unit.
+    is the clean photo's. A bundle that was exported with --at climbs a unit of those layers: --unit. Where a network
+    gives a map for each class, as segmentation does, --target climbs its sum, and --unit one place of it.
     """
     from surgeon.cli import screen
     from surgeon.runtime import load
@@ -139,7 +141,7 @@ def ascend(
     layout = image_of(session)
     return {
         "target": {"index": target, "label": session.label(target)} if isinstance(target, int) else None,
-        **({"unit": {"layer": session.manifest.recipe.at, "place": list(target)}} if isinstance(target, tuple) else {}),
+        **({"unit": _unit(session, target)} if isinstance(target, tuple) else {}),
         "before": _top(session, clean),
         "after": _top(session, step),
         "score": scores,
@@ -150,6 +152,13 @@ def ascend(
             "pullback": pictures.heat(clean.pullback[0]),
         },
     }
+
+
+def _unit(session: Session, unit: tuple[int | str, ...]) -> dict[str, Any]:
+    """The unit as facts; its name where channels have names."""
+    layer, place = session.place(unit)
+    named = {"label": session.label(unit)} if session.manifest.labels else {}
+    return {"layer": layer or None, "place": list(place), **named}
 
 
 def predicted(session: Session, image: numpy.ndarray, beside: dict[str, numpy.ndarray] | None = None) -> int:
@@ -167,16 +176,21 @@ def cotangents(session: Session, targets: Sequence[Target]) -> numpy.ndarray:
 
 
 def read_targets(session: Session, targets: Sequence[str], units: Sequence[str]) -> list[Target]:
-    """What --target or --unit names; raises where the bundle has the other, or units and none is named."""
+    """What --target or --unit names; raises where the bundle has the other, or units and none is named.
+
+    Where the output is a map for each class, a target is that map, summed.
+    """
     if session.manifest.recipe.objective == "energy":
         if targets or units:
             raise SurgeonError(
                 "the bundle's objective is energy, which has no target class or unit", "Leave --target and --unit out"
             )
         return []
-    if not session.has_classes and (targets or not units):
+    maps = not session.has_classes and session.manifest.labels
+    if not session.has_classes and ((targets and not maps) or not (targets or units)):
         session.one_hot([])  # says which units there are
-    return [*map(session.target, targets), *map(session.unit, units)]
+    classes = [session.target(text) for text in targets]
+    return [*((index,) if maps else index for index in classes), *map(session.unit, units)]
 
 
 def choose_targets(
@@ -273,7 +287,8 @@ def _print_result(console: Any, result: dict[str, Any], settings: dict[str, Any]
     target, unit, score = result["target"], result.get("unit"), result["score"]
     towards = f" → {target['label']} ({target['index']})" if target else ""
     if unit:
-        towards = f" → {unit['layer'] or 'output'} unit {','.join(map(str, unit['place']))}"
+        name = f" ({unit['label']})" if "label" in unit else ""
+        towards = f" → {unit['layer'] or 'output'} unit {','.join(map(str, unit['place']))}{name}"
     console.print(Text(result["photo"] + towards, style="bold"), soft_wrap=True)
     if not result["before"]:
         console.print(f"score {score[0]:.4g} → {score[-1]:.4g}\n", style="dim")
