@@ -15,6 +15,7 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
 
+from surgeon.hidden_gates import name_gates
 from surgeon.rules.registry import aten
 
 Pass = Callable[[GraphModule], int]
@@ -178,7 +179,7 @@ def fold_scales(program: ExportedProgram) -> int:
 
 PULLBACK_PASSES: tuple[Callable[[ExportedProgram], int], ...] = (fold_scales,)
 
-PASSES: tuple[Pass, ...] = (drop_identities, fold_batch_norm, fold_padding, share_concatenations)
+PASSES: tuple[Pass, ...] = (drop_identities, name_gates, fold_batch_norm, fold_padding, share_concatenations)
 
 
 def _varying(program: ExportedProgram) -> set[Node]:
