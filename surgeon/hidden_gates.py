@@ -103,7 +103,8 @@ class _Search:
 
     def index_put(self, node: Node) -> Named | None:
         """A constant in the places of a mask."""
-        x, places, value, *accumulate = node.args
+        arguments: Any = node.args
+        x, places, value, *accumulate = arguments
         if len(places) != 1 or any(accumulate):
             return None
         return self._chosen(node, self._choice(places[0], value, x))

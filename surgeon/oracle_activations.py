@@ -280,7 +280,8 @@ def _split(x: Tensor, edge: Any, above: Any, below: Any, *, strict: bool) -> Fou
         return _clamped(x, None, edge)
     multiple = _note(below)
     if above is x and isinstance(multiple, Multiple) and multiple.x.shows(x) and _equal(edge, 0):
-        slope = multiple.slope if _number(multiple.slope) is None else _number(multiple.slope)
+        number = _number(multiple.slope)
+        slope: Any = multiple.slope if number is None else number
         shape = list(slope.shape) if isinstance(slope, Tensor) else []
         if all(size == 1 or axis == 1 for axis, size in enumerate([1] * (x.dim() - len(shape)) + shape)):
             return x, Activation(lambda z: torch.where(z > 0, z, slope * z), lower=0.0, slope=slope)

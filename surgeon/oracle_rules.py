@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -224,15 +225,12 @@ class Pullback(TorchFunctionMode):
     ) -> Any:
         sizes, wanted = input.shape[-dimensions:], _per_axis(output_size, dimensions)
         outs = [size if out is None else out for size, out in zip(sizes, wanted, strict=True)]
-        if any(size % out for size, out in zip(sizes, outs, strict=True)):
-            raise SurgeonError(
-                f"adaptive max pooling of {list(sizes)} to {outs} has cells of several sizes, and no pullback rule",
-                "Choose sizes that divide",
-            )
-        kernel = [size // out for size, out in zip(sizes, outs, strict=True)]
-        values, indices = self._pool(dimensions, input, kernel, with_indices=True)
-        values_alone = call is getattr(F, f"adaptive_max_pool{dimensions}d") and not return_indices
-        return values if values_alone else (values, indices)
+        pool = getattr(F, f"adaptive_max_pool{dimensions}d")
+        rule = Softened(self._call(), lambda x, g, t: soft_cells_vjp(x, g, outs, t))
+        values = _Gated.apply(input, lambda x: pool(x, outs), rule)
+        if call is pool and not return_indices:
+            return values
+        return values, pool(input.detach(), outs, return_indices=True)[1]
 
 
 @dataclass(frozen=True)
@@ -346,6 +344,22 @@ def soft_pool_vjp(
         leaf = x.detach().requires_grad_(True)
         pooled = soft_pool(leaf, tuple(g.shape[-len(kernel) :]), kernel, stride, padding, dilation, temperature)
         (gradient,) = torch.autograd.grad(pooled, leaf, g)
+    return gradient
+
+
+def soft_cells_vjp(x: Tensor, g: Tensor, outs: Sequence[int], temperature: float) -> Tensor:
+    """The same for adaptive pooling to `outs`, where cell o of O holds what is from o H / O to (o + 1) H / O."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_(True)
+        pooled = []
+        for cell in itertools.product(*map(range, outs)):
+            window = leaf
+            for axis, (o, out) in enumerate(zip(cell, outs, strict=True), x.dim() - len(outs)):
+                start, end = o * x.shape[axis] // out, -(-(o + 1) * x.shape[axis] // out)
+                window = window.narrow(axis, start, end - start)
+            values = window.flatten(-len(outs))
+            pooled.append(((values / temperature).softmax(-1) * values).sum(-1))
+        (gradient,) = torch.autograd.grad(torch.stack(pooled, -1).unflatten(-1, outs), leaf, g)
     return gradient
 
 

@@ -168,7 +168,7 @@ def test_the_list_is_applied_in_order_and_counted() -> None:
     module = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Dropout(), random_norm(nn.BatchNorm2d, 3), nn.Dropout2d())
     captured = capture(module.double(), image(2, 2, 5, 5))
     applied = optimise(captured.graph)
-    assert list(applied) == ["drop_identities", "fold_batch_norm", "fold_padding", "share_concatenations"]
+    assert list(applied) == ["drop_identities", "name_gates", "fold_batch_norm", "fold_padding", "share_concatenations"]
     # Dropout between the two would have kept the norm from folding.
     assert applied["fold_batch_norm"] == 1
     assert captured.output.target is aten.convolution.default

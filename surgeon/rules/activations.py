@@ -33,7 +33,8 @@ def clamp(
 ) -> tuple[Tensor | None]:
     """As hardtanh, but either edge may be missing; where there is only the upper one, it is the gate.
 
-    An edge may be a tensor, of which nothing is differentiated. Shut at an edge itself, as hardtanh is, and as autograd has it since torch 2.14 (open before).
+    An edge may be a tensor, which gets no cotangent. Shut at an edge itself, as hardtanh is, and as autograd has it
+    since torch 2.14 (open before).
     """
     if low is not None:
         g = ramp(z if isinstance(low, (int, float)) and low == 0 else z - low, g)
