@@ -7,6 +7,7 @@ operator then stays in the graph, and is refused by name where it has no rule. A
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -14,20 +15,50 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from surgeon.rules.pools import averages
+from surgeon.sizes import is_symbolic
 
 aten = torch.ops.aten
 
 
 def adaptive_max_pool2d(x: Tensor, output_size: Sequence[int]) -> Any:
-    """Max pooling over cells of one size, where `output_size` divides the input's."""
-    kernel = _cells(x, output_size)
-    return aten.max_pool2d_with_indices(x, kernel) if kernel else NotImplemented
+    """Max pooling over cells of one size; where they differ, each is copied out and filled up to the largest."""
+    return _pooled_cells(x, output_size, aten.max_pool2d_with_indices)
 
 
 def adaptive_max_pool3d(x: Tensor, output_size: Sequence[int]) -> Any:
     """As in two dimensions."""
-    kernel = _cells(x, output_size)
-    return aten.max_pool3d_with_indices(x, kernel) if kernel else NotImplemented
+    return _pooled_cells(x, output_size, aten.max_pool3d_with_indices)
+
+
+def _pooled_cells(x: Tensor, output_size: Sequence[int], pool: Callable[..., Any]) -> Any:
+    kernel, axes = _cells(x, output_size), len(output_size)
+    if kernel:
+        return pool(x, kernel)
+    sizes = x.shape[-axes:]
+    if is_symbolic(*sizes):
+        return NotImplemented
+    taken, real = [], torch.ones([1] * axes, dtype=torch.bool, device=x.device)
+    for a, (size, out) in enumerate(zip(sizes, output_size, strict=True)):
+        kernel.append(max(-(-(o + 1) * size // out) - o * size // out for o in range(out)))
+        o = torch.arange(out, device=x.device).unsqueeze(1)
+        places = o * size // out + torch.arange(kernel[-1], device=x.device)
+        inside = places < ((o + 1) * size + out - 1) // out
+        real = real & inside.reshape([-1 if dim == a else 1 for dim in range(axes)])
+        taken.append(places.clamp(max=size - 1).flatten())
+        x = x.index_select(a - axes, taken[-1])
+    # Finite, since the soft pool multiplies what it leaves out by zero.
+    least = max(torch.finfo(x.dtype).min, -1e30)
+    values, indices = pool(torch.where(real, x, least), kernel)
+    return values, _in_order_of(sizes, taken, indices)
+
+
+def _in_order_of(sizes: Sequence[int], taken: list[Tensor], indices: Tensor) -> Tensor:
+    """Flat `indices` into what was `taken` along each axis, as flat indices into the tensor of these `sizes`."""
+    found, step = torch.zeros_like(indices), 1
+    for size, places in zip(reversed(sizes), reversed(taken), strict=True):
+        found = found + step * places[indices % len(places)]
+        indices, step = indices // len(places), step * size
+    return found
 
 
 def _cells(x: Tensor, output_size: Sequence[int]) -> list[int]:
@@ -88,6 +119,117 @@ def cosine_similarity(a: Tensor, b: Tensor, dim: int = 1, eps: float = 1e-8) -> 
     return ((a / norms[0]) * (b / norms[1])).sum(dim)
 
 
+def bilinear_antialiased(x: Tensor, size: Sequence[int], align: bool, *scales: float | None) -> Tensor:
+    """A product with a constant matrix along each axis: ONNX has the operator, but not with a scale of one's own."""
+    return _filtered(x, size, align, scales, lambda t: (1 - t).clamp(min=0), 1)
+
+
+def bicubic_antialiased(x: Tensor, size: Sequence[int], align: bool, *scales: float | None) -> Tensor:
+    """As above, with Keys' cubic filter at a = -1/2."""
+
+    def cubic(t: Tensor) -> Tensor:
+        near, far = (1.5 * t - 2.5) * t * t + 1, ((2.5 - 0.5 * t) * t - 4) * t + 2
+        return torch.where(t < 1, near, far) * (t < 2)
+
+    return _filtered(x, size, align, scales, cubic, 2)
+
+
+def _filtered(
+    x: Tensor,
+    size: Sequence[int],
+    align: bool,
+    scales: Sequence[float | None],
+    weight: Callable[[Tensor], Tensor],
+    reach: int,
+) -> Tensor:
+    """Along each axis, output o averages the inputs i by weight(|i + 1/2 - (o + 1/2) r| / max(r, 1)).
+
+    r is the ratio of the lengths of input and output; PyTorch takes another with aligned corners, and the same places.
+    """
+    for axis, out in enumerate(size):
+        length, scale = x.shape[2 + axis], scales[axis] if len(scales) > axis else None
+        ratio = ((length - 1) / (out - 1) if out > 1 else 0.0) if align else 1 / scale if scale else length / out
+        wide = max(ratio, 1.0)
+        i = torch.arange(length, device=x.device, dtype=x.dtype)
+        o = torch.arange(out, device=x.device, dtype=x.dtype).unsqueeze(1)
+        places = (i + 0.5 - (o + 0.5) * ratio) / wide
+        weights = weight(places.abs())
+        matrix = weights / weights.sum(1, keepdim=True)
+        x = matrix @ x if axis == 0 else x @ matrix.t()
+    return x
+
+
+def cdist(a: Tensor, b: Tensor, p: float, compute_mode: int | None = None) -> Any:
+    """The norm of each difference of two rows."""
+    return aten.linalg_vector_norm(a.unsqueeze(-2) - b.unsqueeze(-3), p, [-1])
+
+
+def cumprod(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Any:
+    """Products with what stands 1, 2, 4, … places before: autograd's own backward asks whether there are zeros."""
+    size, reach = x.shape[dim] if x.dim() else 1, 1
+    if is_symbolic(size) or dtype is not None:
+        return NotImplemented
+    while reach < size:
+        head, rest = x.split([reach, size - reach], dim)
+        x = torch.cat([head, rest * x.narrow(dim, 0, size - reach)], dim)
+        reach *= 2
+    return x
+
+
+def prod(x: Tensor, dim: int, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Any:
+    """The product of the two halves, and so on."""
+    size = x.shape[dim] if x.dim() else 0
+    if is_symbolic(size) or dtype is not None or not size:
+        return NotImplemented
+    while size > 1:
+        half, odd = size // 2, size % 2
+        halves = x.narrow(dim, 0, half) * x.narrow(dim, half, half)
+        x = torch.cat([halves, x.narrow(dim, size - 1, 1)], dim) if odd else halves
+        size = half + odd
+    return x if keepdim else x.squeeze(dim)
+
+
+def diagonal(x: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
+    """Every (columns + 1)-th element of the flattened matrix."""
+    dims = [dim % x.dim() for dim in (dim1, dim2)]
+    rows, columns = (x.shape[dim] for dim in dims)
+    length = min(rows + min(offset, 0), columns - max(offset, 0))
+    if is_symbolic(rows, columns) or length < 1:
+        return NotImplemented
+    matrix = x.permute([dim for dim in range(x.dim()) if dim not in dims] + dims).flatten(-2)
+    places = torch.arange(length, device=x.device) * (columns + 1) + max(offset, 0) - columns * min(offset, 0)
+    return matrix.index_select(-1, places)
+
+
+def kthvalue(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Any:
+    """The k-th of the sorted values."""
+    if is_symbolic(k):
+        return NotImplemented
+    ordered = (part.narrow(dim, k - 1, 1) for part in torch.sort(x, dim=dim))
+    return tuple(part if keepdim else part.squeeze(dim) for part in ordered)
+
+
+def median(x: Tensor, dim: int, keepdim: bool = False) -> Any:
+    """The middle one of the sorted values, the lower of two."""
+    return kthvalue(x, (x.shape[dim] + 1) // 2, dim, keepdim)
+
+
+def trilinear(
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    expand1: Sequence[int],
+    expand2: Sequence[int],
+    expand3: Sequence[int],
+    sumdim: Sequence[int],
+    unroll_dim: int = 1,
+) -> Any:
+    """The sum of a b c over `sumdim`, each with new dimensions of size one, as `nn.Bilinear` has it."""
+    for dims in zip_longest(sorted(expand1), sorted(expand2), sorted(expand3)):
+        a, b, c = (x if dim is None else x.unsqueeze(dim) for x, dim in zip((a, b, c), dims, strict=True))
+    return (a * b * c).sum(list(sumdim))
+
+
 def rrelu(
     x: Tensor, noise: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, generator: Any = None
 ) -> Any:
@@ -96,10 +238,19 @@ def rrelu(
 
 
 DECOMPOSITIONS: dict[OpOverload, Callable[..., Any]] = {
+    aten._cdist_forward.default: cdist,
+    aten._upsample_bicubic2d_aa.default: bicubic_antialiased,
+    aten._upsample_bilinear2d_aa.default: bilinear_antialiased,
+    aten._trilinear.default: trilinear,
     aten._adaptive_avg_pool3d.default: adaptive_avg_pool3d,
     aten.adaptive_max_pool2d.default: adaptive_max_pool2d,
     aten.adaptive_max_pool3d.default: adaptive_max_pool3d,
     aten.as_strided.default: as_strided,
     aten.cosine_similarity.default: cosine_similarity,
+    aten.cumprod.default: cumprod,
+    aten.diagonal.default: diagonal,
+    aten.kthvalue.default: kthvalue,
+    aten.median.dim: median,
+    aten.prod.dim_int: prod,
     aten.rrelu_with_noise_functional.default: rrelu,
 }

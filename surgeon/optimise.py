@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
 
 from surgeon.constants import fold_constants
+from surgeon.hidden_gates import name_gates
 from surgeon.rules.registry import aten
 
 Pass = Callable[[GraphModule], int]
@@ -179,7 +180,10 @@ def fold_scales(program: ExportedProgram) -> int:
 
 PULLBACK_PASSES: tuple[Callable[[ExportedProgram], int], ...] = (fold_scales,)
 
-PASSES: tuple[Pass, ...] = (fold_constants, drop_identities, fold_batch_norm, fold_padding, share_concatenations)
+PASSES: tuple[Pass, ...] = (
+    *(fold_constants, drop_identities, name_gates),
+    *(fold_batch_norm, fold_padding, share_concatenations),
+)
 
 
 def _varying(program: ExportedProgram) -> set[Node]:

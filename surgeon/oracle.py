@@ -7,7 +7,8 @@ its author wrote it, under the rules of `surgeon.oracle_rules`.
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -168,7 +169,7 @@ def _pull(
     with torch.enable_grad():
         leaf = input.detach().clone().requires_grad_(True)
         rules = Pullback(recipe, temperature)
-        with rules.within(module):
+        with _constant(module), rules.within(module):
             # The clone is for networks that start with an operation in place, which autograd refuses on a leaf.
             output = forward(module, leaf.clone(), recipe.at)
         rules.assign(output)
@@ -180,3 +181,16 @@ def _pull(
                 "Leave out what it names, or --no-verify",
             ) from error
     return output.detach(), pullback
+
+
+@contextlib.contextmanager
+def _constant(module: nn.Module) -> Iterator[None]:
+    """Parameters take no gradient for the time being: what needs one depends on the input."""
+    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)

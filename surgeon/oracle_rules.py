@@ -7,6 +7,8 @@ another backward. Slow and obvious on purpose. Source of the formulas: arXiv 250
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +16,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._ops import OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 
 from surgeon.artifacts.manifest import Recipe
 from surgeon.errors import SurgeonError
+from surgeon.oracle_activations import (
+    ACTIVATIONS,
+    ACTIVATIONS_IN_PLACE,
+    OVERWRITING,
+    SPACES,
+    Activation,
+    calls,
+    hidden,
+    leave_note,
+    note_clamp,
+)
 from surgeon.temperatures import module_names
 
 Rule = Callable[[Tensor, Tensor], Tensor]
@@ -35,16 +47,6 @@ GATED_MODULES = (
 """What `gate_scope="modules"` goes by: calls from within one of these are gated, all others are ordinary."""
 
 
-@dataclass(frozen=True)
-class Activation:
-    """One ReLU-type function: plain(z), open between the edges, with a slope where it is shut."""
-
-    plain: Callable[[Tensor], Tensor]
-    lower: Any = None  # number or tensor
-    upper: Any = None
-    slope: Any = 0.0  # likewise, broadcast against z
-
-
 @dataclass
 class Call:
     """A soft gate or pool, as it was called: its turn, the names of the innermost module, and its temperature."""
@@ -54,87 +56,17 @@ class Call:
     temperature: float | None  # None until all calls are known
 
 
-def _relu(z: Tensor) -> Activation:
-    return Activation(torch.relu, lower=0.0)
-
-
-def _relu6(z: Tensor) -> Activation:
-    return Activation(F.relu6, lower=0.0, upper=6.0)
-
-
-def _hardtanh(z: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Activation:
-    return Activation(lambda z: F.hardtanh(z, min_val, max_val), lower=min_val, upper=max_val)
-
-
-def _clamp(z: Tensor, min: Any = None, max: Any = None) -> Activation:
-    for edge in (min, max):
-        if isinstance(edge, Tensor) and edge.requires_grad:
-            raise SurgeonError("a clamp whose edge depends on the input has no pullback rule", "Use constant edges")
-    return Activation(lambda z: torch.clamp(z, min, max), lower=min, upper=max)
-
-
-def _clamp_min(z: Tensor, min: Any) -> Activation:
-    return _clamp(z, min=min)
-
-
-def _clamp_max(z: Tensor, max: Any) -> Activation:
-    return _clamp(z, max=max)
-
-
-def _threshold(z: Tensor, threshold: float, value: float) -> Activation:
-    return Activation(lambda z: F.threshold(z, threshold, value), lower=threshold)
-
-
-def _leaky_relu(z: Tensor, negative_slope: float = 0.01) -> Activation:
-    return Activation(lambda z: F.leaky_relu(z, negative_slope), lower=0.0, slope=negative_slope)
-
-
-def _rrelu(z: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False) -> Activation:
-    if training:
-        raise SurgeonError("a random leaky ReLU in training mode draws its slopes", "Call .eval() on it first")
-    return _leaky_relu(z, (lower + upper) / 2)
-
-
-def _prelu(z: Tensor, weight: Tensor) -> Activation:
-    weight = weight.detach()
-    slope = weight.reshape(1, -1, *[1] * (z.dim() - 2)) if z.dim() > 1 and weight.numel() > 1 else weight
-    return Activation(lambda z: torch.where(z > 0, z, slope * z), lower=0.0, slope=slope)
-
-
-def _calls(namespaces: tuple[Any, ...], *names: str) -> list[Any]:
-    found = [getattr(space, name) for space in namespaces for name in names if hasattr(space, name)]
-    packets = [call for call in found if isinstance(call, OpOverloadPacket)]
-    return found + [getattr(packet, overload) for packet in packets for overload in packet.overloads()]
-
-
-_SPACES = (torch, F, torch.Tensor, torch._C._nn, torch.ops.aten)
-_READERS: tuple[tuple[Callable[..., Activation], tuple[str, ...]], ...] = (
-    (_relu, ("relu",)),
-    (_relu6, ("relu6",)),
-    (_hardtanh, ("hardtanh",)),
-    (_clamp, ("clamp", "clip")),
-    (_clamp_min, ("clamp_min",)),
-    (_clamp_max, ("clamp_max",)),
-    (_threshold, ("threshold",)),
-    (_leaky_relu, ("leaky_relu",)),
-    (_prelu, ("prelu",)),
-    (_rrelu, ("rrelu",)),
-)
-ACTIVATIONS = {call: reader for reader, names in _READERS for call in _calls(_SPACES, *names)}
-ACTIVATIONS_IN_PLACE = {
-    call: reader for reader, names in _READERS for call in _calls(_SPACES, *(f"{name}_" for name in names))
-}
 POOLS = {
     call: dimensions
     for dimensions in (1, 2, 3)
     for name in (f"max_pool{dimensions}d", f"max_pool{dimensions}d_with_indices", f"_max_pool{dimensions}d")
-    for call in _calls(_SPACES, name)
+    for call in calls(SPACES, name)
 }
 ADAPTIVE_POOLS = {
     call: dimensions
     for dimensions in (1, 2, 3)
     for name in (f"adaptive_max_pool{dimensions}d", f"adaptive_max_pool{dimensions}d_with_indices")
-    for call in _calls(_SPACES, name)
+    for call in calls(SPACES, name)
 }
 
 
@@ -222,21 +154,34 @@ class Pullback(TorchFunctionMode):
                 return self._pool(POOLS[call], *args, **kwargs, with_indices="with_indices" in call.__name__)
             if call in ADAPTIVE_POOLS and self.recipe.pool == "soft":
                 return self._adaptive_pool(call, ADAPTIVE_POOLS[call], *args, **kwargs)
-            if (call in ACTIVATIONS or call in ACTIVATIONS_IN_PLACE) and self.recipe.gate != "hard":
+            if self.recipe.gate != "hard":
                 return self._activate(call, args, kwargs)
         return call(*args, **kwargs)
 
     def _activate(self, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if "input" in kwargs:
-            args = (kwargs.pop("input"), *args)
-        z = args[0]
-        if not z.is_floating_point():
-            return call(*args, **kwargs)
-        in_place = call in ACTIVATIONS_IN_PLACE or kwargs.pop("inplace", False)
-        reader = ACTIVATIONS_IN_PLACE[call] if call in ACTIVATIONS_IN_PLACE else ACTIVATIONS[call]
-        if reader in (_clamp, _clamp_min) and type(z.grad_fn).__name__ == "LinalgVectorNormBackward0":
-            return call(*args, **kwargs)  # the floor of a norm, which something is divided by, is no gate
-        activation = reader(*args, **kwargs)
+        """Call an activation, in whatever words, under its gate; anything else as it is."""
+        plain = functools.partial(call, *args, **kwargs)
+        if call in ACTIVATIONS or call in ACTIVATIONS_IN_PLACE:
+            if "input" in kwargs:
+                args = (kwargs.pop("input"), *args)
+            z, in_place = args[0], call in ACTIVATIONS_IN_PLACE or kwargs.pop("inplace", False)
+            if not z.is_floating_point():
+                return plain()
+            reader = ACTIVATIONS_IN_PLACE[call] if call in ACTIVATIONS_IN_PLACE else ACTIVATIONS[call]
+            return self._gated(z, reader(*args, **kwargs), plain, in_place)
+        found = hidden(call, args, kwargs)
+        if found is None:
+            result = plain()
+            leave_note(call, args, kwargs, result)
+            return result
+        result = self._gated(*found, plain, call in OVERWRITING)
+        note_clamp(result, *found)
+        return result
+
+    def _gated(self, z: Tensor, activation: Activation, plain: Callable[[], Any], in_place: bool) -> Any:
+        norm = type(z.grad_fn).__name__ == "LinalgVectorNormBackward0"
+        if norm and activation.clamps and activation.lower is not None:
+            return plain()  # the floor of a norm, which something is divided by, is no gate
         if not in_place:
             return _Gated.apply(z, activation.plain, self._gate(activation))
         # The gate needs the value from before, and whoever reads z later must see the value from after.
@@ -280,15 +225,12 @@ class Pullback(TorchFunctionMode):
     ) -> Any:
         sizes, wanted = input.shape[-dimensions:], _per_axis(output_size, dimensions)
         outs = [size if out is None else out for size, out in zip(sizes, wanted, strict=True)]
-        if any(size % out for size, out in zip(sizes, outs, strict=True)):
-            raise SurgeonError(
-                f"adaptive max pooling of {list(sizes)} to {outs} has cells of several sizes, and no pullback rule",
-                "Choose sizes that divide",
-            )
-        kernel = [size // out for size, out in zip(sizes, outs, strict=True)]
-        values, indices = self._pool(dimensions, input, kernel, with_indices=True)
-        values_alone = call is getattr(F, f"adaptive_max_pool{dimensions}d") and not return_indices
-        return values if values_alone else (values, indices)
+        pool = getattr(F, f"adaptive_max_pool{dimensions}d")
+        rule = Softened(self._call(), lambda x, g, t: soft_cells_vjp(x, g, outs, t))
+        values = _Gated.apply(input, lambda x: pool(x, outs), rule)
+        if call is pool and not return_indices:
+            return values
+        return values, pool(input.detach(), outs, return_indices=True)[1]
 
 
 @dataclass(frozen=True)
@@ -402,6 +344,22 @@ def soft_pool_vjp(
         leaf = x.detach().requires_grad_(True)
         pooled = soft_pool(leaf, tuple(g.shape[-len(kernel) :]), kernel, stride, padding, dilation, temperature)
         (gradient,) = torch.autograd.grad(pooled, leaf, g)
+    return gradient
+
+
+def soft_cells_vjp(x: Tensor, g: Tensor, outs: Sequence[int], temperature: float) -> Tensor:
+    """The same for adaptive pooling to `outs`, where cell o of O holds what is from o H / O to (o + 1) H / O."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_(True)
+        pooled = []
+        for cell in itertools.product(*map(range, outs)):
+            window = leaf
+            for axis, (o, out) in enumerate(zip(cell, outs, strict=True), x.dim() - len(outs)):
+                start, end = o * x.shape[axis] // out, -(-(o + 1) * x.shape[axis] // out)
+                window = window.narrow(axis, start, end - start)
+            values = window.flatten(-len(outs))
+            pooled.append(((values / temperature).softmax(-1) * values).sum(-1))
+        (gradient,) = torch.autograd.grad(torch.stack(pooled, -1).unflatten(-1, outs), leaf, g)
     return gradient
 
 

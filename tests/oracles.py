@@ -62,6 +62,13 @@ def activation(
         assert isinstance(slope, Tensor)
         channel = (z.cumsum(1) * 0 + torch.arange(z.shape[1]).reshape(-1, *[1] * (z.dim() - 2))).long()
         slopes = iter(slope.expand(z.shape[1])[channel.flatten()].tolist())
+    if operator is aten.clamp.Tensor:
+        result = torch.empty_like(z)
+        spread = [edge.expand(z.shape) if isinstance(edge, Tensor) else None for edge in options]
+        for at in itertools.product(*map(range, z.shape)):
+            low, high = (*(None if edge is None else edge[at].item() for edge in spread), None)[:2]
+            result[at] = between(policy, z[at].item(), g[at].item(), temperature, low, high, edges)
+        return result
     found = []
     for a, b, s in zip(z.flatten().tolist(), g.flatten().tolist(), slopes, strict=False):
         if operator is aten.relu.default:

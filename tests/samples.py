@@ -106,6 +106,11 @@ SAMPLES: dict[OpOverload, list[Sample]] = {
     aten.relu.default: [s(x(N, 3, 5))],
     aten.hardtanh.default: [s(x(N, 6)), s(x(N, 6), 0.0, 1.5), s(x(N, 6), 0, 6)],
     aten.clamp.default: [s(x(N, 6), -0.5, 0.7), s(x(N, 6), 0.2), s(x(N, 6), None, 0.3)],
+    aten.clamp.Tensor: [
+        s(x(N, 3, 5), w(5)),
+        s(x(N, 3, 5), None, w(3, 1)),
+        s(x(N, 3), w(3, shift=-1.0), w(3, shift=1.0)),
+    ],
     aten.threshold.default: [s(x(N, 3, 4), 0.1, 20.0), s(x(N, 3), 0, 0)],
     aten.leaky_relu.default: [s(x(N, 6)), s(x(N, 6), 0.3)],
     aten.prelu.default: [s(x(N, 3, 5), x(3)), s(x(N, 3, 5), x(1)), s(x(N, 3), x(3)), s(x(N, 3, 2, 2), w(3))],

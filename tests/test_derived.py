@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import onnxruntime
 import pytest
@@ -30,6 +31,23 @@ INDEX = torch.tensor([3, 0, 0])
 MASK = torch.tensor([True, False, True, True])
 
 
+GRID = torch.rand(1, 3, 2, 2, generator=GENERATOR, dtype=torch.float64) * 2.4 - 1.2
+
+
+def sampled(x: Tensor, mode: str = "bilinear", **options: Any) -> Tensor:
+    """A fixed grid, a part of it outside the picture."""
+    return F.grid_sample(x, GRID.to(x).expand(x.shape[0], -1, -1, -1), mode=mode, **options)
+
+
+def sampled_where_it_says(x: Tensor, **options: Any) -> Tensor:
+    """Two channels of the input are places in the third."""
+    return F.grid_sample(x[:, :1], x[:, 1:].permute(0, 2, 3, 1), align_corners=False, **options)
+
+
+def reduced(x: Tensor, how: str) -> Tensor:
+    return torch.ones_like(x).scatter_reduce(2, INDEX.reshape(3, 1, 1).expand(x.shape[0], 3, 5, 4) * 1, x * x, how)
+
+
 def scattered(x: Tensor) -> Tensor:
     """Positions of the input's own order, as sorting networks have them."""
     return torch.zeros_like(x).scatter_add(2, x.argsort(2), x * x)
@@ -38,6 +56,29 @@ def scattered(x: Tensor) -> Tensor:
 # By operator; each maps [N, 3, 5, 4] to [N, …], and is differentiable almost everywhere.
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "abs": torch.abs,
+    "adaptive max pool": lambda x: F.adaptive_max_pool2d(x, (3, 3)),
+    "antialiased": lambda x: F.interpolate(x, (3, 7), mode="bilinear", antialias=True),
+    "antialiased cubic": lambda x: F.interpolate(x, scale_factor=0.6, mode="bicubic", antialias=True),
+    "bilinear": lambda x: F.bilinear(x[:, 0], x[:, 1], SCALE.to(x).reshape(4, 1, 1) * SCALE.to(x).outer(SCALE.to(x))),
+    "cdist": lambda x: torch.cdist(x[:, 0], x[:, 1]),
+    "cumprod": lambda x: x.cumprod(2),
+    "diagonal": lambda x: x.diagonal(-1, 3, 2) * 2,
+    "exp2": torch.exp2,
+    "fmod": lambda x: torch.fmod(x, 0.7),
+    "grid sample": lambda x: sampled(x, align_corners=False),
+    "grid sample, border": lambda x: sampled(x, padding_mode="border", align_corners=True),
+    "grid sample, nearest": lambda x: sampled(x, "nearest", align_corners=False),
+    "grid sample, bicubic": lambda x: sampled(x, "bicubic", align_corners=True),
+    "grid sample, own grid": sampled_where_it_says,
+    "grid sample, own grid, reflected": lambda x: sampled_where_it_says(x, padding_mode="reflection"),
+    "k-th value": lambda x: x.kthvalue(2, 3).values,
+    "log cumsum exp": lambda x: x.logcumsumexp(2),
+    "median": lambda x: x.median(3, keepdim=True).values,
+    "prod": lambda x: x.prod(2),
+    "remainder": lambda x: torch.remainder(x, 0.7),
+    "scatter reduce": lambda x: reduced(x, "sum"),
+    "scatter reduce, mean": lambda x: reduced(x, "mean"),
+    "scatter reduce, largest": lambda x: reduced(x, "amax"),
     "amax": lambda x: x.amax(1),
     "amin": lambda x: x.amin((2, 3), keepdim=True),
     "atan2": lambda x: torch.atan2(x, x.cos() + 2),
@@ -89,6 +130,8 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 # All of them export; these stand for the kinds of graphs that autograd makes.
 EXPORTED = (
     *("amax", "elu", "gather", "gelu", "group norm", "hardswish", "index", "layer norm", "max of two"),
+    *("adaptive max pool", "antialiased cubic", "cumprod", "diagonal", "grid sample, border", "grid sample, own grid"),
+    *("median", "prod"),
     *("max with indices", "norm", "pow", "reflection pad", "sigmoid", "softmax", "softplus", "variance", "where"),
 )
 

@@ -169,11 +169,8 @@ def test_the_list_is_applied_in_order_and_counted() -> None:
     captured = capture(module.double(), image(2, 2, 5, 5))
     applied = optimise(captured.graph)
     assert list(applied) == [
-        "fold_constants",
-        "drop_identities",
-        "fold_batch_norm",
-        "fold_padding",
-        "share_concatenations",
+        *("fold_constants", "drop_identities", "name_gates"),
+        *("fold_batch_norm", "fold_padding", "share_concatenations"),
     ]
     # Dropout between the two would have kept the norm from folding.
     assert applied["fold_batch_norm"] == 1

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from surgeon.gates import Ramp
+from surgeon.rules.arithmetic import unbroadcast
 from surgeon.rules.registry import aten, rule
+
+Edge = Tensor | float | None
 
 
 @rule(aten.relu.default, kind="gate")
@@ -24,19 +27,20 @@ def hardtanh(g: Tensor, out: Tensor, z: Tensor, low: float = -1.0, high: float =
     return (ramp(high - z, passed) if ramp.upper_edge else passed,)
 
 
-@rule(aten.clamp.default, kind="gate")
+@rule(aten.clamp.default, aten.clamp.Tensor, kind="gate")
 def clamp(
-    g: Tensor, out: Tensor, z: Tensor, low: float | None = None, high: float | None = None, *, ramp: Ramp
-) -> tuple[Tensor]:
+    g: Tensor, out: Tensor, z: Tensor, low: Edge = None, high: Edge = None, *, ramp: Ramp
+) -> tuple[Tensor | None]:
     """As hardtanh, but either edge may be missing; where there is only the upper one, it is the gate.
 
-    Shut at an edge itself, as hardtanh is, and as autograd has it since torch 2.14 (open before).
+    An edge may be a tensor, which gets no cotangent. Shut at an edge itself, as hardtanh is, and as autograd has it
+    since torch 2.14 (open before).
     """
     if low is not None:
-        g = ramp(z - low if low else z, g)
+        g = ramp(z if isinstance(low, (int, float)) and low == 0 else z - low, g)
     if high is not None and (low is None or ramp.upper_edge):
         g = ramp(high - z, g)
-    return (g,)
+    return (unbroadcast(g, z),)
 
 
 @rule(aten.threshold.default, kind="gate")

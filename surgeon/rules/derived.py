@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._decomp import core_aten_decompositions
+from torch._decomp import core_aten_decompositions, decomposition_table
 from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import detect_fake_mode
 from torch._ops import OpOverload
@@ -21,6 +21,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from surgeon.errors import ConversionError
+
+COMPOSED: dict[OpOverload, Callable[..., Any]] = {
+    torch.ops.aten.grid_sampler_2d.default: decomposition_table[torch.ops.aten.grid_sampler_2d.default],
+}
+"""Operators whose own backward is one more operator, that ONNX has no word for: what they are composed of instead. The
+forward pass keeps the operator."""
 
 
 class DerivedRule:
@@ -61,7 +67,8 @@ class DerivedRule:
             ) from error
 
     def _call(self, leaves: list[Any]) -> Any:
-        return self._operator(*pytree.tree_unflatten(leaves, self._spec), **self._keywords)
+        operator = COMPOSED.get(self._operator, self._operator)
+        return operator(*pytree.tree_unflatten(leaves, self._spec), **self._keywords)
 
     def _select(self, out: Any) -> list[Tensor]:
         return [out] if self._outputs is None else [out[i] for i in self._outputs]

@@ -48,6 +48,7 @@ DERIVED: set[OpOverload] = _overloads(
     *("abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "atan2", "cos", "cosh", "sin", "sinh", "tan", "tanh"),
     *("elu", "erf", "exp", "expm1", "gelu", "hardsigmoid", "hardswish", "log", "log10", "log1p", "log2", "reciprocal"),
     *("pow", "rsqrt", "sigmoid", "softplus", "sqrt", "where", "maximum", "minimum", "hardshrink"),
+    *("exp2", "fmod", "hypot", "remainder"),
     # over a dimension
     *(
         "_softmax",
@@ -64,11 +65,12 @@ DERIVED: set[OpOverload] = _overloads(
         "var",
         "var_mean",
     ),
-    *("logsumexp", "linalg_vector_norm"),
+    *("logsumexp", "logcumsumexp", "linalg_vector_norm"),
     # norms that measure their input
     *("native_group_norm", "native_layer_norm", "_native_batch_norm_legit"),
     # indexing
     *("gather", "index", "index_put", "index_select", "masked_fill", "scatter", "scatter_add", "select_scatter"),
+    *("grid_sampler_2d", "scatter_reduce"),
     *("slice_scatter", "flip", "roll", "repeat", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d"),
 )
 """Operators whose exact derivative is meant, and taken from autograd when a graph needs it."""

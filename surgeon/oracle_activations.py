@@ -1,0 +1,300 @@
+"""ReLU-type functions as a network's author may call them: by their names, or in other words.
+
+Other words are the larger of x and a constant, x where it is above a constant, x times such a mask. They are known by
+what earlier calls returned: a comparison leaves a note on its result, and so do a multiple of x and a clamp. Nothing
+here looks at the captured graph, where `surgeon.hidden_gates` finds the same functions in its own way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._ops import OpOverloadPacket
+
+from surgeon.errors import SurgeonError
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One ReLU-type function: plain(z), open between the edges, with a slope where it is shut."""
+
+    plain: Callable[[Tensor], Tensor]
+    lower: Any = None  # number or tensor
+    upper: Any = None
+    slope: Any = 0.0  # likewise, broadcast against z
+    clamps: bool = False
+
+
+def _relu(z: Tensor) -> Activation:
+    return Activation(torch.relu, lower=0.0)
+
+
+def _relu6(z: Tensor) -> Activation:
+    return Activation(F.relu6, lower=0.0, upper=6.0)
+
+
+def _hardtanh(z: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Activation:
+    return Activation(lambda z: F.hardtanh(z, min_val, max_val), lower=min_val, upper=max_val)
+
+
+def _clamp(z: Tensor, min: Any = None, max: Any = None) -> Activation:
+    for edge in (min, max):
+        if isinstance(edge, Tensor) and edge.requires_grad:
+            raise SurgeonError("a clamp whose edge depends on the input has no pullback rule", "Use constant edges")
+    return Activation(lambda z: torch.clamp(z, min, max), lower=min, upper=max, clamps=True)
+
+
+def _clamp_min(z: Tensor, min: Any) -> Activation:
+    return _clamp(z, min=min)
+
+
+def _clamp_max(z: Tensor, max: Any) -> Activation:
+    return _clamp(z, max=max)
+
+
+def _threshold(z: Tensor, threshold: float, value: float) -> Activation:
+    return Activation(lambda z: F.threshold(z, threshold, value), lower=threshold)
+
+
+def _leaky_relu(z: Tensor, negative_slope: float = 0.01) -> Activation:
+    return Activation(lambda z: F.leaky_relu(z, negative_slope), lower=0.0, slope=negative_slope)
+
+
+def _rrelu(z: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False) -> Activation:
+    if training:
+        raise SurgeonError("a random leaky ReLU in training mode draws its slopes", "Call .eval() on it first")
+    return _leaky_relu(z, (lower + upper) / 2)
+
+
+def _prelu(z: Tensor, weight: Tensor) -> Activation:
+    weight = weight.detach()
+    slope = weight.reshape(1, -1, *[1] * (z.dim() - 2)) if z.dim() > 1 and weight.numel() > 1 else weight
+    return Activation(lambda z: torch.where(z > 0, z, slope * z), lower=0.0, slope=slope)
+
+
+def calls(namespaces: tuple[Any, ...], *names: str) -> list[Any]:
+    """All that is called one of `names` in the namespaces, the overloads of ATen's operators among it."""
+    found = [getattr(space, name) for space in namespaces for name in names if hasattr(space, name)]
+    packets = [call for call in found if isinstance(call, OpOverloadPacket)]
+    return found + [getattr(packet, overload) for packet in packets for overload in packet.overloads()]
+
+
+SPACES = (torch, F, torch.Tensor, torch._C._nn, torch.ops.aten)
+_READERS: tuple[tuple[Callable[..., Activation], tuple[str, ...]], ...] = (
+    (_relu, ("relu",)),
+    (_relu6, ("relu6",)),
+    (_hardtanh, ("hardtanh",)),
+    (_clamp, ("clamp", "clip")),
+    (_clamp_min, ("clamp_min",)),
+    (_clamp_max, ("clamp_max",)),
+    (_threshold, ("threshold",)),
+    (_leaky_relu, ("leaky_relu",)),
+    (_prelu, ("prelu",)),
+    (_rrelu, ("rrelu",)),
+)
+ACTIVATIONS = {call: reader for reader, names in _READERS for call in calls(SPACES, *names)}
+ACTIVATIONS_IN_PLACE = {
+    call: reader for reader, names in _READERS for call in calls(SPACES, *(f"{name}_" for name in names))
+}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A tensor as it was when a call read it."""
+
+    tensor: Tensor
+    version: int
+
+    def shows(self, x: Any) -> bool:
+        """Whether `x` is that tensor, unchanged: copies that share its memory count, such as detached ones."""
+        then = self.tensor
+        return (
+            isinstance(x, Tensor)
+            and (x.data_ptr(), x.shape, x.stride()) == (then.data_ptr(), then.shape, then.stride())
+            and x._version == self.version
+        )
+
+
+def _snapshot(value: Any) -> Any:
+    return Snapshot(value, value._version) if isinstance(value, Tensor) else value
+
+
+@dataclass(frozen=True)
+class Compared:
+    """On a mask: a > b, or a >= b where it is not strict, or the opposite."""
+
+    a: Any
+    b: Any
+    strict: bool
+    holds: bool
+
+
+@dataclass(frozen=True)
+class Multiple:
+    """On a tensor: slope * x."""
+
+    x: Snapshot
+    slope: Any
+
+
+@dataclass(frozen=True)
+class Clamped:
+    """On a tensor: x between the edges, one of which is None."""
+
+    x: Snapshot
+    lower: Any
+    upper: Any
+
+
+Found = tuple[Tensor, Activation]
+"""A pre-activation and the function of it."""
+
+
+def _each(**names: tuple[str, ...]) -> dict[Any, str]:
+    return {call: kind for kind, spelt in names.items() for call in calls(SPACES, *spelt)}
+
+
+_COMPARISONS = _each(
+    gt=("gt", "greater", "__gt__"),
+    ge=("ge", "greater_equal", "__ge__"),
+    lt=("lt", "less", "__lt__"),
+    le=("le", "less_equal", "__le__"),
+)
+_CONVERSIONS = _each(
+    copy=("to", "float", "double", "half", "bfloat16", "type", "type_as", "detach", "clone", "_to_copy", "alias"),
+    opposite=("logical_not", "bitwise_not", "__invert__"),
+)
+_PRODUCTS = _each(
+    mul=("mul", "multiply", "__mul__", "__rmul__", "mul_", "multiply_", "__imul__"),
+    div=("div", "divide", "true_divide", "__truediv__"),
+)
+_EXTREMA = _each(largest=("maximum", "max", "fmax"), smallest=("minimum", "min", "fmin"))
+_WHERE = set(calls(SPACES, "where"))
+_FILLS = set(calls(SPACES, "masked_fill", "masked_fill_", "__setitem__"))
+OVERWRITING = set(calls(SPACES, "mul_", "multiply_", "__imul__", "masked_fill_", "__setitem__"))
+"""What `hidden` knows that puts its result in the place of its first argument."""
+
+_ORDER = ("condition", "input", "mask", "other", "value")
+
+
+def hidden(call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Found | None:
+    """The activation that `call` is in other words, with its pre-activation; None where it is none."""
+    given = (*args, *(kwargs[name] for name in _ORDER if name in kwargs))
+    found = None
+    if call in _EXTREMA and len(given) == 2 and all(isinstance(value, Tensor) for value in given):
+        found = _extremum(*given, largest=_EXTREMA[call] == "largest")
+    elif call in _WHERE and len(given) == 3:
+        found = _choice(*given)
+    elif call in _FILLS and len(given) == 3:
+        found = _choice(given[1], given[2], given[0])
+    elif call in _PRODUCTS and _PRODUCTS[call] == "mul":
+        found = _choice(given[1], given[0], 0.0) or _choice(given[0], given[1], 0.0)
+    if found is None:
+        return None
+    shapes = [value.shape for value in given if isinstance(value, Tensor)]
+    return found if torch.broadcast_shapes(*shapes) == found[0].shape else None  # else x is repeated as well
+
+
+def note_clamp(result: Tensor, x: Tensor, activation: Activation) -> None:
+    """Remember on `result` that it is x, clamped on one side."""
+    if activation.clamps and (activation.lower is None) != (activation.upper is None):
+        result.surgeon_note = Clamped(_snapshot(x), activation.lower, activation.upper)  # type: ignore[attr-defined]
+
+
+def leave_note(call: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    """Remember on `result`, a tensor, what it says of an argument."""
+    given = (*args, *(kwargs[name] for name in _ORDER if name in kwargs))
+    if call in _COMPARISONS and len(given) == 2:
+        a, b, kind = *map(_snapshot, given), _COMPARISONS[call]
+        result.surgeon_note = Compared(a, b, strict=kind in ("gt", "le"), holds=kind in ("gt", "ge"))
+    elif call in _CONVERSIONS and isinstance(note := _note(given[0]), Compared):
+        holds = note.holds ^ (_CONVERSIONS[call] == "opposite")
+        result.surgeon_note = Compared(note.a, note.b, note.strict, holds)
+    elif call in _PRODUCTS and len(given) == 2:
+        for x, factor in (given, given[::-1]) if _PRODUCTS[call] == "mul" else (given,):
+            if _flows(x) and not _flows(factor):
+                slope = factor if _PRODUCTS[call] == "mul" else 1 / factor
+                result.surgeon_note = Multiple(_snapshot(x), slope)
+
+
+def _note(value: Any) -> Any:
+    return getattr(value, "surgeon_note", None) if isinstance(value, Tensor) else None
+
+
+def _flows(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+def _extremum(a: Tensor, b: Tensor, *, largest: bool) -> Found | None:
+    for x, other in ((a, b), (b, a)):
+        if not _flows(x):
+            continue
+        if not _flows(other):
+            return _clamped(x, other, None) if largest else _clamped(x, None, other)
+        multiple = _note(other)
+        if largest and isinstance(multiple, Multiple) and multiple.x.shows(x):
+            slope = _number(multiple.slope)
+            if slope is not None and 0 <= slope < 1:
+                return x, _leaky_relu(x, slope)
+    return None
+
+
+def _clamped(x: Tensor, low: Any, high: Any) -> Found | None:
+    """x, clamped; min(max(x, low), high) is one clamp, and not two."""
+    note = _note(x)
+    if isinstance(note, Clamped) and note.x.shows(note.x.tensor) and (note.lower is None) != (low is None):
+        lower, upper = map(_number, (note.lower, high) if low is None else (low, note.upper))
+        if lower is not None and upper is not None:
+            return (note.x.tensor, _clamp(x, lower, upper)) if lower <= upper else None
+    return x, _clamp(x, low, high)
+
+
+def _choice(condition: Any, value: Any, otherwise: Any) -> Found | None:
+    """`value` where the condition holds: x on one side of a constant."""
+    note = _note(condition)
+    if not isinstance(note, Compared):
+        return None
+    for x in (value, otherwise):
+        for compared, edge, turned in ((note.a, note.b, False), (note.b, note.a, True)):
+            edge = edge.tensor if isinstance(edge, Snapshot) else edge
+            if _flows(x) and isinstance(compared, Snapshot) and compared.shows(x) and not _flows(edge):
+                above, below = (value, otherwise) if note.holds ^ turned else (otherwise, value)
+                return _split(x, edge, above, below, strict=note.strict ^ turned)
+    return None
+
+
+def _split(x: Tensor, edge: Any, above: Any, below: Any, *, strict: bool) -> Found | None:
+    """x on one side of the edge, and on the other a constant, or a multiple of x."""
+    if above is x and not _flows(below):
+        if _equal(below, edge):
+            return _clamped(x, edge, None)
+        start, value = _number(edge), _number(below)
+        if strict and start is not None and value is not None:
+            return x, _threshold(x, start, value)
+    if below is x and not _flows(above) and _equal(above, edge):
+        return _clamped(x, None, edge)
+    multiple = _note(below)
+    if above is x and isinstance(multiple, Multiple) and multiple.x.shows(x) and _equal(edge, 0):
+        number = _number(multiple.slope)
+        slope: Any = multiple.slope if number is None else number
+        shape = list(slope.shape) if isinstance(slope, Tensor) else []
+        if all(size == 1 or axis == 1 for axis, size in enumerate([1] * (x.dim() - len(shape)) + shape)):
+            return x, Activation(lambda z: torch.where(z > 0, z, slope * z), lower=0.0, slope=slope)
+    return None
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return bool((torch.as_tensor(a) == torch.as_tensor(b)).all())
+
+
+def _number(value: Any) -> float | None:
+    """The one number that `value` is, or is filled with; None for tensors that hold several."""
+    if not isinstance(value, Tensor):
+        return float(value)
+    numbers = value.unique().tolist()
+    return float(numbers[0]) if len(numbers) == 1 else None
