@@ -379,8 +379,11 @@ def saved(made: onnx.ModelProto, folder: Path, name: str = "net") -> Path:
     return path
 
 
-def with_random_weights(light: onnx.ModelProto) -> onnx.ModelProto:
-    """One of the onnx package's light models, its constant weights replaced by random ones of a usable size."""
+def with_random_weights(light: onnx.ModelProto, side: int) -> onnx.ModelProto:
+    """One of the onnx package's light models for images of `side`, its constant weights replaced by random ones."""
+    for size in light.graph.input[0].type.tensor_type.shape.dim[2:]:
+        size.dim_value = side
+    del light.graph.value_info[:]
     graph, generator = light.graph, np.random.default_rng(0)
     shapes = {value.name: numpy_helper.to_array(value) for value in graph.initializer}
     spread = {name for node in graph.node if node.op_type == "BatchNormalization" for name in node.input[1::3]}
@@ -396,6 +399,6 @@ def with_random_weights(light: onnx.ModelProto) -> onnx.ModelProto:
     last = graph.node[-1]
     if last.op_type == "Softmax":
         graph.output[0].name = last.input[0]
-        graph.output[0].type.tensor_type.ClearField("shape")
         graph.node.remove(last)
+    graph.output[0].type.tensor_type.ClearField("shape")
     return light

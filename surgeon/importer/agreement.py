@@ -69,7 +69,9 @@ def _runtime_output(path: Path, input_name: str, output_name: str, x: Any) -> An
         return session.run([output_name], {input_name: x.astype(_ELEMENTS.get(given.type, np.float32))})[0]
     except Exception as error:  # ONNX Runtime's own exceptions have no common base
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise SurgeonError(f"ONNX Runtime does not run {path.name} ({reason})", "Mend the file") from error
+        raise SurgeonError(
+            f"ONNX Runtime does not run {path.name} ({reason})", "Mend it, or export it in float32"
+        ) from error
 
 
 def _distance(found: Any, expected: Any) -> float:

@@ -54,7 +54,7 @@ for name, combine in BINARY.items():
 @operator("Div")
 def div(a: Tensor, b: Tensor) -> Tensor:
     whole = not a.is_floating_point() and not b.is_floating_point()
-    return torch.div(a, b, rounding_mode="trunc" if whole else None)
+    return torch.div(a, b, rounding_mode="trunc") if whole else a / b
 
 
 @operator("Pow")

@@ -147,6 +147,8 @@ def reshape(x: Numbers, target: Numbers, *, allowzero: int = 0) -> Any:
 
 @folded("Expand")
 def expand(x: Numbers, target: Numbers) -> Any:
+    if any(isinstance(number, torch.SymInt) for number in target.flat):
+        return NotImplemented
     return np.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(target.tolist())))
 
 

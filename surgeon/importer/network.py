@@ -52,8 +52,9 @@ class Call(nn.Module):
             if attribute.type != AttributeProto.GRAPH
         }
         self.branches: dict[bool, Branch] = {}  # of an If
-        while self.inputs and not self.inputs[-1]:
-            self.inputs.pop()
+        for names in (self.inputs, self.outputs):
+            while names and not names[-1]:
+                names.pop()
 
     def forward(self, arguments: list[Any], operator: Operator, context: Context) -> tuple[Any, ...]:
         unknown = sorted(set(self.attributes) - operator.attributes)
@@ -171,8 +172,9 @@ def _condition(call: Call, numbers: dict[str, Numbers]) -> bool:
 def _called(call: Call, tensors: dict[str, Tensor], numbers: dict[str, Numbers], context: Context) -> tuple[Any, ...]:
     given = [name for name in call.inputs if name]
     if call.kind in FOLDED and given and all(name in numbers for name in given):
-        operator = FOLDED[call.kind]
-        return call([numbers[name] if name else None for name in call.inputs], operator, context)
+        found = call([numbers[name] if name else None for name in call.inputs], FOLDED[call.kind], context)
+        if found[0] is not NotImplemented:
+            return found
     if call.kind not in OPERATORS:
         if call.kind in FOLDED:
             raise ConversionError("its inputs are computed from the data", "Make them constants")

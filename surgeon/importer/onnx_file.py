@@ -30,7 +30,7 @@ from surgeon.importer import (  # noqa: F401  the families fill the table
 )
 from surgeon.importer.agreement import HALF_TOLERANCE, TOLERANCE, require_agreement
 from surgeon.importer.network import Graph, OnnxNetwork, branches
-from surgeon.importer.registry import FLOATING, FOLDED, OPERATORS, REFUSED, STANDARD, Numbers, kind_of
+from surgeon.importer.registry import FOLDED, OPERATORS, REFUSED, STANDARD, Numbers, kind_of
 
 OLDEST_OPSET = 9
 
@@ -97,7 +97,7 @@ def _input(path: Path, graph: GraphProto) -> ValueInfoProto:
             f"{path.name} takes {len(inputs)} inputs ({named})", "Export a network that takes one tensor"
         )
     kind = inputs[0].type.tensor_type.elem_type
-    if kind not in FLOATING:
+    if kind not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE):
         raise ConversionError(
             f"the input {inputs[0].name} of {path.name} is {_type_name(kind)}, not float32",
             "Give a network that takes float32, without embeddings or quantised inputs",
@@ -111,6 +111,8 @@ def _type_name(kind: int) -> str:
 
 def _output(path: Path, graph: GraphProto, wanted: str | None) -> str:
     names = [value.name for value in graph.output]
+    if not names:
+        raise ConversionError(f"{path.name} has no output", "Name one in the file")
     if wanted is None and len(names) != 1:
         raise ConversionError(
             f"{path.name} has {len(names)} outputs ({', '.join(names)})", f"Name one: {path}:{names[0]}"

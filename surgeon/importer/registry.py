@@ -81,7 +81,10 @@ def operator(*names: str) -> Decorator:
 
 
 def folded(*names: str) -> Decorator:
-    """Register the decorated function for nodes whose inputs are all known: it takes and returns Numbers."""
+    """Register the decorated function for nodes whose inputs are all known: it takes and returns Numbers.
+
+    It may return NotImplemented, for what is left to the operator of that name on tensors.
+    """
     return _register(FOLDED, names)
 
 
