@@ -98,13 +98,20 @@ NODES: dict[str, list[Node]] = {
     "Div": [n(x(3, 5), e(2.5)), n(w(5), x(5, shift=9))],
     "Pow": [n(x(5), e(2.0)), n(x(5, shift=9), f(0.5)), n(x(5), e(3.0), opset=9)],
     "Mod": [n(x(5), e(0.7), fmod=1)],
-    **{name: [n(x(3, 5), w(5)), n(x(5), w(5), w(1, 5))] for name in ("Max", "Min", "Sum", "Mean")},
+    **{name: [n(x(3, 5), w(5)), n(x(5), w(5), w(1, 5))] for name in ("Min", "Sum", "Mean")},
+    "Max": [n(x(3, 5), w(5)), n(x(5), w(5), w(1, 5)), n(x(5), e(0.0)), n(f(0.0), x(5)), n(x(5), x(5), f(0.1))],
     **{name: [n(x(5), e(0.1))] for name in ("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual")},
     "And": [],
     "Or": [],
     "Xor": [],
     "Where": [],
-    "Cast": [n(x(5, scale=3), to=TensorProto.INT64), n(x(5, scale=3), to=TensorProto.INT32), n(x(5), to=9)],
+    "Cast": [
+        n(x(5, scale=3), to=TensorProto.INT64),
+        n(x(5, scale=3), to=TensorProto.INT32),
+        n(x(5), to=9),
+        n(x(5), to=11),
+    ],
+    "CastLike": [n(x(5, scale=3), i(1), opset=19), n(x(5), f(1), opset=19)],
     "Dropout": [n(x(3, 5)), n(x(3, 5), e(0.5), e(False)), n(x(3, 5), ratio=0.2, opset=9)],
     "MatMul": [n(x(5), w(5, 3)), n(x(4, 5), w(5, 3)), n(x(2, 4, 5), w(2, 5, 3)), n(w(3, 4), x(4, 5))],
     "Gemm": [
@@ -114,7 +121,7 @@ NODES: dict[str, list[Node]] = {
         n(x(5), w(3, 5), transB=1),
         n(x(5), w(5, 3), e(2.0)),
     ],
-    "Einsum": [n(x(3, 5), w(5, 2), equation="nij,jk->nik")],
+    "Einsum": [n(x(3, 5), w(5, 2), equation="nij,jk->nik"), n(x(3, 5), x(3, 5), equation="nij,nkj->nik")],
     # norms
     "BatchNormalization": [n(x(3, 4, 5), w(3), w(3), w(3), w(3, shift=9)), n(x(3), *[w(3, shift=9)] * 4, epsilon=0.1)],
     "InstanceNormalization": [n(x(3, 4, 5), w(3), w(3)), n(x(2, 6), w(2), w(2), epsilon=0.1)],
@@ -144,6 +151,12 @@ NODES: dict[str, list[Node]] = {
         n(x(3, 5), axes=[1], opset=11),
         n(x(3, 5), i(-1), keepdims=0),
         n(x(3, 5), noop_with_empty_axes=1),
+    ],
+    "CumSum": [
+        n(x(3, 5), np.array(1)),
+        n(x(3, 5), i(-1), exclusive=1),
+        n(x(3, 5), i(2), reverse=1),
+        n(x(3, 5), np.array(2), reverse=1, exclusive=1),
     ],
     "ArgMax": [n(x(3, 5), axis=1), n(x(3, 5), axis=-1, keepdims=0)],
     "ArgMin": [n(x(3, 5), axis=1)],
@@ -185,11 +198,21 @@ NODES: dict[str, list[Node]] = {
         n(x(2, 8, 8), kernel_shape=[3, 3], pads=[0, 1, 2, 0], count_include_pad=1),
         n(x(1, 5, 6, 5), kernel_shape=[2, 2, 2], strides=[2, 2, 1]),
         n(x(2, 8, 8), kernel_shape=[2, 2], dilations=[1, 1], opset=19),
+        n(x(2, 9, 8), kernel_shape=[3, 2], dilations=[2, 3], strides=[2, 1], pads=[1, 0, 1, 1], opset=19),
+        n(x(2, 9, 8), kernel_shape=[3, 2], dilations=[2, 3], pads=[1, 0, 0, 1], count_include_pad=1, opset=19),
     ],
+    "LpPool": [
+        n(x(2, 9), kernel_shape=[3], strides=[2], pads=[1, 1]),
+        n(x(2, 9, 8), kernel_shape=[3, 2], p=3, auto_pad="SAME_UPPER"),
+        n(x(2, 9, 8), kernel_shape=[3, 2], dilations=[2, 1], p=1, opset=18),
+    ],
+    "GlobalLpPool": [n(x(2, 5, 6)), n(x(2, 5), p=3)],
     "GlobalAveragePool": [n(x(2, 5, 6)), n(x(2, 5))],
     "GlobalMaxPool": [n(x(2, 5, 6)), n(x(2, 5))],
     # shapes
     "Shape": [],
+    "Size": [],
+    "Trilu": [n(x(4, 5)), n(x(4, 5), np.array(-1), upper=0), n(x(3, 4, 5), np.array(1))],
     "Reshape": [n(x(4, 6), i(0, -1)), n(x(4, 6), i(-1, 8, 3)), n(x(4, 6), i(-1, 4, 3, 2), opset=9)],
     "Flatten": [n(x(4, 6)), n(x(6), axis=-1)],
     "Squeeze": [n(x(1, 4, 1), i(1, -1)), n(x(1, 4, 1), axes=[3], opset=11)],
@@ -216,8 +239,13 @@ NODES: dict[str, list[Node]] = {
         n(x(6, 5), np.array(2), axis=2),
         n(x(6), i(1, 2).reshape(2, 1), axis=1),
     ],
-    "GatherND": [],  # below, with axes in another order
+    "GatherND": [n(x(4, 5), i(0, 4, 2, 1, 3, 3).reshape(1, 3, 2), batch_dims=1)],
     "GatherElements": [],
+    "ScatterND": [],  # below, with axes in another order, as the next two
+    "ScatterElements": [],
+    "Scatter": [],
+    "TopK": [n(x(4, 6), i(3), axis=1, outputs=2), n(x(4, 6), i(2), axis=-1, largest=0, outputs=2)],
+    "OneHot": [],
     "ConstantOfShape": [],
     "Pad": [
         n(x(3, 5), i(0, 1, 2, 0, 0, 1)),
@@ -230,9 +258,14 @@ NODES: dict[str, list[Node]] = {
     ],
     "DepthToSpace": [n(x(8, 2, 3), blocksize=2), n(x(8, 2, 3), blocksize=2, mode="CRD")],
     "SpaceToDepth": [n(x(2, 4, 6), blocksize=2)],
-    "Upsample": [n(x(2, 3, 4), f(1, 1, 2, 3), opset=9), n(x(2, 3, 4), f(1, 1, 1.5, 2), opset=9)],
+    "Upsample": [
+        n(x(2, 3, 4), f(1, 1, 2, 3), opset=9),
+        n(x(2, 3, 4), f(1, 1, 1.5, 2), opset=9),
+        n(x(2, 3, 4), f(1, 1, 2, 3), opset=9, mode="linear"),
+    ],
     "Resize": [
         n(x(2, 3, 4), f(1, 1, 2, 2), opset=10),
+        n(x(2, 3, 4), f(1, 1, 2, 1.5), opset=10, mode="linear"),
         n(x(2, 3, 4), None, f(1, 1, 2, 2), coordinate_transformation_mode="asymmetric", nearest_mode="floor"),
         n(x(2, 6, 9), None, None, i(1, 2, 4, 6)),
         n(x(2, 6, 9), None, None, i(1, 2, 12, 7), nearest_mode="ceil", coordinate_transformation_mode="align_corners"),
@@ -243,7 +276,29 @@ NODES: dict[str, list[Node]] = {
         n(x(2, 6, 9), None, f(1, 1, 2, 2), mode="cubic"),
         n(x(1, 3, 4, 5), None, f(1, 1, 2, 2, 2), mode="linear", coordinate_transformation_mode="align_corners"),
         n(x(2, 6, 9), None, None, i(7, 12), mode="linear", axes=[2, 3], opset=18),
+        n(x(2, 6, 9), None, f(1, 1, 0.7, 1.6), mode="linear"),
+        n(x(2, 6, 9), None, None, i(1, 2, 8, 4), mode="linear", coordinate_transformation_mode="asymmetric"),
+        n(x(6, 9, 2), None, f(1, 2, 2, 1), mode="linear"),
+        n(x(2, 6, 9), None, None, i(1, 2, 8, 4), mode="cubic", cubic_coeff_a=-0.5, exclude_outside=1),
+        n(x(2, 6, 9), f(), f(1, 1, 1.5, 2), mode="cubic", coordinate_transformation_mode="asymmetric", opset=11),
+        n(x(2, 6, 9), None, None, i(4, 4), axes=[2, 3], keep_aspect_ratio_policy="not_larger", opset=18),
+        n(x(2, 7), None, f(1, 1, 0.6), mode="linear", coordinate_transformation_mode="half_pixel_symmetric", opset=19),
     ],
+    # ONNX Runtime's own
+    "com.microsoft::FusedConv": [
+        n(x(2, 6, 6), w(3, 2, 3, 3), w(3), activation="Relu", pads=[1, 1, 1, 1]),
+        n(x(2, 6, 6), w(3, 2, 3, 3), w(3), activation="Clip", activation_params=[0.0, 6.0]),
+        n(x(2, 6, 6), w(3, 2, 3, 3), activation="LeakyRelu", activation_params=[0.2], strides=[2, 2]),
+        n(x(2, 6, 6), w(3, 2, 3, 3), w(3), w(1, 3, 4, 4), activation="Relu"),
+    ],
+    "com.microsoft::FusedGemm": [
+        n(x(5), w(3, 5), w(3), activation="Relu", transB=1),
+        n(x(5), w(5, 3), w(3), activation="LeakyRelu", activation_alpha=0.2, alpha=0.5),
+    ],
+    "com.microsoft::FusedMatMul": [n(x(4, 5), w(3, 5), transB=1, alpha=0.5), n(x(5, 4), w(5, 3), transA=1)],
+    "com.microsoft::Gelu": [n(x(5))],
+    "com.microsoft::QuickGelu": [n(x(5)), n(x(5), alpha=1.0)],
+    "com.microsoft::BiasGelu": [n(x(3, 5), w(5))],
 }
 """Where a list is empty, the operator is met in a graph of `test_importer.py`."""
 
@@ -253,7 +308,7 @@ FOLDED: dict[str, list[Node]] = {
     "Pow": [n(f(3, 4), f(2))],
     **{name: [n(np.array([True, False]), np.array([True, True]))] for name in ("And", "Or")},
     "Not": [n(np.array([True, False]))],
-    **{name: [n(f(2.5, 3))] for name in ("Identity", "Neg", "Sqrt", "Floor", "Ceil")},
+    **{name: [n(f(2.5, 3))] for name in ("Identity", "Abs", "Neg", "Sqrt", "Floor", "Ceil")},
     "Cast": [n(f(2.5, 3), to=7), n(i(0, 3), to=9), n(i(2, 3), to=1)],
     "Where": [n(np.array([True, False]), i(3, 4), i(5, 6))],
     "Gather": [n(i(3, 4, 5), i(-1, 0)), n(i(3, 4, 5), np.array(1))],
@@ -263,9 +318,14 @@ FOLDED: dict[str, list[Node]] = {
     "Unsqueeze": [n(i(3, 4), i(0))],
     "Reshape": [n(i(3, 4), i(-1, 1))],
     "Expand": [n(i(3), i(4))],
-    "Split": [n(i(3, 4, 5), i(1, 2), outputs=2), n(i(3, 4), outputs=2)],
+    "Split": [
+        n(i(3, 4, 5), i(1, 2), outputs=2),
+        n(i(3, 4), outputs=2),
+        n(i(3, 4, 5), outputs=2, num_outputs=2, opset=18),
+    ],
     "Range": [n(np.array(1), np.array(7), np.array(2))],
-    "ReduceProd": [n(i(3, 4), keepdims=0), n(i(3, 4))],
+    "NonZero": [n(i(3, 0, 4)), n(i(0, 1, 1, 0).reshape(2, 2))],
+    **{name: [n(i(3, 4), keepdims=0), n(i(3, 4))] for name in ("ReduceProd", "ReduceSum", "ReduceMax", "ReduceMin")},
 }
 """Nodes of which all inputs are known beforehand."""
 
@@ -280,7 +340,8 @@ def model_of(kind: str, node: Node) -> onnx.ModelProto:
             initializers.append(numpy_helper.from_array(np.asarray(value), f"c{place}"))
         names.append("" if value is None else "x" if isinstance(value, X) else f"c{place}")
     made = [f"y{place}" for place in range(node.outputs)]
-    nodes = [helper.make_node(kind, names, made, name=f"the {kind}", **node.attributes)]
+    domain, _, name = kind.rpartition("::")
+    nodes = [helper.make_node(name, names, made, name=f"the {name}", domain=domain or None, **node.attributes)]
     nodes += [helper.make_node("Cast", [name], [f"{name}f"], to=TensorProto.FLOAT) for name in made]
     if given is None:
         initializers.append(numpy_helper.from_array(i(1, -1), "row"))
@@ -307,7 +368,9 @@ def model(
     given = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, *shape])
     returned = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
     graph = helper.make_graph(nodes, "test", [given], returned, initializers)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)], ir_version=8
+    )
 
 
 def saved(made: onnx.ModelProto, folder: Path, name: str = "net") -> Path:
@@ -316,8 +379,11 @@ def saved(made: onnx.ModelProto, folder: Path, name: str = "net") -> Path:
     return path
 
 
-def with_random_weights(light: onnx.ModelProto) -> onnx.ModelProto:
-    """One of the onnx package's light models, its constant weights replaced by random ones of a usable size."""
+def with_random_weights(light: onnx.ModelProto, side: int) -> onnx.ModelProto:
+    """One of the onnx package's light models for images of `side`, its constant weights replaced by random ones."""
+    for size in light.graph.input[0].type.tensor_type.shape.dim[2:]:
+        size.dim_value = side
+    del light.graph.value_info[:]
     graph, generator = light.graph, np.random.default_rng(0)
     shapes = {value.name: numpy_helper.to_array(value) for value in graph.initializer}
     spread = {name for node in graph.node if node.op_type == "BatchNormalization" for name in node.input[1::3]}
@@ -333,6 +399,6 @@ def with_random_weights(light: onnx.ModelProto) -> onnx.ModelProto:
     last = graph.node[-1]
     if last.op_type == "Softmax":
         graph.output[0].name = last.input[0]
-        graph.output[0].type.tensor_type.ClearField("shape")
         graph.node.remove(last)
+    graph.output[0].type.tensor_type.ClearField("shape")
     return light

@@ -14,13 +14,24 @@ from surgeon.errors import ConversionError, SurgeonError
 TOLERANCE = 1e-3
 """Largest relative L2 distance: float32 rounding stays below 1e-5, and a wrong operator does not."""
 
+HALF_TOLERANCE = 1e-2
+"""The same for files in half precision, of which the network is computed in float32."""
+
+_ELEMENTS = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
+
 _FATAL_ONLY = 4
 
 
 def require_agreement(
-    path: Path, network: nn.Module, input_name: str, output_name: str, shape: tuple[int, ...], batch: int | None
+    path: Path,
+    network: nn.Module,
+    input_name: str,
+    output_name: str,
+    shape: tuple[int, ...],
+    batch: int | None,
+    tolerance: float,
 ) -> None:
-    """Run both on random inputs, twice as many as the batch that the file fixes; raise where they part.
+    """Run both on random inputs, twice as many as the batch that the file fixes; raise beyond `tolerance` (L2).
 
     Raises SurgeonError where ONNX Runtime does not run the file, and ConversionError where the network does not run on
     so many samples, or computes something else.
@@ -38,7 +49,7 @@ def require_agreement(
             "Export it with a dynamic batch, and one row of output for each sample",
         )
     error = _distance(found.reshape(whole.shape), whole)
-    if error > TOLERANCE:
+    if error > tolerance:
         raise ConversionError(
             f"{path.name} was imported wrongly: its output is {error:.1e} from ONNX Runtime's",
             "Please report it, with the file; a batch that the file fixes is another cause",
@@ -54,10 +65,13 @@ def _runtime_output(path: Path, input_name: str, output_name: str, x: Any) -> An
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        return session.run([output_name], {input_name: x})[0]
+        (given,) = [value for value in session.get_inputs() if value.name == input_name]
+        return session.run([output_name], {input_name: x.astype(_ELEMENTS.get(given.type, np.float32))})[0]
     except Exception as error:  # ONNX Runtime's own exceptions have no common base
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise SurgeonError(f"ONNX Runtime does not run {path.name} ({reason})", "Mend the file") from error
+        raise SurgeonError(
+            f"ONNX Runtime does not run {path.name} ({reason})", "Mend it, or export it in float32"
+        ) from error
 
 
 def _distance(found: Any, expected: Any) -> float:

@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from onnx import TensorProto
 from torch import Tensor
 
 from surgeon.errors import ConversionError
-from surgeon.importer.registry import Numbers, operator
+from surgeon.importer.registry import FLOATING, Context, Numbers, Value, as_tensor, operator
 
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Identity": lambda x: x,
@@ -53,7 +54,7 @@ for name, combine in BINARY.items():
 @operator("Div")
 def div(a: Tensor, b: Tensor) -> Tensor:
     whole = not a.is_floating_point() and not b.is_floating_point()
-    return torch.div(a, b, rounding_mode="trunc" if whole else None)
+    return torch.div(a, b, rounding_mode="trunc") if whole else a / b
 
 
 @operator("Pow")
@@ -67,8 +68,15 @@ def mod(a: Tensor, b: Tensor, *, fmod: int = 0) -> Tensor:
 
 
 @operator("Max")
-def maximum(*inputs: Tensor) -> Tensor:
-    return functools.reduce(torch.maximum, inputs)
+def maximum(*inputs: Value, context: Context) -> Tensor:
+    """With zeros it is a ReLU, a gate, and is called so."""
+    data = [value for value in inputs if isinstance(value, Tensor)]
+    numbers = [value for value in inputs if not isinstance(value, Tensor)]
+    zero = [value.size == 1 and not value.any() and value.ndim <= data[0].dim() for value in numbers]
+    if len(data) == 1 and zero and all(zero):
+        return torch.relu(data[0])
+    tensors = [value if isinstance(value, Tensor) else as_tensor(value, context.dtype) for value in inputs]
+    return functools.reduce(torch.maximum, tensors)
 
 
 @operator("Min")
@@ -92,14 +100,22 @@ def where(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 @operator("Cast")
-def cast(x: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up") -> Tensor:
-    """Floating-point values keep the precision that the network runs in."""
-    dtypes = {1: torch.float32, 6: torch.int32, 7: torch.int64, 9: torch.bool, 11: torch.float64}
-    if to not in dtypes:
-        raise ConversionError(f"a cast to ONNX's data type {to}", "Give a network in float32")
-    if dtypes[to].is_floating_point and x.is_floating_point():
-        return x
-    return x.to(dtypes[to])
+def cast(x: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up", context: Context) -> Tensor:
+    """Floating-point values are in the precision that the network runs in, whichever is named."""
+    whole: dict[int, torch.dtype] = {
+        **{TensorProto.UINT8: torch.uint8, TensorProto.INT8: torch.int8, TensorProto.INT32: torch.int32},
+        **{TensorProto.INT64: torch.int64, TensorProto.BOOL: torch.bool},
+    }
+    if to in FLOATING:
+        return x.to(context.dtype)
+    if to not in whole:
+        raise ConversionError(f"a cast to {TensorProto.DataType.Name(to).lower()}", "Give a network in float32")
+    return x.to(whole[to])
+
+
+@operator("CastLike")
+def cast_like(x: Tensor, target: Tensor, *, saturate: int = 1, round_mode: str = "up") -> Tensor:
+    return x.to(target.dtype)
 
 
 @operator("Dropout")

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from onnx import TensorProto
 
 from surgeon.errors import ConversionError
-from surgeon.importer.registry import Context, Numbers, folded, given, required
+from surgeon.importer.registry import FLOATING, Numbers, Value, folded, given, required
 
 BINARY: dict[str, Callable[[Any, Any], Any]] = {
     **{"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Mod": np.mod, "Pow": np.power},
@@ -34,6 +35,11 @@ for name, function in BINARY.items():
 @folded("Identity")
 def identity(x: Numbers) -> Numbers:
     return x
+
+
+@folded("Abs")
+def absolute(x: Numbers) -> Any:
+    return np.abs(x)
 
 
 @folded("Neg")
@@ -81,9 +87,13 @@ def maximum(*inputs: Numbers) -> Any:
 
 @folded("Cast")
 def cast(x: Numbers, *, to: int, saturate: int = 1, round_mode: str = "up") -> Any:
-    casts: dict[int, Callable[[Any], Any]] = {1: _real, 11: _real, 6: _integer, 7: _integer, 9: bool}
+    casts: dict[int, Callable[[Any], Any]] = {
+        **dict.fromkeys(FLOATING, _real),
+        **dict.fromkeys((TensorProto.INT32, TensorProto.INT64), _integer),
+        TensorProto.BOOL: bool,
+    }
     if to not in casts:
-        raise ConversionError(f"a cast to ONNX's data type {to}", "Give a network in float32")
+        raise ConversionError(f"a cast to {TensorProto.DataType.Name(to).lower()}", "Give a network in float32")
     return _each(casts[to], x)
 
 
@@ -119,27 +129,6 @@ def concat(*inputs: Numbers, axis: int) -> Any:
     return np.concatenate(inputs, axis)
 
 
-@folded("Slice")
-def slice_(
-    x: Numbers,
-    first: Numbers | None = None,
-    last: Numbers | None = None,
-    over: Numbers | None = None,
-    by: Numbers | None = None,
-    *,
-    starts: list[int] | None = None,
-    ends: list[int] | None = None,
-    axes: list[int] | None = None,
-) -> Any:
-    begin, end = required(first, starts), required(last, ends)
-    chosen = given(over, axes) or list(range(len(begin)))
-    steps = given(by, None) or [1] * len(begin)
-    cuts = [slice(None)] * x.ndim
-    for a, b, axis, step in zip(begin, end, chosen, steps, strict=True):
-        cuts[axis] = slice(a, None if step < 0 and b < -x.shape[axis] else b, step)
-    return x[tuple(cuts)]
-
-
 @folded("Squeeze")
 def squeeze(x: Numbers, over: Numbers | None = None, *, axes: list[int] | None = None) -> Any:
     chosen = given(over, axes)
@@ -158,40 +147,44 @@ def reshape(x: Numbers, target: Numbers, *, allowzero: int = 0) -> Any:
 
 @folded("Expand")
 def expand(x: Numbers, target: Numbers) -> Any:
+    if any(isinstance(number, torch.SymInt) for number in target.flat):
+        return NotImplemented
     return np.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(target.tolist())))
 
 
-@folded("Split")
-def split(
-    x: Numbers,
-    sizes: Numbers | None = None,
-    *,
-    axis: int = 0,
-    split: list[int] | None = None,
-    num_outputs: int | None = None,
-    context: Context,
-) -> tuple[Any, ...]:
-    lengths = given(sizes, split)
-    if lengths is None:
-        return tuple(np.array_split(x, context.outputs, axis))
-    return tuple(np.split(x, np.cumsum(lengths)[:-1], axis))
-
-
 @folded("Range")
-def range_(start: Numbers, limit: Numbers, delta: Numbers) -> Any:
-    return np.arange(start.item(), limit.item(), delta.item())
+def range_(start: Numbers, limit: Numbers, delta: Numbers) -> Value:
+    """A tensor where its length depends on the batch."""
+    first, last, step = start.item(), limit.item(), delta.item()
+    if any(isinstance(number, torch.SymInt) for number in (first, last, step)):
+        return torch.arange(first, last, step)
+    return np.arange(first, last, step)
 
 
-@folded("ReduceProd")
-def product(
-    x: Numbers,
-    over: Numbers | None = None,
-    *,
-    axes: list[int] | None = None,
-    keepdims: int = 1,
-    noop_with_empty_axes: int = 0,
-) -> Any:
-    chosen = given(over, axes)
-    if not chosen and noop_with_empty_axes:
-        return x
-    return np.asarray(np.prod(x, axis=tuple(chosen) if chosen else None, keepdims=bool(keepdims)))
+@folded("NonZero")
+def nonzero(x: Numbers) -> Numbers:
+    return np.stack(np.nonzero(x))
+
+
+def _reduction(reduce: Callable[..., Any]) -> Callable[..., Any]:
+    def reduction(
+        x: Numbers,
+        over: Numbers | None = None,
+        *,
+        axes: list[int] | None = None,
+        keepdims: int = 1,
+        noop_with_empty_axes: int = 0,
+    ) -> Any:
+        chosen = given(over, axes)
+        if not chosen and noop_with_empty_axes:
+            return x
+        return np.asarray(reduce(x, axis=tuple(chosen) if chosen else None, keepdims=bool(keepdims)))
+
+    return reduction
+
+
+REDUCTIONS: dict[str, Callable[..., Any]] = {
+    **{"ReduceProd": np.prod, "ReduceSum": np.sum, "ReduceMax": np.max, "ReduceMin": np.min},
+}
+for name, reduce in REDUCTIONS.items():
+    folded(name)(_reduction(reduce))

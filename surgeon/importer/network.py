@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from surgeon.errors import ConversionError
-from surgeon.importer.registry import FOLDED, OPERATORS, Context, Numbers, Operator
+from surgeon.importer.registry import FOLDED, OPERATORS, REFUSED, Context, Numbers, Operator, as_tensor, kind_of
 
 KNOWN_SIZE = 64
 """Floating-point constants up to this size are known to operators that ask for numbers: edges, scales, ratios."""
@@ -31,16 +31,30 @@ class Graph:
     fixed: int | None  # the batch that the file is written for; None where it is free
 
 
+@dataclass(frozen=True)
+class Branch:
+    """One side of an If: names of its calls, and of what it returns."""
+
+    calls: Sequence[str]
+    outputs: Sequence[str]
+
+
 class Call(nn.Module):
     """One node of the graph."""
 
     def __init__(self, node: NodeProto) -> None:
         super().__init__()
-        self.kind, self.title = node.op_type, node.name or node.output[0]
+        self.kind, self.title = kind_of(node), node.name or node.output[0]
         self.inputs, self.outputs = list(node.input), list(node.output)
-        self.attributes = {attribute.name: _attribute(attribute) for attribute in node.attribute}
-        while self.inputs and not self.inputs[-1]:
-            self.inputs.pop()
+        self.attributes = {
+            attribute.name: _attribute(attribute)
+            for attribute in node.attribute
+            if attribute.type != AttributeProto.GRAPH
+        }
+        self.branches: dict[bool, Branch] = {}  # of an If
+        for names in (self.inputs, self.outputs):
+            while names and not names[-1]:
+                names.pop()
 
     def forward(self, arguments: list[Any], operator: Operator, context: Context) -> tuple[Any, ...]:
         unknown = sorted(set(self.attributes) - operator.attributes)
@@ -68,7 +82,7 @@ class OnnxNetwork(nn.Module):
         statistics = {name for node in graph.nodes if node.op_type == "BatchNormalization" for name in node.input[3:]}
         for name, value in graph.constants.items():
             floating = value.dtype.kind == "f"
-            if not floating or (value.size <= KNOWN_SIZE and value.ndim <= 1):
+            if not floating or value.size == 1 or (value.size <= KNOWN_SIZE and value.ndim <= 1):
                 self._numbers[name] = value
             if floating:
                 self._names[name] = self._free_name(name)
@@ -77,10 +91,19 @@ class OnnxNetwork(nn.Module):
                     self.register_buffer(self._names[name], tensor)
                 else:
                     self.register_parameter(self._names[name], nn.Parameter(tensor, requires_grad=False))
-        self._calls: list[str] = []
-        for node in graph.nodes:
-            self._calls.append(self._free_name(node.name or f"{node.op_type}_{len(self._calls)}"))
-            self.add_module(self._calls[-1], Call(node))
+        self._calls = self._added(graph.nodes)
+
+    def _added(self, nodes: Iterable[NodeProto]) -> list[str]:
+        """The names under which `nodes`, and those in their branches, become calls of this module."""
+        calls = []
+        for node in nodes:
+            if node.op_type == "Constant":
+                continue
+            calls.append(self._free_name(node.name or f"{node.op_type}_{len(self._modules)}"))
+            self.add_module(calls[-1], call := Call(node))
+            for side, graph in branches(node).items():
+                call.branches[side] = Branch(self._added(graph.node), [value.name for value in graph.output])
+        return calls
 
     def _free_name(self, name: str) -> str:
         """`name` as an attribute of this module that is not taken yet."""
@@ -94,12 +117,29 @@ class OnnxNetwork(nn.Module):
         tensors: dict[str, Tensor] = {name: getattr(self, own) for name, own in self._names.items()}
         tensors[self._graph_input] = input
         numbers = dict(self._numbers)
-        for own in self._calls:
+        self._run(self._calls, tensors, numbers, input)
+        if self._graph_output not in tensors:
+            raise ConversionError(f"the output {self._graph_output} is no tensor of numbers", "Choose another one")
+        return tensors[self._graph_output]
+
+    def _run(
+        self, calls: Sequence[str], tensors: dict[str, Tensor], numbers: dict[str, Numbers], input: Tensor
+    ) -> None:
+        """Add to `tensors` and `numbers` what `calls` give."""
+        for own in calls:
             call = getattr(self, own)
             assert isinstance(call, Call)
-            context = Context(self._opset, len(call.outputs), input.shape[0], self._fixed)
+            if call.branches:
+                branch = call.branches[_condition(call, numbers)]
+                self._run(branch.calls, tensors, numbers, input)
+                for name, inner in zip(call.outputs, branch.outputs, strict=True):
+                    for values in (tensors, numbers):
+                        if inner in values:
+                            values[name] = values[inner]  # type: ignore[assignment]
+                continue
+            context = Context(self._opset, len(call.outputs), input.shape[0], self._fixed, input.dtype)
             try:
-                found = _run(call, tensors, numbers, context, input.dtype)
+                found = _called(call, tensors, numbers, context)
             except ConversionError as error:
                 raise ConversionError(f"{call.kind} {call.title}: {error.message}", error.remedy) from error
             except (RuntimeError, ValueError, TypeError, IndexError, KeyError, ArithmeticError) as error:
@@ -113,47 +153,49 @@ class OnnxNetwork(nn.Module):
                     tensors[name] = value
                 else:
                     numbers[name] = np.asarray(value)
-        if self._graph_output not in tensors:
-            raise ConversionError(f"the output {self._graph_output} is no tensor of numbers", "Choose another one")
-        return tensors[self._graph_output]
 
 
-def _run(
-    call: Call, tensors: dict[str, Tensor], numbers: dict[str, Numbers], context: Context, dtype: torch.dtype
-) -> tuple[Any, ...]:
+def branches(node: NodeProto) -> dict[bool, GraphProto]:
+    """Both sides of an If; none of any other node."""
+    sides = {"then_branch": True, "else_branch": False}
+    return {sides[one.name]: one.g for one in node.attribute if node.op_type == "If" and one.name in sides}
+
+
+def _condition(call: Call, numbers: dict[str, Numbers]) -> bool:
+    if call.inputs[0] not in numbers:
+        raise ConversionError(
+            f"If {call.title}: its condition is computed from the data", "Export the branch that is meant"
+        )
+    return bool(numbers[call.inputs[0]].item())
+
+
+def _called(call: Call, tensors: dict[str, Tensor], numbers: dict[str, Numbers], context: Context) -> tuple[Any, ...]:
     given = [name for name in call.inputs if name]
     if call.kind in FOLDED and given and all(name in numbers for name in given):
-        operator = FOLDED[call.kind]
-        return call([numbers[name] if name else None for name in call.inputs], operator, context)
+        found = call([numbers[name] if name else None for name in call.inputs], FOLDED[call.kind], context)
+        if found[0] is not NotImplemented:
+            return found
     if call.kind not in OPERATORS:
-        raise ConversionError("its inputs are computed from the data", "Make them constants")
+        if call.kind in FOLDED:
+            raise ConversionError("its inputs are computed from the data", "Make them constants")
+        raise ConversionError(REFUSED.get(call.kind, "an operator that surgeon cannot import"), "Export without it")
     operator = OPERATORS[call.kind]
     arguments: list[Any] = []
     for i, name in enumerate(call.inputs):
-        known = operator.variadic or i < len(operator.known)
-        if not known:
-            raise ConversionError(f"{len(call.inputs)} inputs", f"It takes {len(operator.known)}")
+        if not operator.variadic and i >= len(operator.takes):
+            raise ConversionError(f"{len(call.inputs)} inputs", f"It takes {len(operator.takes)}")
+        taken = operator.takes[min(i, len(operator.takes) - 1)]
         if not name:
             arguments.append(None)
         elif name not in tensors and name not in numbers:
             raise ConversionError(f"its input {name} is not computed", "It is left out of what surgeon imports")
-        elif operator.known[min(i, len(operator.known) - 1)]:
-            if name not in numbers:
-                raise ConversionError(f"its input {name} is computed from the data", "Make it a constant")
+        elif taken is not Tensor and name in numbers:
             arguments.append(numbers[name])
+        elif taken is np.ndarray:
+            raise ConversionError(f"its input {name} is computed from the data", "Make it a constant")
         else:
-            arguments.append(tensors[name] if name in tensors else _tensor(numbers[name], dtype))
+            arguments.append(tensors[name] if name in tensors else as_tensor(numbers[name], context.dtype))
     return call(arguments, operator, context)
-
-
-def _tensor(numbers: Numbers, dtype: torch.dtype) -> Tensor:
-    """`numbers` as a tensor: of `dtype` where they are floating-point, whole numbers as int64."""
-    flat = numbers.reshape(-1).tolist()
-    if any(isinstance(number, (torch.SymInt, torch.SymFloat)) for number in flat):
-        return torch.stack([torch.scalar_tensor(number) for number in flat]).reshape(numbers.shape)
-    floating = numbers.dtype.kind == "f" or any(isinstance(number, float) for number in flat)
-    kind = dtype if floating else torch.bool if flat and isinstance(flat[0], bool) else torch.int64
-    return torch.tensor(flat, dtype=kind).reshape(numbers.shape)
 
 
 def _attribute(attribute: Any) -> Any:

@@ -21,8 +21,10 @@ def batch_normalization(
     epsilon: float = 1e-5,
     momentum: float = 0.9,
     training_mode: int = 0,
+    context: Context,
 ) -> tuple[Tensor]:
-    if training_mode:
+    """Before opset 14, further outputs mean training."""
+    if training_mode or context.outputs > 1:
         raise ConversionError("batch normalisation in training mode", "Export the network in evaluation mode")
     return (F.batch_norm(x, mean, variance, scale, bias, False, 0.0, epsilon),)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,19 @@ from surgeon.importer import (  # noqa: F401  the families fill the table
     activations,
     arithmetic,
     folding,
+    fused,
+    indexing,
     norms,
     reductions,
     resizing,
     shapes,
     windows,
 )
-from surgeon.importer.agreement import require_agreement
-from surgeon.importer.network import Graph, OnnxNetwork
-from surgeon.importer.registry import FOLDED, OPERATORS, Numbers
+from surgeon.importer.agreement import HALF_TOLERANCE, TOLERANCE, require_agreement
+from surgeon.importer.network import Graph, OnnxNetwork, branches
+from surgeon.importer.registry import FOLDED, OPERATORS, REFUSED, STANDARD, Numbers, kind_of
 
 OLDEST_OPSET = 9
-STANDARD = ("", "ai.onnx")
 
 
 @dataclass(frozen=True)
@@ -62,15 +64,11 @@ def import_onnx(path: Path, output: str | None = None, input_shape: tuple[int, .
     given = _input(path, graph)
     returned = _output(path, graph, output)
     batch, shape = _shape(path, given, input_shape)
-    constants = {value.name: _array(path, value) for value in graph.initializer}
     nodes = _needed(graph, returned)
     _refuse_unknown(path, nodes)
-    constants |= {node.output[0]: _constant(node) for node in nodes if node.op_type == "Constant"}
-    nodes = [node for node in nodes if node.op_type != "Constant"]
-    read = {name for node in nodes for name in node.input}
-    kept = {name: value for name, value in constants.items() if name in read}
+    kept = _constants(path, graph, _read_by(nodes))
     network = OnnxNetwork(Graph(nodes, kept, given.name, returned, opset, batch)).eval()
-    require_agreement(path, network, given.name, returned, shape, batch)
+    require_agreement(path, network, given.name, returned, shape, batch, _tolerance(graph))
     return Imported(network, shape, given.name, returned)
 
 
@@ -90,7 +88,7 @@ def _read(path: Path) -> ModelProto:
 
 
 def _input(path: Path, graph: GraphProto) -> ValueInfoProto:
-    """The one input that is no initializer (older files list those too), float32."""
+    """The one input that is no initializer (older files list those too), of floating-point numbers."""
     stored = {value.name for value in graph.initializer}
     inputs = [value for value in graph.input if value.name not in stored]
     if len(inputs) != 1:
@@ -99,7 +97,7 @@ def _input(path: Path, graph: GraphProto) -> ValueInfoProto:
             f"{path.name} takes {len(inputs)} inputs ({named})", "Export a network that takes one tensor"
         )
     kind = inputs[0].type.tensor_type.elem_type
-    if kind != TensorProto.FLOAT:
+    if kind not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE):
         raise ConversionError(
             f"the input {inputs[0].name} of {path.name} is {_type_name(kind)}, not float32",
             "Give a network that takes float32, without embeddings or quantised inputs",
@@ -113,6 +111,8 @@ def _type_name(kind: int) -> str:
 
 def _output(path: Path, graph: GraphProto, wanted: str | None) -> str:
     names = [value.name for value in graph.output]
+    if not names:
+        raise ConversionError(f"{path.name} has no output", "Name one in the file")
     if wanted is None and len(names) != 1:
         raise ConversionError(
             f"{path.name} has {len(names)} outputs ({', '.join(names)})", f"Name one: {path}:{names[0]}"
@@ -120,6 +120,15 @@ def _output(path: Path, graph: GraphProto, wanted: str | None) -> str:
     if wanted is not None and wanted not in names:
         raise SurgeonError(f"{path.name} has no output {wanted!r}", f"Its outputs: {', '.join(names)}")
     return wanted or names[0]
+
+
+def _tolerance(graph: GraphProto) -> float:
+    """Of the comparison with ONNX Runtime, which rounds to half precision where the file says so; this does not."""
+    halves = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    kinds = [value.data_type for value in graph.initializer]
+    kinds += [value.type.tensor_type.elem_type for value in graph.input]
+    kinds += [one.i for node in graph.node if node.op_type == "Cast" for one in node.attribute if one.name == "to"]
+    return HALF_TOLERANCE if any(kind in halves for kind in kinds) else TOLERANCE
 
 
 def _shape(path: Path, value: ValueInfoProto, wanted: tuple[int, ...] | None) -> tuple[int | None, tuple[int, ...]]:
@@ -159,15 +168,37 @@ def _array(path: Path, value: TensorProto) -> Numbers:
             f"the weight {value.name} of {path.name} cannot be read ({str(error).splitlines()[0]})",
             "Check that the file is whole, its weights file beside it",
         ) from error
-    return found if found.dtype.kind in "iubf" else found.astype(np.float32)  # bfloat16 is no kind of NumPy's
+    if value.data_type == TensorProto.BFLOAT16:  # no kind of NumPy's
+        return found.astype(np.float32)
+    if found.dtype.kind not in "iubf":
+        raise ConversionError(
+            f"the weight {value.name} of {path.name} is {_type_name(value.data_type)}", "Give a network in float32"
+        )
+    return found
 
 
-def _constant(node: NodeProto) -> Numbers:
+def _constants(path: Path, graph: GraphProto, read: set[str]) -> dict[str, Numbers]:
+    """What of the initializers and constants of `graph`, and of the branches within, is read."""
+    found = {value.name: _array(path, value) for value in graph.initializer if value.name in read}
+    parts = []
+    for node in graph.node:
+        if node.op_type == "Constant" and node.output[0] in read:
+            parts.append({node.output[0]: _constant(path, node)})
+        parts += [_constants(path, branch, read) for branch in branches(node).values()]
+    for part in parts:
+        for name, value in part.items():
+            if name in found and not np.array_equal(found[name], value):
+                raise ConversionError(f"two constants of {path.name} are called {name}", "Give them different names")
+            found[name] = value
+    return found
+
+
+def _constant(path: Path, node: NodeProto) -> Numbers:
     """A Constant node's value, in whichever of its attributes it is kept."""
     (attribute,) = node.attribute
     value: Any = helper.get_attribute_value(attribute)
     if isinstance(value, TensorProto):
-        return numpy_helper.to_array(value)
+        return _array(path, value)
     if attribute.name in ("value_float", "value_floats", "value_int", "value_ints"):
         return np.array(value, np.float32 if "float" in attribute.name else np.int64)
     raise ConversionError(f"the constant {node.output[0]} is kept as {attribute.name}", "Keep it as a tensor")
@@ -179,16 +210,25 @@ def _needed(graph: GraphProto, output: str) -> list[NodeProto]:
     for node in reversed(graph.node):
         if wanted.intersection(node.output):
             kept.append(node)
-            wanted.update(node.input)
+            wanted |= _read_by([node])
     return kept[::-1]
 
 
+def _read_by(nodes: Iterable[NodeProto]) -> set[str]:
+    """Names of what `nodes` read, and of what the branches within them read and return."""
+    read: set[str] = set()
+    for node in nodes:
+        read.update(node.input)
+        for branch in branches(node).values():
+            read |= _read_by(branch.node) | {value.name for value in branch.output}
+    return read
+
+
 def _refuse_unknown(path: Path, nodes: list[NodeProto]) -> None:
-    known = {*OPERATORS, *FOLDED, "Constant"}
-    kinds = [node.op_type if node.domain in STANDARD else f"{node.domain}::{node.op_type}" for node in nodes]
-    unknown = Counter(kind for kind in kinds if kind not in known)
+    unknown = Counter(kind for kind in map(kind_of, nodes) if kind not in {*OPERATORS, *FOLDED, "Constant", "If"})
     if unknown:
-        listed = ", ".join(f"{kind} ({count})" for kind, count in sorted(unknown.items()))
+        reasons = {kind: f": {REFUSED[kind]}" for kind in unknown if kind in REFUSED}
+        listed = ", ".join(f"{kind} ({count}{reasons.get(kind, '')})" for kind, count in sorted(unknown.items()))
         raise ConversionError(
             f"{path.name} holds operators that surgeon cannot import: {listed}",
             "Export the network with others, or add them in surgeon/importer",

@@ -55,6 +55,15 @@ for name, reduce in REDUCTIONS.items():
     operator(name)(_reduction(reduce))
 
 
+@operator("CumSum")
+def cumulative_sum(x: Tensor, axis: Numbers, *, exclusive: int = 0, reverse: int = 0) -> Tensor:
+    """Sums of what comes before each place (or after it, in reverse), with itself or without it."""
+    over = int(axis.item())
+    found = torch.cumsum(x.flip(over) if reverse else x, over)
+    found = found.flip(over) if reverse else found
+    return found - x if exclusive else found
+
+
 @operator("ArgMax")
 def argmax(x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Tensor:
     return _first_index(torch.argmax(x, axis, bool(keepdims)), select_last_index)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from surgeon.errors import ConversionError
-from surgeon.importer.registry import Context, Numbers, given, operator, required
+from surgeon.importer.registry import Context, Numbers, Value, folded, given, operator, required
 
 
 @operator("Shape")
@@ -91,25 +91,32 @@ def concat(*inputs: Tensor, axis: int) -> Tensor:
     return torch.cat(inputs, axis)
 
 
+@folded("Split")
 @operator("Split")
 def split(
-    x: Tensor,
+    x: Value,
     sizes: Numbers | None = None,
     *,
     axis: int = 0,
     split: list[int] | None = None,
     num_outputs: int | None = None,
     context: Context,
-) -> tuple[Tensor, ...]:
+) -> tuple[Value, ...]:
+    """Without lengths, pieces of one length, but for a shorter last one."""
     lengths = given(sizes, split)
     if lengths is None:
-        return torch.split(x, -(-x.shape[axis] // context.outputs), axis)
-    return torch.split(x, lengths, axis)
+        longest = -(-x.shape[axis] // context.outputs)
+        lengths = [longest] * (context.outputs - 1)
+        lengths += [x.shape[axis] - sum(lengths)]
+    if isinstance(x, Tensor):
+        return torch.split(x, lengths, axis)
+    return tuple(np.split(x, np.cumsum(lengths)[:-1], axis))
 
 
+@folded("Slice")
 @operator("Slice")
 def slice_(
-    x: Tensor,
+    x: Value,
     first: Numbers | None = None,
     last: Numbers | None = None,
     over: Numbers | None = None,
@@ -118,43 +125,33 @@ def slice_(
     starts: list[int] | None = None,
     ends: list[int] | None = None,
     axes: list[int] | None = None,
-) -> Tensor:
-    """Attributes before opset 10, inputs since."""
+) -> Value:
+    """Attributes before opset 10, inputs since. ONNX counts as Python does, also backwards."""
     begin, end = required(first, starts), required(last, ends)
-    chosen = given(over, axes) or list(range(len(begin)))
+    chosen = given(over, axes) or range(len(begin))
     steps = given(by, None) or [1] * len(begin)
     for a, b, axis, step in zip(begin, end, chosen, steps, strict=True):
-        if step > 0:
-            x = x[(slice(None),) * (axis % x.dim()) + (slice(a, b, step),)]
+        cut = slice(a, b, step)
+        if isinstance(x, Tensor) and step < 0:
+            x = x.index_select(axis, torch.arange(*cut.indices(x.shape[axis])))
         else:
-            length = x.shape[axis]
-            a = a + length if a < 0 else a
-            b = b + length if -length <= b < 0 else b
-            taken = list(range(min(a, length - 1), max(b, -1), step))
-            x = x.index_select(axis, torch.tensor(taken))
+            x = x[(slice(None),) * (axis % x.ndim) + (cut,)]
     return x
 
 
-@operator("Gather")
-def gather(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
-    axis %= x.dim()
-    length = x.shape[axis]
-    indices = torch.where(indices < 0, indices + length, indices).long()
-    taken = x.index_select(axis, indices.reshape(-1))
-    return taken.reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
+@operator("Size")
+def size(x: Tensor) -> Numbers:
+    found = np.empty((), dtype=object)
+    found[()] = x.numel()
+    return found
 
 
-@operator("GatherElements")
-def gather_elements(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
-    return torch.gather(x, axis, torch.where(indices < 0, indices + x.shape[axis], indices).long())
-
-
-@operator("GatherND")
-def gather_nd(x: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
-    """`indices` [..., k] index the first k axes."""
-    if batch_dims:
-        raise ConversionError(f"batch_dims {batch_dims}", "Use 0")
-    return x[tuple(indices.unbind(-1))]
+@operator("Trilu")
+def trilu(x: Tensor, k: Numbers | None = None, *, upper: int = 1) -> Tensor:
+    """What is on the k-th diagonal, and above it (or below), with zeros elsewhere."""
+    rows, columns = (torch.arange(length) for length in x.shape[-2:])
+    above = columns - rows.unsqueeze(1) - (0 if k is None else k.item())
+    return x.masked_fill(above < 0 if upper else above > 0, 0.0)
 
 
 @operator("ConstantOfShape")

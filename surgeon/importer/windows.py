@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,16 +165,52 @@ def average_pool(
     strides: list[int] | None = None,
 ) -> Tensor:
     w = windows(x, kernel_shape, strides, pads, dilations, auto_pad)
+    pool: Callable[[Tensor], Tensor]
     if any(dilation != 1 for dilation in w.dilation):
-        raise ConversionError("a dilated average pool", "PyTorch has none")
-    pool, ceil = AVERAGE_POOLS[x.dim() - 3], bool(ceil_mode)
-    if w.symmetric:
-        return pool(x, w.kernel, w.stride, w.begin, ceil, bool(count_include_pad))
-    mean = pool(F.pad(x, w.padding()), w.kernel, w.stride, 0, ceil)
+        pool = functools.partial(_dilated_average, w=w, ceil=bool(ceil_mode))
+    elif w.symmetric:
+        return AVERAGE_POOLS[x.dim() - 3](x, w.kernel, w.stride, w.begin, bool(ceil_mode), bool(count_include_pad))
+    else:
+        pool = functools.partial(
+            AVERAGE_POOLS[x.dim() - 3], kernel_size=w.kernel, stride=w.stride, ceil_mode=bool(ceil_mode)
+        )
+    mean = pool(F.pad(x, w.padding()))
     if count_include_pad:
         return mean
-    inside = F.pad(torch.ones([1, 1, *x.shape[2:]], dtype=x.dtype), w.padding())
-    return mean / pool(inside, w.kernel, w.stride, 0, ceil)
+    return mean / pool(F.pad(torch.ones([1, 1, *x.shape[2:]], dtype=x.dtype), w.padding()))
+
+
+def _dilated_average(x: Tensor, w: Windows, ceil: bool) -> Tensor:
+    """A convolution of each channel with a constant kernel: PyTorch has no such pool."""
+    if ceil:
+        raise ConversionError("a dilated average pool in ceil mode", "Pad it instead")
+    kernel = torch.full([x.shape[1], 1, *w.kernel], 1 / math.prod(w.kernel), dtype=x.dtype)
+    return CONVOLUTIONS[x.dim() - 3](x, kernel, None, w.stride, 0, w.dilation, x.shape[1])
+
+
+@operator("LpPool")
+def lp_pool(
+    x: Tensor,
+    *,
+    kernel_shape: list[int],
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    dilations: list[int] | None = None,
+    p: int = 2,
+    pads: list[int] | None = None,
+    strides: list[int] | None = None,
+) -> Tensor:
+    """The p-norm over each window: zeros around the input add nothing."""
+    if ceil_mode:
+        raise ConversionError("an Lp pool in ceil mode", "Pad it instead")
+    w = windows(x, kernel_shape, strides, pads, dilations, auto_pad)
+    mean = _dilated_average(F.pad(x.abs().pow(p), w.padding()), w, False)
+    return (mean * math.prod(kernel_shape)).pow(1 / p)
+
+
+@operator("GlobalLpPool")
+def global_lp_pool(x: Tensor, *, p: int = 2) -> Tensor:
+    return torch.linalg.vector_norm(x, p, list(range(2, x.dim())), keepdim=True)
 
 
 @operator("GlobalAveragePool")
