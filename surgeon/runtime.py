@@ -98,21 +98,23 @@ class Session:
     @property
     def classes(self) -> int:
         """K, the number of outputs; raises SurgeonError where the output is not [N, K], or that of a hidden layer."""
-        shape = self.output_shape
         if not self.has_classes:
-            raise SurgeonError(f"the output of {self.bundle.path} is no row of classes: {self._units()}", UNIT)
-        return shape[0]
+            shape = self._output_sizes
+            raise SurgeonError(
+                f"the output of {self.bundle.path} is no row of classes: {_units(shape)}{self._layer}", UNIT
+            )
+        return self.output_shape[0]
 
     @property
     def has_classes(self) -> bool:
         """Whether the output is a row of classes, and not the units of a layer."""
-        return self.manifest.recipe.at is None and len(self.output_shape) == 1
+        shape = self._output_sizes
+        return self.manifest.recipe.at is None and len(shape) == 1 and isinstance(shape[0], int)
 
     @property
     def output_shape(self) -> tuple[int, ...]:
         """Shape of one sample's output; raises SurgeonError where it varies with the input's."""
-        ports = [port for artifact in self.manifest.artifacts.values() for port in artifact.outputs]
-        shape = next((port.shape[1:] for port in ports if port.name == "output"), ())
+        shape = self._output_sizes
         fixed = tuple(size for size in shape if isinstance(size, int))
         if not fixed or len(fixed) != len(shape):
             raise SurgeonError(
@@ -120,6 +122,18 @@ class Session:
                 "Give the cotangent itself, from Python",
             )
         return fixed
+
+    @property
+    def _output_sizes(self) -> tuple[int | str, ...]:
+        """As `output_shape`, with a formula for what varies."""
+        ports = [port for artifact in self.manifest.artifacts.values() for port in artifact.outputs]
+        return next((port.shape[1:] for port in ports if port.name == "output"), ())
+
+    def output(self, input: Array) -> Array:
+        """The network's own output at `input`, by its forward pass alone; raises SurgeonError as `pullback` does."""
+        sizes = [size if isinstance(size, int) else 1 for size in self._output_sizes]
+        unread = numpy.zeros((len(input), *sizes), numpy.float32)
+        return self._run("pullback.onnx", input, unread, fetched=["output"])[0]
 
     def pullback(self, input: Array, cotangent: Array, temperature: float | Sequence[float] | None = None) -> Pullback:
         """Pull `cotangent` (shape of the output) at the network's output back to `input` f32 [N, C, H, W].
@@ -146,7 +160,7 @@ class Session:
         A negative `step_size` descends; `radius` inf does not project; None takes the bundle's default. Raises
         SurgeonError as `pullback` does, and for steps < 1, a step size that is not finite, or a radius that is not > 0.
         """
-        scalars = {"steps": steps, "step_size": step_size, "radius": radius, "temperature": temperature}
+        scalars: dict[str, Any] = {"steps": steps, "step_size": step_size, "radius": radius, "temperature": temperature}
         return Ascent(*self._run("ascent.onnx", input, cotangent, **scalars))
 
     def steps(
@@ -165,7 +179,7 @@ class Session:
         """
         count = self.manifest.defaults.steps if steps is None else steps
         _check_scalar("steps", count)
-        scalars = {"step_size": step_size, "radius": radius, "temperature": temperature}
+        scalars: dict[str, Any] = {"step_size": step_size, "radius": radius, "temperature": temperature}
         here = input
         for number in range(count + 1):
             beyond, output, pullback = self._run("ascent_step.onnx", here, cotangent, origin=input, **scalars)
@@ -193,16 +207,17 @@ class Session:
         cotangent[numpy.arange(len(indices)), indices] = 1
         return cotangent
 
-    def at_units(self, units: Unit | Sequence[Unit]) -> Array:
+    def at_units(self, units: Unit | Sequence[Unit], shape: tuple[int, ...] | None = None) -> Array:
         """The cotangent, of the output's shape, with a 1 at each sample's unit of the layer that the bundle is cut at.
 
         A unit is (channel,), which means its sum over all positions, or (channel, position, …), such as (5, 3, 4) for
-        channel 5 at y 3, x 4. Raises SurgeonError for one that does not exist, or where the output is classes.
+        channel 5 at y 3, x 4. Where the size is free, `shape` is that of one sample's output (see `output`). Raises
+        SurgeonError for a unit that does not exist, or where the output is classes.
         """
-        listed = [units] if isinstance(units, tuple) else list(units)
-        cotangent = numpy.zeros((len(listed), *self.output_shape), numpy.float32)
+        listed, shape = [units] if isinstance(units, tuple) else list(units), shape or self.output_shape
+        cotangent = numpy.zeros((len(listed), *shape), numpy.float32)
         for row, unit in zip(cotangent, listed, strict=True):
-            row[self._check_unit(unit)] = 1
+            row[self._check_unit(unit, shape)] = 1
         return cotangent
 
     def unit(self, text: str) -> Unit:
@@ -210,28 +225,27 @@ class Session:
         parts = [part.strip() for part in text.split(",")]
         if not all(part.removeprefix("-").isdecimal() for part in parts):
             raise SurgeonError(f"{text!r} is no unit", "Write CHANNEL, or CHANNEL,Y,X")
-        return self._check_unit(tuple(int(part) for part in parts))
+        return self._check_unit(tuple(int(part) for part in parts), self._output_sizes)
 
-    def _check_unit(self, unit: Unit) -> Unit:
-        shape = self.output_shape
+    def _check_unit(self, unit: Unit, shape: Sequence[int | str]) -> Unit:
+        """`unit`, if it may be one: what is a formula in `shape` is known later."""
         if self.has_classes:
             raise SurgeonError(
                 f"the output of {self.bundle.path} is classes, not the units of a layer",
                 "Name a class with --target (from Python one_hot), or export a bundle with --at LAYER",
             )
         if len(unit) not in (1, len(shape)) or not all(
-            0 <= place < size for place, size in zip(unit, shape, strict=False)
+            place >= 0 and (isinstance(size, str) or place < size) for place, size in zip(unit, shape, strict=False)
         ):
-            raise SurgeonError(f"there is no unit {','.join(map(str, unit))}", f"There are {self._units()}")
+            raise SurgeonError(
+                f"there is no unit {','.join(map(str, unit))}", f"There are {_units(shape)}{self._layer}"
+            )
         return unit
 
-    def _units(self) -> str:
-        """The range of units, in words."""
-        channels, *places = self.output_shape
-        axes = ("y", "x") if len(places) == 2 else ("position",) * len(places)
-        where = ", ".join(f"{axis} 0 to {size - 1}" for axis, size in zip(axes, places, strict=True))
-        layer = self.manifest.recipe.at
-        return f"channels 0 to {channels - 1}{f' with {where}' if where else ''}{f' at {layer}' if layer else ''}"
+    @property
+    def _layer(self) -> str:
+        """Where units are, as the end of a phrase."""
+        return f" at {self.manifest.recipe.at}" if self.manifest.recipe.at else ""
 
     def target(self, text: str) -> int:
         """Index of the class that `text` names: its index, its label, one of a label's names, or a part of one label.
@@ -260,8 +274,10 @@ class Session:
             raise SurgeonError(f"there is no class {index}", f"The classes are 0 to {self.classes - 1}")
         return index
 
-    def _run(self, name: str, input: Array, cotangent: Array | None, **others: Any) -> list[Array]:
-        """Check the values against what the artifact takes, run it, and return its outputs."""
+    def _run(
+        self, name: str, input: Array, cotangent: Array | None, fetched: list[str] | None = None, **others: Any
+    ) -> list[Array]:
+        """Check the values against what the artifact takes, run it, and return its outputs, or those `fetched`."""
         session = self._session(name)
         ports = {port.name: port for port in [*session.get_inputs(), *session.get_overridable_initializers()]}
         required = {port.name for port in session.get_inputs()}
@@ -280,7 +296,13 @@ class Session:
                 f"the cotangent is for a batch of {len(cotangent)}, and the input has {len(input)}",
                 "Give one row for each input",
             )
-        return list(session.run(None, feeds))
+        try:
+            return list(session.run(fetched, feeds, _run_options()))
+        except Exception as error:  # ONNX Runtime's own exceptions have no common base
+            raise SurgeonError(
+                f"{name} does not run on an input of shape {list(input.shape)} ({_first_line(error)})",
+                "Where height and width are free, give a size that the network takes",
+            ) from error
 
     def _recipe(self) -> str:
         recipe = self.manifest.recipe
@@ -327,6 +349,16 @@ def open_session(path: Path, device: str, threads: int | None) -> onnxruntime.In
     if provider not in session.get_providers():
         raise _no_provider(device)
     return session
+
+
+def _run_options() -> onnxruntime.RunOptions:
+    """No log, since errors are raised, and no work for outputs that nobody fetches."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 4
+    options.only_execute_path_to_fetches = True
+    return options
 
 
 def _require_provider(device: str) -> None:
@@ -415,6 +447,16 @@ def _fits(shape: Sequence[int], expected: Sequence[Any]) -> bool:
 
 def _shape_text(shape: Sequence[Any]) -> str:
     return "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
+
+
+def _units(shape: Sequence[int | str]) -> str:
+    """The range of units in an output of `shape`, in words; a size that is a formula is left out."""
+    channels, *places = shape
+    axes = ("y", "x") if len(places) == 2 else ("position",) * len(places)
+    ends = [(axis, size - 1) for axis, size in zip(axes, places, strict=True) if isinstance(size, int)]
+    where = ", ".join(f"{axis} 0 to {end}" for axis, end in ends)
+    last = channels - 1 if isinstance(channels, int) else f"{channels} - 1"
+    return f"channels 0 to {last}{f' with {where}' if where else ''}"
 
 
 def _first_line(error: Exception) -> str:
