@@ -68,16 +68,21 @@ def _cells(x: Tensor, output_size: Sequence[int]) -> list[int]:
     return [size // out for size, out in zip(sizes, output_size, strict=True)] if divided else []
 
 
-def adaptive_avg_pool3d(x: Tensor, output_size: Sequence[int]) -> Any:
-    """Average pooling over cells of one size, or else a product with a constant matrix along each axis.
+def adaptive_avg_pool2d(x: Tensor, output_size: Sequence[int]) -> Any:
+    """As in three dimensions where the size is free; of a fixed one ONNX's exporter finds these words itself."""
+    return _averaged(x, output_size) if is_symbolic(*x.shape[-2:]) else NotImplemented
 
-    ONNX has no word for it; in two dimensions its exporter finds these itself.
-    """
+
+def adaptive_avg_pool3d(x: Tensor, output_size: Sequence[int]) -> Any:
+    """Average pooling over cells of one size, or else a product with a matrix along each axis: ONNX has no word."""
     kernel = _cells(x, output_size)
-    if kernel:
-        return aten.avg_pool3d(x, kernel)
-    for dim, out in zip((-3, -2, -1), output_size, strict=True):
-        if x.shape[dim] != out:
+    return aten.avg_pool3d(x, kernel) if kernel else _averaged(x, output_size)
+
+
+def _averaged(x: Tensor, output_size: Sequence[int]) -> Tensor:
+    """The product with the matrix of averages along each axis, which is constant where the size is."""
+    for dim, out in zip(range(-len(output_size), 0), output_size, strict=True):
+        if str(x.shape[dim]) != str(out):  # asked of a symbol itself, it would be specialised
             x = (x.transpose(dim, -1) @ averages(x.shape[dim], out, x).t()).transpose(dim, -1)
     return x
 
@@ -238,6 +243,7 @@ def rrelu(
 
 
 DECOMPOSITIONS: dict[OpOverload, Callable[..., Any]] = {
+    aten._adaptive_avg_pool2d.default: adaptive_avg_pool2d,
     aten._cdist_forward.default: cdist,
     aten._upsample_bicubic2d_aa.default: bicubic_antialiased,
     aten._upsample_bilinear2d_aa.default: bilinear_antialiased,

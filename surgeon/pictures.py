@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import unicodedata
 import warnings
@@ -33,11 +34,12 @@ _FILTERS = {
 # --- photos
 
 
-def load_photo(path: str | Path, image: Image) -> Array:
+def load_photo(path: str | Path, image: Image, native: bool = False) -> Array:
     """The photo at `path` as f32 [C, H, W] in `image.range`, resized and cropped as the manifest's Image says.
 
-    Turned upright by its EXIF orientation; transparency is laid over white; of an animation the first picture is taken.
-    Raises SurgeonError, naming the file, where it is missing, unreadable, no picture, too small or too elongated.
+    With `native` it keeps its own size instead. Turned upright by its EXIF orientation; transparency is laid over
+    white; of an animation the first picture is taken. Raises SurgeonError, naming the file, where it is missing,
+    unreadable, no picture, too small or too elongated.
     """
     if image.channels not in (1, 3):
         raise SurgeonError(f"the network takes {image.channels} channels, and a photo has 3", "Run it from Python")
@@ -49,10 +51,16 @@ def load_photo(path: str | Path, image: Image) -> Array:
         raise SurgeonError(f"the photo {path} has {photo.width} x {photo.height} pixels, too few to show anything")
     if longer > LONGEST * shorter:
         raise SurgeonError(f"the photo {path} is too elongated ({photo.width} x {photo.height})", "Crop it first")
-    photo = fit(photo, image).convert("L" if image.channels == 1 else "RGB")
+    photo = (photo if native else fit(photo, image)).convert("L" if image.channels == 1 else "RGB")
     pixels = numpy.atleast_3d(numpy.asarray(photo, numpy.float32)).transpose(2, 0, 1) / numpy.float32(255)
     low, high = image.range
     return numpy.ascontiguousarray(pixels * numpy.float32(high - low) + numpy.float32(low))
+
+
+def at_size(image: Image, height: int, width: int) -> Image:
+    """`image` for another size, cropped from as much of the photo: `resize` grows with the crop's shorter side."""
+    grown = min(height, width) / min(image.height, image.width)
+    return dataclasses.replace(image, height=height, width=width, resize=round(image.resize * grown))
 
 
 def fit(photo: PIL.Image.Image, image: Image) -> PIL.Image.Image:
@@ -229,7 +237,8 @@ def _draw_panel(
     for row in panel.rows:
         for column, cell in enumerate(row):
             x = _MARGIN + column * (side + _GAP)
-            canvas.paste(cell.picture.resize(size, PIL.Image.Resampling.LANCZOS), (x, y))
+            # Photos may have several shapes: white is put beside those that are not as the first.
+            canvas.paste(PIL.ImageOps.pad(cell.picture, size, PIL.Image.Resampling.LANCZOS, "white"), (x, y))
             if cell.framed:
                 box = (x - _FRAME, y - _FRAME, x + side + _FRAME - 1, y + tall + _FRAME - 1)
                 draw.rectangle(box, outline=_ACCENT, width=_FRAME)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -104,20 +105,20 @@ class Session:
     @property
     def classes(self) -> int:
         """K, the number of outputs; raises SurgeonError where the output is not [N, K], or that of a hidden layer."""
-        shape = self.output_shape
         if not self.has_classes:
             layers = self._places
             raise SurgeonError(
                 f"the output of {self.bundle.path} is no row of classes: {units.described(layers)}",
                 f"Name a unit with --unit {units.form(layers)} (from Python at_units), or give the cotangent itself",
             )
-        return shape[0]
+        return self.output_shape[0]
 
     @property
     def has_classes(self) -> bool:
         """Whether the output is a row of classes, and not the units of layers."""
         own = [layer.kind for layer in self.layers] in ([], ["entry"])  # what the network returns, all or one of it
-        return own and len(self.output_shape) == 1
+        shape = self._output_sizes
+        return own and len(shape) == 1 and isinstance(shape[0], int)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -126,15 +127,13 @@ class Session:
 
     @property
     def _places(self) -> tuple[Layer, ...]:
-        """The layers, an own output being one without a name; raises as `output_shape` does."""
-        shape = self.output_shape
-        return self.layers or (Layer("", "output", shape),)
+        """The layers, an own output being one without a name."""
+        return self.layers or (Layer("", "output", self._output_sizes),)
 
     @property
     def output_shape(self) -> tuple[int, ...]:
         """Shape of one sample's output; raises SurgeonError where it varies with the input's."""
-        ports = [port for artifact in self.manifest.artifacts.values() for port in artifact.outputs]
-        shape = next((port.shape[1:] for port in ports if port.name == "output"), ())
+        shape = self._output_sizes
         fixed = tuple(size for size in shape if isinstance(size, int))
         if not fixed or len(fixed) != len(shape):
             raise SurgeonError(
@@ -142,6 +141,18 @@ class Session:
                 "Give the cotangent itself, from Python",
             )
         return fixed
+
+    @property
+    def _output_sizes(self) -> tuple[int | str, ...]:
+        """As `output_shape`, with a formula for what varies."""
+        ports = [port for artifact in self.manifest.artifacts.values() for port in artifact.outputs]
+        return next((port.shape[1:] for port in ports if port.name == "output"), ())
+
+    def output(self, input: Array, others: Others | None = None) -> Array:
+        """The network's own output at `input`, by its forward pass alone; raises SurgeonError as `pullback` does."""
+        sizes = [size if isinstance(size, int) else 1 for size in self._output_sizes]
+        unread = numpy.zeros((len(input), *sizes), numpy.float32)
+        return self._run("pullback.onnx", input, unread, others, fetched=["output"])[0]
 
     def pullback(
         self,
@@ -177,7 +188,7 @@ class Session:
         else the network takes by name, stay as they are. Raises SurgeonError as `pullback` does, and for steps < 1, a
         step size that is not finite, or a radius that is not > 0.
         """
-        scalars = {"steps": steps, "step_size": step_size, "radius": radius, "temperature": temperature}
+        scalars: dict[str, Any] = {"steps": steps, "step_size": step_size, "radius": radius, "temperature": temperature}
         return Ascent(*self._run("ascent.onnx", input, cotangent, others, **scalars))
 
     def steps(
@@ -197,7 +208,7 @@ class Session:
         """
         count = self.manifest.defaults.steps if steps is None else steps
         _check_scalar("steps", count)
-        scalars = {"step_size": step_size, "radius": radius, "temperature": temperature}
+        scalars: dict[str, Any] = {"step_size": step_size, "radius": radius, "temperature": temperature}
         here = input
         for number in range(count + 1):
             beyond, output, pullback = self._run("ascent_step.onnx", here, cotangent, others, origin=input, **scalars)
@@ -225,15 +236,19 @@ class Session:
         cotangent[numpy.arange(len(indices)), indices] = 1
         return cotangent
 
-    def at_units(self, wanted: Unit | Sequence[Unit]) -> Array:
+    def at_units(self, wanted: Unit | Sequence[Unit], shape: tuple[int, ...] | None = None) -> Array:
         """The cotangent, of the output's shape, with a 1 at each sample's unit of the layers that the bundle is cut at.
 
         A unit is (channel,), which means its sum over all positions, or (channel, position, …), such as (5, 3, 4) for
-        channel 5 at y 3, x 4; where there are several layers, the layer's name comes first. Raises SurgeonError for one
-        that does not exist, or where the output is classes.
+        channel 5 at y 3, x 4; where there are several layers, the layer's name comes first. Where the size is free,
+        `shape` is that of one sample's output (see `output`). Raises SurgeonError for a unit that does not exist, or
+        where the output is classes.
         """
         self._refuse_classes()
-        return units.at([wanted] if isinstance(wanted, tuple) else list(wanted), self._places)
+        layers, shape = self._places, shape or self.output_shape
+        if len(layers) == 1:  # several have no free size
+            layers = (dataclasses.replace(layers[0], shape=shape),)
+        return units.at([wanted] if isinstance(wanted, tuple) else list(wanted), layers)
 
     def unit(self, text: str) -> Unit:
         """The unit that `text` names: CHANNEL, or CHANNEL,Y,X, after LAYER: where there are several layers.
@@ -291,15 +306,22 @@ class Session:
         return labels[index] if labels and index < len(labels) else str(index)
 
     def _check_class(self, index: int) -> int:
-        classes = self.output_shape[0] if self.manifest.labels else self.classes
+        channels = self._output_sizes[0]
+        classes = channels if self.manifest.labels and isinstance(channels, int) else self.classes
         if not 0 <= index < classes:
             raise SurgeonError(f"there is no class {index}", f"The classes are 0 to {classes - 1}")
         return index
 
     def _run(
-        self, name: str, input: Array, cotangent: Array | None, others: Others | None, **scalars: Any
+        self,
+        name: str,
+        input: Array,
+        cotangent: Array | None,
+        others: Others | None,
+        fetched: list[str] | None = None,
+        **scalars: Any,
     ) -> list[Array]:
-        """Check the values against what the artifact takes, run it, and return its outputs."""
+        """Check the values against what the artifact takes, run it, and return its outputs, or those `fetched`."""
         session = self._session(name)
         ports = {port.name: port for port in [*session.get_inputs(), *session.get_overridable_initializers()]}
         required = {port.name for port in session.get_inputs()}
@@ -319,7 +341,13 @@ class Session:
                     f"the {key} is for a batch of {len(value)}, and the input has {len(input)}",
                     "Give one row for each input",
                 )
-        return list(session.run(None, feeds))
+        try:
+            return list(session.run(fetched, feeds, _run_options()))
+        except Exception as error:  # ONNX Runtime's own exceptions have no common base
+            raise SurgeonError(
+                f"{name} does not run on an input of shape {list(input.shape)} ({_first_line(error)})",
+                "Where height and width are free, give a size that the network takes",
+            ) from error
 
     def _recipe(self) -> str:
         recipe = self.manifest.recipe
@@ -366,6 +394,16 @@ def open_session(path: Path, device: str, threads: int | None) -> onnxruntime.In
     if provider not in session.get_providers():
         raise _no_provider(device)
     return session
+
+
+def _run_options() -> onnxruntime.RunOptions:
+    """No log, since errors are raised, and no work for outputs that nobody fetches."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 4
+    options.only_execute_path_to_fetches = True
+    return options
 
 
 def _require_provider(device: str) -> None:

@@ -31,6 +31,11 @@ def is_symbolic(*sizes: Any) -> bool:
     return not all(isinstance(size, int) for size in sizes)
 
 
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two sizes are equal at every size of the input; asked with ==, a symbol would be specialised."""
+    return one == other if not is_symbolic(one, other) else str(one) == str(other)
+
+
 def other_sizes(network: nn.Module, example: Tensor) -> Iterator[tuple[tuple[int, ...], Tensor]]:
     """(shape of an input, output) at sizes other than that of `example` [N, C, H, W], where `network` runs."""
     height, width = example.shape[2:]

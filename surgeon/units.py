@@ -37,7 +37,7 @@ def check(unit: Unit, layers: Sequence[Layer]) -> tuple[Layer, tuple[int, ...]]:
     if not found:
         raise SurgeonError(f"the bundle has no layer {unit[0]!r}", f"There are {described(layers)}")
     layer, place = found[0], tuple(part for part in unit if isinstance(part, int))
-    fits = all(0 <= at < size for at, size in zip(place, _sizes(layer), strict=False))
+    fits = all(at >= 0 and (isinstance(size, str) or at < size) for at, size in zip(place, layer.shape, strict=False))
     if len(place) not in (1, len(layer.shape)) or not fits:
         raise SurgeonError(f"there is no unit {_text(unit)}", f"There are {described([layer])}")
     return layer, place
@@ -119,11 +119,13 @@ def form(layers: Sequence[Layer]) -> str:
 
 
 def _described(layer: Layer) -> str:
-    channels, *places = _sizes(layer) or (1,)
+    channels, *places = layer.shape or (1,)
     axes = ("y", "x") if len(places) == 2 else ("position",) * len(places)
-    where = ", ".join(f"{axis} 0 to {size - 1}" for axis, size in zip(axes, places, strict=True))
+    ends = [(axis, size - 1) for axis, size in zip(axes, places, strict=True) if isinstance(size, int)]
+    where = ", ".join(f"{axis} 0 to {end}" for axis, end in ends)
+    last = channels - 1 if isinstance(channels, int) else f"{channels} - 1"
     place = f" at {layer.name}" if layer.name else ""
-    return f"channels 0 to {channels - 1}{f' with {where}' if where else ''}{place}"
+    return f"channels 0 to {last}{f' with {where}' if where else ''}{place}"
 
 
 def _sizes(layer: Layer) -> tuple[int, ...]:

@@ -43,6 +43,7 @@ Examples:
 @options.photos
 @options.targets
 @options.units
+@options.size
 @options.steps
 @options.step_size
 @options.radius
@@ -73,6 +74,7 @@ def command(
     photos: tuple[Path, ...],
     targets: tuple[str, ...],
     units: tuple[str, ...],
+    size: options.Size | None,
     against: Path | None,
     columns: int,
     seed: int,
@@ -105,7 +107,7 @@ def command(
         raise SurgeonError(f"{bundle} takes {session.others[0].name} beside the photo", "See `surgeon run`")
     lower = ordinary(session, plain)
     given = read_targets(session, targets, units)
-    images = [read_photo(session, photo) for photo in photos]
+    images = [read_photo(session, photo, size) for photo in photos]
     with screen.progress() as progress:
         task = progress.add_task("looking", total=len(photos))
         own: list[Target | None] = []
@@ -129,8 +131,11 @@ def command(
         output,
     )
     if as_json:
-        drawn = zip(photos, own, rows, strict=True)
-        cells = [{"photo": str(photo), "own": mine, "targets": row} for photo, mine, row in drawn]
+        drawn = zip(photos, images, own, rows, strict=True)
+        cells = [
+            {"photo": str(photo), "size": list(image.shape[1:]), "own": mine, "targets": row}
+            for photo, image, mine, row in drawn
+        ]
         screen.print_json({"figure": str(output), "panels": [panel.title for panel in panels], "rows": cells})
     else:
         click.echo(f"figure: {output}")
@@ -212,7 +217,7 @@ def _climb(
 
     start = numpy.repeat(image[None], len(row), axis=0)
     taken, cells = [], []
-    for step in session.steps(start, cotangents(session, row), **settings):
+    for step in session.steps(start, cotangents(session, row, image), **settings):
         taken.append(step)
         del taken[1:-1]
         tick()

@@ -138,6 +138,7 @@ def _print_origin(console: Console, manifest: Manifest) -> None:
     ]
     if image is not None:
         size = f"{image.channels} x {image.height} x {image.width}, values {image.range[0]:g} to {image.range[1]:g}"
+        size = f"any height and width, by default {size}" if recipe.dynamic_size else size
         rows.append(("photos", f"{size}; shorter side to {image.resize}, centre crop, {image.interpolation}"))
     if manifest.labels or not recipe.at:
         rows.append(("classes", str(len(manifest.labels)) + " with names" if manifest.labels else "without names"))

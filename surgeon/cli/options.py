@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -36,6 +36,27 @@ def number(above: float | None = None, infinite: bool = False) -> Callable[[str]
         return value
 
     return convert
+
+
+Size = tuple[int, int] | str
+"""Height and width, or NATIVE."""
+
+NATIVE = "native"
+
+
+class PhotoSize(click.ParamType[Size]):
+    """SIDE as (SIDE, SIDE), H,W as (H, W), native as it is."""
+
+    name = "SIDE|H,W|native"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Size:
+        """Parse `value`, unless it is parsed already."""
+        if isinstance(value, tuple) or value == NATIVE:
+            return value
+        sides = [int(side) if side.strip().isdecimal() else 0 for side in value.split(",")]
+        if len(sides) > 2 or min(sides) < 1:
+            self.fail(f"{value!r} is no size such as 320, 240,320 or native.", param, ctx)
+        return sides[0], sides[-1]
 
 
 def network(
@@ -72,6 +93,12 @@ units = click.option(
     metavar="[LAYER:]CHANNEL[,Y,X]",
     help="Of a bundle exported with --at: a channel of the layer, summed over its map, or one place of it (LAYER: if "
     "there are several); again for each photo.",
+)
+size = click.option(
+    "--size",
+    type=PhotoSize(),
+    help="Of a bundle exported with --dynamic-size: the height and width that photos are resized and cropped to; "
+    "native keeps each photo's own, which takes memory where it is large.  [default: the bundle's]",
 )
 steps = click.option("--steps", type=click.IntRange(min=1), help="Steps of the ascent.  [default: the bundle's]")
 step_size = click.option(

@@ -34,6 +34,7 @@ EXAMPLES = """\b
 Examples:
   surgeon run exported/lite0 cat.jpg --target "tiger cat" --steps 10
   surgeon run exported/lite0 cat.jpg dog.jpg --target goldfish --target 207 --json
+  surgeon run exported/lite0-any cat.jpg --size 320,480
   surgeon run exported/resnet50-layer3 cat.jpg --unit 17
   surgeon run exported/resnet50-layer3 cat.jpg --unit 17,6,6
   surgeon run exported/resnet50-layers cat.jpg --unit layer2:40"""
@@ -44,6 +45,7 @@ Examples:
 @options.photos
 @options.targets
 @options.units
+@options.size
 @options.steps
 @options.step_size
 @options.radius
@@ -60,6 +62,7 @@ def command(
     targets: tuple[str, ...],
     units: tuple[str, ...],
     also: tuple[str, ...],
+    size: options.Size | None,
     descend: bool,
     step_size: float | None,
     device: str,
@@ -80,15 +83,15 @@ def command(
 
     session = load(bundle, device, threads)
     defaults = session.manifest.defaults
-    size = defaults.step_size if step_size is None else step_size
-    settings = {**scalars, "step_size": -size if descend else size}
+    length = defaults.step_size if step_size is None else step_size
+    settings = {**scalars, "step_size": -length if descend else length}
     settings = {name: getattr(defaults, name) if value is None else value for name, value in settings.items()}
     per_gate = session.manifest.recipe.temperature_input == "per-gate"
     if scalars["temperature"] is None and (per_gate or not takes_temperature(session)):
         settings["temperature"] = None
     wanted = choose_targets(session, photos, targets, units)
     beside = others.read(session, also)
-    images = [read_photo(session, photo) for photo in photos]  # every photo, before the first is computed
+    images = [read_photo(session, photo, size) for photo in photos]  # every photo, before the first is computed
     names = file_names(photos)
     spare_photos(photos, [path for name in names for path in picture_paths(output, name).values()])
     results: list[dict[str, Any]] = []
@@ -101,7 +104,7 @@ def command(
                 paths = write_pictures(output, name, result.pop("pictures"))
             except KeyboardInterrupt:
                 raise _interrupted(results, photos, output) from None
-            results.append({"photo": str(photo), **result, "files": paths})
+            results.append({"photo": str(photo), "size": list(image.shape[1:]), **result, "files": paths})
     if as_json:
         screen.print_json({"bundle": str(bundle), "device": device, "settings": settings, "photos": results})
         return
@@ -130,7 +133,7 @@ def ascend(
     if session.manifest.recipe.objective != "energy":
         if target is None:
             target = predicted(session, image, beside)
-        cotangent = cotangents(session, [target])
+        cotangent = cotangents(session, [target], image, beside)
     clean: Step | None = None
     scores = []
     for step in session.steps(start, cotangent, **settings, others=beside):
@@ -163,16 +166,21 @@ def _unit(session: Session, unit: tuple[int | str, ...]) -> dict[str, Any]:
 
 def predicted(session: Session, image: numpy.ndarray, beside: dict[str, numpy.ndarray] | None = None) -> int:
     """The class that the network sees in `image` [C, H, W]."""
-    import numpy
-
-    nothing = numpy.zeros((1, session.classes), numpy.float32)
-    return int(session.pullback(image[None], nothing, others=beside).output[0].argmax())
+    session.one_hot([])  # says what there is where that is no class
+    return int(session.output(image[None], beside)[0].argmax())
 
 
-def cotangents(session: Session, targets: Sequence[Target]) -> numpy.ndarray:
-    """One row for each target: classes, or units."""
+def cotangents(
+    session: Session,
+    targets: Sequence[Target],
+    image: numpy.ndarray,
+    beside: dict[str, numpy.ndarray] | None = None,
+) -> numpy.ndarray:
+    """One row for each target, classes or units, at the output for `image` [C, H, W]."""
     units = [target for target in targets if isinstance(target, tuple)]
-    return session.at_units(units) if units else session.one_hot([one for one in targets if isinstance(one, int)])
+    if units:
+        return session.at_units(units, session.output(image[None], beside).shape[1:])
+    return session.one_hot([one for one in targets if isinstance(one, int)])
 
 
 def read_targets(session: Session, targets: Sequence[str], units: Sequence[str]) -> list[Target]:
@@ -204,11 +212,21 @@ def choose_targets(
     return chosen if len(chosen) == len(photos) else (chosen or [None]) * len(photos)
 
 
-def read_photo(session: Session, photo: Path) -> numpy.ndarray:
-    """The photo as the bundle's input [C, H, W]."""
-    from surgeon.pictures import load_photo
+def read_photo(session: Session, photo: Path, size: options.Size | None) -> numpy.ndarray:
+    """The photo as the bundle's input [C, H, W], of `size` or else of the bundle's; raises where it takes no other."""
+    from surgeon.pictures import at_size, load_photo
 
-    return load_photo(photo, image_of(session))
+    image = image_of(session)
+    if size is None:
+        return load_photo(photo, image)
+    if not session.manifest.recipe.dynamic_size:
+        raise SurgeonError(
+            f"the bundle {session.bundle.path} takes photos of {image.height}x{image.width} alone",
+            "Leave --size out, or export it with --dynamic-size",
+        )
+    if isinstance(size, tuple):
+        return load_photo(photo, at_size(image, *size))
+    return load_photo(photo, image, native=True)
 
 
 def image_of(session: Session) -> Any:

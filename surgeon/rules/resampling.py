@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from surgeon.rules.registry import aten, rule
+from surgeon.sizes import is_same
 
 AlongAxis = Callable[[Tensor, list[int] | None, list[float] | None], Tensor]
 """The operator, with its own options: (values, output size, scales), of which the last two exclude each other."""
@@ -26,9 +27,8 @@ def nearest(
 ) -> tuple[Tensor]:
     """Each element repeated; a whole number of times along each axis is the adjoint of a sum over cells."""
     times = [out.shape[2 + axis] // x.shape[2 + axis] for axis in range(2)]
-    if all(x.shape[2 + axis] * times[axis] == out.shape[2 + axis] for axis in range(2)):
+    if all(is_same(x.shape[2 + axis] * times[axis], out.shape[2 + axis]) for axis in range(2)):
         return (functional.avg_pool2d(g, times) * math.prod(times),)
-
     return (_pulled(g, x, size, scales, aten.upsample_nearest2d.vec),)
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from surgeon.rules.arithmetic import Lazy, unbroadcast
 from surgeon.rules.registry import aten, rule
+from surgeon.sizes import is_same
 
 
 @rule(
@@ -109,7 +110,7 @@ def slice_(
 ) -> tuple[Tensor]:
     """x[start:end:step] along `dim`: zeros go back to what was left out."""
     size = x.shape[dim]
-    if out.shape[dim] == size:
+    if is_same(out.shape[dim], size):
         return (g,)
     first = 0 if start is None else max(start + size, 0) if start < 0 else start
     if isinstance(size, int):
