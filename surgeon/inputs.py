@@ -48,7 +48,7 @@ def arrange(network: nn.Module, input: str | None, others: Shapes) -> tuple[nn.M
     it needs and nobody gave.
     """
     taken = _parameters(network)
-    ports = tuple(_port(name, stated) for name, stated in others.items())
+    ports = tuple(port(name, stated, name) for name, stated in others.items())
     unknown = [name for name in (*others, *([input] if input else [])) if taken is not None and name not in taken]
     if unknown:
         raise SurgeonError(f"the network takes no {unknown[0]!r}", f"It takes {', '.join(taken or ())}")
@@ -66,7 +66,7 @@ def arrange(network: nn.Module, input: str | None, others: Shapes) -> tuple[nn.M
         )
     if not others and (not taken or input == next(iter(taken))):
         return network, None, ()
-    return Arranged(network, str(input), [port.name for port in ports]).eval(), input, ports
+    return Arranged(network, str(input), [one.name for one in ports]).eval(), input, ports
 
 
 def _parameters(network: nn.Module) -> dict[str, bool] | None:
@@ -86,15 +86,21 @@ def _parameters(network: nn.Module) -> dict[str, bool] | None:
     }
 
 
-def _port(name: str, stated: Any) -> Port:
-    shape, dtype = stated if len(stated) == 2 and isinstance(stated[1], str) else (stated, "float32")
+def split_dtype(stated: Any) -> tuple[tuple[int, ...], str]:
+    """What is said of an input, as the shape of one sample and a dtype."""
+    return stated if len(stated) == 2 and isinstance(stated[1], str) else (tuple(stated), "float32")
+
+
+def port(name: str, stated: Any, called: str) -> Port:
+    """What the artifacts take for an input that the network calls `called`; raises SurgeonError for what cannot be."""
+    shape, dtype = split_dtype(stated)
     if dtype not in DTYPES:
         raise SurgeonError(f"the input {name!r} cannot be {dtype}", f"Choose {', '.join(DTYPES)}")
     if name in RESERVED:
         raise SurgeonError(
             f"the input {name!r} is called as one of the artifacts' own", "Give it another name in the network"
         )
-    return Port(name, dtype, (BATCH, *shape), f"the network's own input {name}, the same through an ascent")
+    return Port(name, dtype, (BATCH, *shape), f"the network's own input {called}, the same through an ascent")
 
 
 def samples(ports: Sequence[Port], batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:

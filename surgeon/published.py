@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.artifacts.manifest import Image
+from surgeon.artifacts.manifest import Image, Port
 from surgeon.catalogue import FRAMES, LITE, LITE_TEMPERATURE, TEMPERATURE, torchvision_names
 from surgeon.errors import SurgeonError
 from surgeon.inputs import Shapes
@@ -58,6 +58,7 @@ class Network:
     temperature: float = TEMPERATURE
     ports: tuple[str | None, str | None] = (None, None)  # what a file calls its input and its output
     others: Shapes = field(default_factory=dict)  # what its author says that it takes beside its input
+    beside: tuple[Port, ...] | None = None  # the same of a module that takes its input first already
 
 
 def named(name: str, weights: str | None) -> Network:

@@ -87,12 +87,14 @@ def resolve(
         weights = "random" if drawn == 0 else f"random:{drawn}"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(drawn or 0)
-        network = _build(source, weights, input_shape)
+        network = _build(source, weights, input_shape, input, others)
     if input_shape is not None:
         network = replace(network, input_shape=tuple(input_shape), image=_resized(network.image, tuple(input_shape)))
     module = network.module.eval().requires_grad_(False)
     parameters = sum(parameter.numel() for parameter in module.parameters())
-    module, called, ports = arrange(module, input, others or network.others)
+    called, ports = network.ports[0], network.beside
+    if ports is None:
+        module, called, ports = arrange(module, input, others or network.others)
     image = network.image
     if preprocess is not None:
         image = _normalised(image, PREPROCESSING[preprocess], network.input_shape)
@@ -101,8 +103,7 @@ def resolve(
     if drawn is not None:
         _calibrate(module, network.input_shape, drawn, ports)
     origin = source if isinstance(source, str) else FROM_PYTHON
-    names = (network.ports[0] or called, network.ports[1])
-    model = Model(network.name, origin, network.weights, network.licence, parameters, *names)
+    model = Model(network.name, origin, network.weights, network.licence, parameters, called, network.ports[1])
     return Source(module, network.input_shape, network.labels, image, model, network.temperature, ports)
 
 
@@ -138,7 +139,7 @@ def resolve_again(manifest: Manifest, *, source: str | None = None, weights: str
         weights=weights,
         input_shape=input_shape,
         preprocess=preprocess,
-        input=manifest.model.input if others and file is None else None,
+        input=manifest.model.input,
         others=others,
     )
 
@@ -153,14 +154,20 @@ def _preprocessing_name(image: Image | None, source: str) -> str | None:
     return None
 
 
-def _build(source: str | nn.Module, weights: str | None, input_shape: tuple[int, ...] | None) -> Network:
+def _build(
+    source: str | nn.Module,
+    weights: str | None,
+    input_shape: tuple[int, ...] | None,
+    input: str | None,
+    others: Shapes | None,
+) -> Network:
     if isinstance(source, nn.Module):
         return _from_module(source, weights, input_shape)
     if not isinstance(source, str):
         raise SurgeonError(f"a {type(source).__name__} is no model", "Give a name, package.module:factory, or a module")
     file, output = _file(source)
     if file is not None:
-        return _from_file(file, output, weights, input_shape)
+        return _from_file(file, output, weights, input_shape, input, others)
     if ":" in source:
         return _from_factory(source, weights, input_shape)
     return named(source, weights)
@@ -172,7 +179,14 @@ def _file(source: str) -> tuple[Path | None, str | None]:
     return (Path(found[1]), found[2]) if found else (None, None)
 
 
-def _from_file(path: Path, output: str | None, weights: str | None, input_shape: tuple[int, ...] | None) -> Network:
+def _from_file(
+    path: Path,
+    output: str | None,
+    weights: str | None,
+    input_shape: tuple[int, ...] | None,
+    input: str | None,
+    others: Shapes | None,
+) -> Network:
     if weights is not None:
         raise SurgeonError(f"{path.name} has its weights, and takes no others ({weights})", "Leave --weights out")
     if not path.is_file():
@@ -181,11 +195,13 @@ def _from_file(path: Path, output: str | None, weights: str | None, input_shape:
         from surgeon.importer.onnx_file import import_onnx as read
     else:
         from surgeon.importer.exported_program import import_program as read
-    imported = read(path, output, input_shape)
+    imported = read(path, output, input_shape, input, others)
     ports = (imported.input_name, imported.output_name)
     shape = imported.input_shape
     image = _picture(shape, (-1.0, 1.0))
-    return Network(imported.module, path.stem, IN_FILE, "unknown", shape, image, None, ports=ports)
+    return Network(
+        imported.module, path.stem, IN_FILE, "unknown", shape, image, None, ports=ports, beside=imported.others
+    )
 
 
 def _from_factory(source: str, weights: str | None, input_shape: tuple[int, ...] | None) -> Network:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy
@@ -184,3 +185,35 @@ def test_a_factory_says_itself_what_it_takes() -> None:
     result = CliRunner().invoke(group, described)
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["convertible"]
+
+
+def saved(folder: Path, kind: str) -> Path:
+    """The network as a file; its ONNX calls an input as no variable could be called."""
+    example = (torch.rand(2, *SHAPE), torch.rand(2, *SHAPE), torch.zeros(2, dtype=torch.int64))
+    shapes = ({0: torch.export.Dim("N", min=1)},) * 3
+    path = folder / f"net.{kind}"
+    if kind == "pt2":
+        torch.export.save(torch.export.export(Denoiser().eval(), example, dynamic_shapes=shapes), path)
+        return path
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own
+        torch.onnx.export(
+            *(Denoiser().eval(), example, path),
+            **{"input_names": ["still.0", "moving", "step"], "dynamic_shapes": shapes, "verbose": False},
+        )
+    return path
+
+
+@pytest.mark.parametrize(("kind", "still"), [("onnx", "still_0"), ("pt2", "still")])
+def test_files_of_several_inputs(tmp_path: Path, kind: str, still: str) -> None:
+    path = saved(tmp_path, kind)
+    surgeon.export(str(path), tmp_path / "bundle", input="moving", formats=("onnx",))
+    given, cotangent = values(3), numpy.eye(5, dtype=numpy.float32)[[1, 2, 3]]
+    session = surgeon.load(tmp_path / "bundle")
+    assert [port.name for port in session.others] == [still, "step"]
+    found = session.pullback(given["moving"], cotangent, 0.5, {still: given["still"], "step": given["step"]})
+    for one, other in zip(found, expected(given, cotangent, 0.5), strict=True):
+        assert numpy.allclose(one, other, rtol=1e-4, atol=1e-6)
+    with pytest.raises(SurgeonError, match=r"no input 'nothing'\. It takes still"):
+        surgeon.export(str(path), tmp_path / "other", input="nothing")
+    assert CliRunner().invoke(group, ["verify", str(tmp_path / "bundle")]).exit_code == 0

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from surgeon.errors import ConversionError, SurgeonError
 
@@ -23,29 +23,23 @@ _FATAL_ONLY = 4
 
 
 def require_agreement(
-    path: Path,
-    network: nn.Module,
-    input_name: str,
-    output_name: str,
-    shape: tuple[int, ...],
-    batch: int | None,
-    tolerance: float,
+    path: Path, network: nn.Module, given: dict[str, Tensor], output_name: str, batch: int | None, tolerance: float
 ) -> None:
-    """Run both on random inputs, twice as many as the batch that the file fixes; raise beyond `tolerance` (L2).
+    """Run both on `given`, by the file's names, twice as many rows as its batch; raise beyond `tolerance` (L2).
 
     Raises SurgeonError where ONNX Runtime does not run the file, and ConversionError where the network does not run on
     so many samples, or computes something else.
     """
     rows = batch or 1
-    generator = np.random.default_rng(0)
-    x = generator.uniform(-1, 1, (2 * rows, *shape)).astype(np.float32)
     with torch.no_grad():
-        found = network(torch.from_numpy(x)).numpy()
-    expected = [_runtime_output(path, input_name, output_name, part) for part in np.split(x, 2)]
+        found = network(*given.values()).numpy()
+    halves = [{name: value[i : i + rows].numpy() for name, value in given.items()} for i in (0, rows)]
+    expected = [_runtime_output(path, half, output_name) for half in halves]
     whole = np.stack(expected)
     if found.size != whole.size or found.shape[:1] != (2 * rows,):
+        taken = list(next(iter(given.values())).shape)
         raise ConversionError(
-            f"{path.name} maps {list(x.shape)} to {list(found.shape)}: its batch cannot be freed",
+            f"{path.name} maps {taken} to {list(found.shape)}: its batch cannot be freed",
             "Export it with a dynamic batch, and one row of output for each sample",
         )
     error = _distance(found.reshape(whole.shape), whole)
@@ -56,7 +50,7 @@ def require_agreement(
         )
 
 
-def _runtime_output(path: Path, input_name: str, output_name: str, x: Any) -> Any:
+def _runtime_output(path: Path, given: dict[str, Any], output_name: str) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -65,8 +59,9 @@ def _runtime_output(path: Path, input_name: str, output_name: str, x: Any) -> An
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        (given,) = [value for value in session.get_inputs() if value.name == input_name]
-        return session.run([output_name], {input_name: x.astype(_ELEMENTS.get(given.type, np.float32))})[0]
+        types = {value.name: _ELEMENTS.get(value.type) for value in session.get_inputs()}
+        feeds = {name: value.astype(types[name] or value.dtype) for name, value in given.items() if name in types}
+        return session.run([output_name], feeds)[0]
     except Exception as error:  # ONNX Runtime's own exceptions have no common base
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SurgeonError(

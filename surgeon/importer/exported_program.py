@@ -12,15 +12,22 @@ from torch.fx.graph import CodeGen
 
 from surgeon.errors import ConversionError, SurgeonError
 from surgeon.importer.onnx_file import Imported
+from surgeon.inputs import Shapes, arrange, split_dtype
 
 aten = torch.ops.aten
 
 
-def import_program(path: Path, output: str | None = None, input_shape: tuple[int, ...] | None = None) -> Imported:
-    """The network in the `.pt2` file `path`: one floating-point tensor with a dynamic batch to one tensor.
+def import_program(
+    path: Path,
+    output: str | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    input: str | None = None,
+    others: Shapes | None = None,
+) -> Imported:
+    """The network in the `.pt2` file `path`: tensors with a dynamic batch to one tensor.
 
-    `output` and `input_shape` are as in `import_onnx`. Raises SurgeonError where the file is damaged, and
-    ConversionError where it holds something else, or was exported with a fixed batch or in training mode.
+    `output`, `input_shape`, `input` and `others` are as in `import_onnx`. Raises SurgeonError where the file is damaged,
+    and ConversionError where it holds something else, or was exported with a fixed batch or in training mode.
     """
     try:
         program = torch.export.load(path)
@@ -30,8 +37,10 @@ def import_program(path: Path, output: str | None = None, input_shape: tuple[int
             f"{path} cannot be read as a saved torch.export program ({reason})", "Save it with torch.export.save"
         ) from error
     given, returned = program.graph_signature.user_inputs, list(program.graph_signature.user_outputs)
-    if len(given) != 1:
-        raise ConversionError(f"{path.name} takes {len(given)} inputs", "Export a network that takes one tensor")
+    taken = {str(name): _value(program, str(name)) for name in given}
+    if input is not None and input not in taken:
+        raise SurgeonError(f"{path.name} has no input {input!r}", f"It takes {', '.join(taken)}")
+    called = input or next((name for name, value in taken.items() if _is_float32(value)), str(given[0]))
     names = [str(name) for name in returned]
     if output is not None and output not in names:
         raise SurgeonError(f"{path.name} has no output {output!r}", f"Its outputs: {', '.join(names)}")
@@ -39,19 +48,32 @@ def import_program(path: Path, output: str | None = None, input_shape: tuple[int
         raise ConversionError(
             f"{path.name} has {len(names)} outputs ({', '.join(names)})", f"Name one: {path}:{names[0]}"
         )
-    value = _value(program, str(given[0]))
     _refuse_training(path, program)
-    shape = _shape(path, value, input_shape)
-    return Imported(_plain(program, names.index(output or names[0])), shape, str(given[0]), output or names[0])
+    if not _is_float32(taken[called]):
+        raise ConversionError(
+            f"the input {called} of {path.name} is no float32 tensor", "Give a network that takes one"
+        )
+    shape = _shape(path, called, taken.pop(called), input_shape, "--input-shape")
+    stated = {name: split_dtype(others[name])[0] for name in taken if others and name in others}
+    shapes = {
+        name: (_shape(path, name, value, stated.get(name), f"--also {name}=SHAPE"), str(value.dtype).split(".")[-1])
+        for name, value in taken.items()
+    }
+    module, _, ports = arrange(_plain(program, names.index(output or names[0])), called, shapes)
+    return Imported(module, shape, called, output or names[0], ports)
+
+
+def _is_float32(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype == torch.float32
 
 
 def _value(program: ExportedProgram, name: str) -> Any:
     return next(node.meta["val"] for node in program.graph.nodes if node.name == name)
 
 
-def _shape(path: Path, value: Any, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
-    if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
-        raise ConversionError(f"the input of {path.name} is no float32 tensor", "Give a network that takes one")
+def _shape(path: Path, name: str, value: Any, wanted: tuple[int, ...] | None, option: str) -> tuple[int, ...]:
+    if not isinstance(value, torch.Tensor):
+        raise ConversionError(f"the input {name} of {path.name} is no tensor", "Export a network that takes tensors")
     stated = list(value.shape)
     if not stated or isinstance(stated[0], int):
         raise ConversionError(
@@ -61,9 +83,9 @@ def _shape(path: Path, value: Any, wanted: tuple[int, ...] | None) -> tuple[int,
     sizes = [size if isinstance(size, int) else None for size in stated[1:]]
     shape = tuple(size for size in sizes if size is not None) if wanted is None else tuple(wanted)
     if wanted is None and None in sizes:
-        raise SurgeonError(f"{path.name} takes {stated}, which leaves sizes open", "Give --input-shape")
+        raise SurgeonError(f"{path.name} takes {stated} as {name}, which leaves sizes open", f"Give {option}")
     if len(shape) != len(sizes) or any(size not in (None, own) for size, own in zip(sizes, shape, strict=True)):
-        raise SurgeonError(f"{path.name} takes {stated}, not {list(shape)}", "Leave --input-shape out")
+        raise SurgeonError(f"{path.name} takes {stated}, not {list(shape)}", f"Leave {option.split()[0]} out")
     return shape
 
 

@@ -25,7 +25,7 @@ class Graph:
 
     nodes: Sequence[NodeProto]
     constants: Mapping[str, Numbers]
-    input: str
+    inputs: Sequence[str]  # what is pulled back to first
     output: str
     opset: int
     fixed: int | None  # the batch that the file is written for; None where it is free
@@ -66,7 +66,7 @@ class Call(nn.Module):
 
 
 class OnnxNetwork(nn.Module):
-    """forward(input [N, …]) -> the chosen output of `graph`, by plain torch calls.
+    """forward(input [N, …], the graph's other inputs) -> the chosen output of `graph`, by plain torch calls.
 
     Weights are parameters (statistics of batch norms buffers), under the file's names with other signs than letters,
     digits and underscores replaced. Whole numbers, and what the file computes from them and from shapes, stay numbers,
@@ -75,7 +75,7 @@ class OnnxNetwork(nn.Module):
 
     def __init__(self, graph: Graph) -> None:
         super().__init__()
-        self._graph_input, self._graph_output = graph.input, graph.output
+        self._graph_inputs, self._graph_output = tuple(graph.inputs), graph.output
         self._opset, self._fixed = graph.opset, graph.fixed
         self._numbers: dict[str, Numbers] = {}
         self._names: dict[str, str] = {}  # of a constant in the file -> of the parameter or buffer
@@ -113,9 +113,9 @@ class OnnxNetwork(nn.Module):
             plain += "_"
         return plain
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, *others: Tensor) -> Tensor:
         tensors: dict[str, Tensor] = {name: getattr(self, own) for name, own in self._names.items()}
-        tensors[self._graph_input] = input
+        tensors |= zip(self._graph_inputs, (input, *others), strict=True)
         numbers = dict(self._numbers)
         self._run(self._calls, tensors, numbers, input)
         if self._graph_output not in tensors:

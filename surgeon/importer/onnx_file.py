@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,10 +12,13 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.inliner
+import torch
 from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from torch import nn
 
+from surgeon.artifacts.manifest import Port
+from surgeon.artifacts.ports import RESERVED
 from surgeon.errors import ConversionError, SurgeonError
 from surgeon.importer import (  # noqa: F401  the families fill the table
     activations,
@@ -31,24 +35,40 @@ from surgeon.importer import (  # noqa: F401  the families fill the table
 from surgeon.importer.agreement import HALF_TOLERANCE, TOLERANCE, require_agreement
 from surgeon.importer.network import Graph, OnnxNetwork, branches
 from surgeon.importer.registry import FOLDED, OPERATORS, REFUSED, STANDARD, Numbers, kind_of
+from surgeon.inputs import Shapes, port, samples, split_dtype
+from surgeon.weights import varied_input
 
 OLDEST_OPSET = 9
+
+_FLOATING = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+_DTYPES: dict[int, str] = {
+    **dict.fromkeys(_FLOATING, "float32"),
+    **{TensorProto.INT64: "int64", TensorProto.INT32: "int32", TensorProto.BOOL: "bool"},
+}
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A network from a file: one input, one output."""
+    """A network from a file: called with its input, and the others behind it."""
 
     module: nn.Module  # float32, evaluation mode
     input_shape: tuple[int, ...]  # without the batch
     input_name: str
     output_name: str
+    others: tuple[Port, ...] = ()
 
 
-def import_onnx(path: Path, output: str | None = None, input_shape: tuple[int, ...] | None = None) -> Imported:
+def import_onnx(
+    path: Path,
+    output: str | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    input: str | None = None,
+    others: Shapes | None = None,
+) -> Imported:
     """The network in the ONNX file `path`, compared with what ONNX Runtime makes of the file.
 
-    `output` names one of several; `input_shape` (without the batch) fills in sizes that the file leaves open. Raises
+    `output` names one of several, and `input` the one that is pulled back to (the first of floating-point numbers);
+    `input_shape` and the shapes of `others` (without the batch) fill in sizes that the file leaves open. Raises
     SurgeonError where the file is damaged or its inputs and outputs do not fit, and ConversionError where it holds
     operators that are not in the table (all are named), where its batch cannot be freed, or where the module does not
     compute what ONNX Runtime computes.
@@ -61,15 +81,19 @@ def import_onnx(path: Path, output: str | None = None, input_shape: tuple[int, .
             f"{path.name} is of opset {opset}, and surgeon reads {OLDEST_OPSET} and later",
             "Bring it up with onnx.version_converter",
         )
-    given = _input(path, graph)
+    given, *rest = _inputs(path, graph, input)
     returned = _output(path, graph, output)
     batch, shape = _shape(path, given, input_shape)
+    beside = tuple(_beside(path, value, batch, others or {}) for value in rest)
     nodes = _needed(graph, returned)
     _refuse_unknown(path, nodes)
     kept = _constants(path, graph, _read_by(nodes))
-    network = OnnxNetwork(Graph(nodes, kept, given.name, returned, opset, batch)).eval()
-    require_agreement(path, network, given.name, returned, shape, batch, _tolerance(graph))
-    return Imported(network, shape, given.name, returned)
+    names = [value.name for value in (given, *rest)]
+    network = OnnxNetwork(Graph(nodes, kept, names, returned, opset, batch)).eval()
+    generator = torch.Generator().manual_seed(0)
+    values = [varied_input(2 * (batch or 1), shape, generator), *samples(beside, 2 * (batch or 1), generator)]
+    require_agreement(path, network, dict(zip(names, values, strict=True)), returned, batch, _tolerance(graph))
+    return Imported(network, shape, given.name, returned, beside)
 
 
 def _read(path: Path) -> ModelProto:
@@ -87,22 +111,39 @@ def _read(path: Path) -> ModelProto:
     return model
 
 
-def _input(path: Path, graph: GraphProto) -> ValueInfoProto:
-    """The one input that is no initializer (older files list those too), of floating-point numbers."""
+def _inputs(path: Path, graph: GraphProto, wanted: str | None) -> list[ValueInfoProto]:
+    """Those that are no initializers (older files list those, too), what is pulled back to first."""
     stored = {value.name for value in graph.initializer}
     inputs = [value for value in graph.input if value.name not in stored]
-    if len(inputs) != 1:
-        named = ", ".join(value.name for value in inputs) or "none"
+    named = ", ".join(value.name for value in inputs) or "nothing"
+    if wanted is not None and wanted not in [value.name for value in inputs]:
+        raise SurgeonError(f"{path.name} has no input {wanted!r}", f"It takes {named}")
+    floating = [value for value in inputs if value.type.tensor_type.elem_type in _FLOATING]
+    chosen = [value for value in inputs if value.name == wanted] if wanted is not None else floating
+    if not chosen or chosen[0] not in floating:
+        kinds = ", ".join(f"{value.name} ({_type_name(value.type.tensor_type.elem_type)})" for value in inputs)
         raise ConversionError(
-            f"{path.name} takes {len(inputs)} inputs ({named})", "Export a network that takes one tensor"
-        )
-    kind = inputs[0].type.tensor_type.elem_type
-    if kind not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE):
-        raise ConversionError(
-            f"the input {inputs[0].name} of {path.name} is {_type_name(kind)}, not float32",
+            f"no input of {path.name} holds float32 to pull back to: it takes {kinds or 'nothing'}",
             "Give a network that takes float32, without embeddings or quantised inputs",
         )
-    return inputs[0]
+    return [chosen[0], *(value for value in inputs if value is not chosen[0])]
+
+
+def _beside(path: Path, value: ValueInfoProto, batch: int | None, stated: Shapes) -> Port:
+    """An input that stands beside the one that is pulled back to, under its name as a word."""
+    kind, name = value.type.tensor_type.elem_type, re.sub(r"\W", "_", value.name)
+    if kind not in _DTYPES:
+        raise ConversionError(
+            f"the input {value.name} of {path.name} is {_type_name(kind)}", f"Choose {', '.join(_DTYPES.values())}"
+        )
+    shape, _ = split_dtype(stated[name]) if name in stated else (None, "")
+    rows, shape = _shape(path, value, shape, f"--also {name}=SHAPE")
+    if rows != batch:
+        raise ConversionError(
+            f"the input {value.name} of {path.name} has another batch than the one that is pulled back to",
+            "Export both with the same, best a dynamic one",
+        )
+    return port(f"{name}_" if name in RESERVED else name, (shape, _DTYPES[kind]), value.name)
 
 
 def _type_name(kind: int) -> str:
@@ -131,24 +172,28 @@ def _tolerance(graph: GraphProto) -> float:
     return HALF_TOLERANCE if any(kind in halves for kind in kinds) else TOLERANCE
 
 
-def _shape(path: Path, value: ValueInfoProto, wanted: tuple[int, ...] | None) -> tuple[int | None, tuple[int, ...]]:
+def _shape(
+    path: Path, value: ValueInfoProto, wanted: tuple[int, ...] | None, option: str = "--input-shape C,H,W"
+) -> tuple[int | None, tuple[int, ...]]:
     """The batch, None where it is open, and the shape without it; `wanted` fills in what the file leaves open."""
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         if wanted is None:
-            raise SurgeonError(f"{path.name} does not say what its input's shape is", "Give --input-shape C,H,W")
+            raise SurgeonError(f"{path.name} does not say what the shape of {value.name} is", f"Give {option}")
         return None, tuple(wanted)
     sizes = [size.dim_value if size.dim_value > 0 else None for size in tensor.shape.dim]
     names = [str(size.dim_value or size.dim_param or "?") for size in tensor.shape.dim]
     stated = f"[{', '.join(names)}]"
-    if len(sizes) < 2:
-        raise ConversionError(f"the input of {path.name} is {stated}, without a batch", "Export it with a batch axis")
+    if len(sizes) < (2 if option.startswith("--input") else 1):
+        raise ConversionError(
+            f"the input {value.name} of {path.name} is {stated}, without a batch", "Export it with a batch axis"
+        )
     if wanted is None:
         known = tuple(size for size in sizes[1:] if size is not None)
         if len(known) != len(sizes) - 1:
             raise SurgeonError(
-                f"{path.name} takes {stated}, which leaves sizes open",
-                "Give --input-shape, without the batch, such as 3,224,224",
+                f"{path.name} takes {stated} as {value.name}, which leaves sizes open",
+                f"Give {option}, without the batch",
             )
         return sizes[0], known
     fits = len(wanted) == len(sizes) - 1 and all(
@@ -156,7 +201,7 @@ def _shape(path: Path, value: ValueInfoProto, wanted: tuple[int, ...] | None) ->
     )
     if not fits:
         shown = ",".join(map(str, wanted))
-        raise SurgeonError(f"{path.name} takes {stated}, not an input of {shown}", "Leave --input-shape out")
+        raise SurgeonError(f"{path.name} takes {stated}, not an input of {shown}", f"Leave {option.split()[0]} out")
     return sizes[0], tuple(wanted)
 
 
