@@ -110,11 +110,10 @@ def record(module: nn.Module, *examples: Tensor, dynamic_size: bool = False) -> 
     if dynamic_size and first.dim() != 4:
         raise SurgeonError(f"an input of {first.dim() - 1} dimensions has no height and width", REMEDY)
     batch, shapes = Dim("batch", min=1), ShapesCollection()
-    for example in examples:
-        if example.dim() and example.shape[0] == first.shape[0]:
+    shapes[first] = {0: batch} | ({2: Dim.DYNAMIC, 3: Dim.DYNAMIC} if dynamic_size else {})
+    for example in examples[1:]:
+        if example is not first and example.dim() and example.shape[0] == first.shape[0]:
             shapes[example] = {0: batch}
-    if dynamic_size:
-        shapes[first] = {0: batch, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     try:
         with evaluating(module), _silent_torch():
             program = torch.export.export(module, examples, dynamic_shapes=shapes)

@@ -26,8 +26,8 @@ def import_program(
 ) -> Imported:
     """The network in the `.pt2` file `path`: tensors with a dynamic batch to one tensor.
 
-    `output`, `input_shape`, `input` and `others` are as in `import_onnx`. Raises SurgeonError where the file is damaged,
-    and ConversionError where it holds something else, or was exported with a fixed batch or in training mode.
+    `output`, `input_shape`, `input` and `others` are as in `import_onnx`. Raises SurgeonError for a damaged file, and
+    ConversionError where it holds something else, or was exported with a fixed batch or in training mode.
     """
     try:
         program = torch.export.load(path)
