@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
 
-from surgeon.decompositions import DECOMPOSITIONS
+from surgeon.decompositions import DECOMPOSITIONS, EvenChunks
 from surgeon.errors import ConversionError, SurgeonError
 from surgeon.layers import cut, drop_unread, end_at, find
 from surgeon.rules import KEPT
@@ -102,7 +102,7 @@ def record(module: nn.Module, *examples: Tensor, dynamic_size: bool = False) -> 
     if dynamic_size:
         shapes[0] |= {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     try:
-        with evaluating(module), _silent_torch():
+        with evaluating(module), _silent_torch(), EvenChunks():
             program = torch.export.export(module, examples, dynamic_shapes=tuple(shapes))
             recorded = program
             _detach_untracked(program)
