@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.fx import GraphModule, Node
 
-from surgeon.decompositions import DECOMPOSITIONS
+from surgeon.decompositions import DECOMPOSITIONS, EvenChunks
 from surgeon.errors import ConversionError, SurgeonError
 from surgeon.inputs import Example, tensors
 from surgeon.layers import cut, drop_inputs, drop_unread, end_at, entries, kinds
@@ -115,7 +115,7 @@ def record(module: nn.Module, *examples: Tensor, dynamic_size: bool = False) -> 
         if example is not first and example.dim() and example.shape[0] == first.shape[0]:
             shapes[example] = {0: batch}
     try:
-        with evaluating(module), _silent_torch():
+        with evaluating(module), _silent_torch(), EvenChunks():
             program = torch.export.export(module, examples, dynamic_shapes=shapes)
             recorded = program
             _detach_untracked(program)

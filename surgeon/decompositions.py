@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.overrides import TorchFunctionMode
 
 from surgeon.rules.pools import averages
 from surgeon.sizes import is_symbolic
@@ -240,6 +242,24 @@ def rrelu(
 ) -> Any:
     """LeakyReLU with the mean slope, in evaluation mode."""
     return NotImplemented if training else (aten.leaky_relu(x, (lower + upper) / 2), noise)
+
+
+class EvenChunks(TorchFunctionMode):
+    """chunk(x, n) = tensor_split(x, n) where n divides a symbolic size, such as a doubled batch.
+
+    chunk rounds the quotient up, and torch.export then fixes the batch.
+    """
+
+    def __torch_function__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if call in (torch.chunk, Tensor.chunk):
+            x, count, dim = _chunked(*args, **kwargs or {})
+            if is_symbolic(x.shape[dim]) and statically_known_true(x.shape[dim] % count == 0):
+                return x.tensor_split(count, dim)
+        return call(*args, **kwargs or {})
+
+
+def _chunked(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, int, int]:
+    return input, chunks, dim
 
 
 DECOMPOSITIONS: dict[OpOverload, Callable[..., Any]] = {

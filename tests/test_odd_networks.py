@@ -43,6 +43,12 @@ def shuffled(h: Tensor) -> Tensor:
     return h.unflatten(1, (2, 2)).transpose(1, 2).contiguous().view(h.shape[0], -1)
 
 
+def in_one_batch(h: Tensor) -> Tensor:
+    """Two pictures for each sample go through the same layers, as in networks that compare them."""
+    first, second = torch.chunk(torch.cat([h, h.flip(3)]), 2, dim=0)
+    return (first * second).flatten(1)
+
+
 def partly_assigned(h: Tensor) -> Tensor:
     h = h - 0.2
     h[:, 1:3] = F.relu(h[:, 1:3])
@@ -51,6 +57,8 @@ def partly_assigned(h: Tensor) -> Tensor:
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "a copy that a view needs": shuffled,
+    "a batch in halves": in_one_batch,
+    "a gate in other words": lambda h: torch.maximum(h - 0.3, torch.zeros_like(h)).flatten(1),
     "pixel shuffle": lambda h: F.pixel_shuffle(h, 2).flatten(1),
     "normalised features": lambda h: F.normalize(h.flatten(1)),
     "a norm with a floor": lambda h: h.flatten(1) / h.flatten(1).norm(dim=1, keepdim=True).clamp(min=1e-6),
