@@ -97,7 +97,7 @@ class Session:
             layers, named = self._places, "a class with --target, " if self.manifest.labels else ""
             raise SurgeonError(
                 f"the output of {self.bundle.path} is no row of classes: {units.described(layers)}",
-                f"Name {named}a unit with --unit {units.form(layers)} (from Python at_units), or give the cotangent itself",
+                f"Name {named}a unit with --unit {units.form(layers)} (from Python at_units), or give the cotangent",
             )
         return shape[0]
 
