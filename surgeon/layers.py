@@ -84,7 +84,7 @@ def cut(module: nn.Module, names: Sequence[str], everything: bool = False) -> It
         if everything:
             values += [returned] if isinstance(returned, Tensor) else entries(returned).values()
         elif not names:
-            values = [_only_tensor(returned, type(module).__name__)]
+            values = [only_tensor(returned, type(module).__name__)]
         kept.clear()
         values = [value.to(inputs[0].dtype) if value.is_floating_point() else value for value in values]
         return values[0] if len(values) == 1 else values
@@ -97,7 +97,7 @@ def cut(module: nn.Module, names: Sequence[str], everything: bool = False) -> It
             return known[name]
         if modules[name] not in kept:
             raise SurgeonError(f"the layer {name!r} does not run", "Choose one that the forward pass calls")
-        return _only_tensor(kept[modules[name]], f"the layer {name}")
+        return only_tensor(kept[modules[name]], f"the layer {name}")
 
     handles = [part.register_forward_hook(keep) for part in dict.fromkeys(modules.values())]
     handles.append(module.register_forward_hook(give))
@@ -115,7 +115,7 @@ def joined(values: Tensor | Sequence[Tensor]) -> Tensor:
     return torch.cat([value.flatten(1) if value.dim() > 1 else value.unsqueeze(1) for value in values], 1)
 
 
-def _only_tensor(value: Any, whose: str) -> Tensor:
+def only_tensor(value: Any, whose: str) -> Tensor:
     """`value`, or the tensor in it; raises ConversionError, naming what there is, where that is not exactly one."""
     if isinstance(value, Tensor):
         return value

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from surgeon.artifacts.manifest import Recipe
 from surgeon.errors import SurgeonError
-from surgeon.layers import cut, joined
+from surgeon.layers import cut, joined, only_tensor
 from surgeon.oracle_rules import Pullback, Temperatures
 
 FLOOR = 1e-20
@@ -157,6 +157,8 @@ def sample_norm(values: Tensor, norm: str) -> Tensor:
 
 def forward(module: nn.Module, input: Tensor, at: Sequence[str] = ()) -> Tensor:
     """The module's one output, or the outputs of the layers called `at` as one: `surgeon.layers`, but for nodes."""
+    if not at:  # without a hook, which torch.compile does not like
+        return only_tensor(module(input), type(module).__name__)
     with cut(module, at):
         return joined(module(input))
 

@@ -106,10 +106,10 @@ class Session:
     def classes(self) -> int:
         """K, the number of outputs; raises SurgeonError where the output is not [N, K], or that of a hidden layer."""
         if not self.has_classes:
-            layers = self._places
+            layers, named = self._places, "a class with --target, " if self.manifest.labels else ""
             raise SurgeonError(
                 f"the output of {self.bundle.path} is no row of classes: {units.described(layers)}",
-                f"Name a unit with --unit {units.form(layers)} (from Python at_units), or give the cotangent itself",
+                f"Name {named}a unit with --unit {units.form(layers)} (from Python at_units), or give the cotangent",
             )
         return self.output_shape[0]
 

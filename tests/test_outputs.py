@@ -33,16 +33,14 @@ class Answer(collections.OrderedDict):
 
 
 class Returning(Deep):
-    """One network, whose last step is left to each test: it returns what `pack` makes of three tensors."""
+    """Returns what `pack`, which each test chooses, makes of three tensors."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.pack = staticmethod(lambda logits, features, stem: logits)
+    pack: Any
 
     def forward(self, x: Tensor) -> Any:
         features = self.features(x)
         logits = self.head(F.max_pool2d(features, 2).mean((2, 3)))
-        return type(self).pack(logits, features, self.stem(x))
+        return self.pack(logits, features, self.stem(x))
 
 
 PACKINGS = {
@@ -332,6 +330,8 @@ def test_a_map_for_each_class_goes_by_name(tmp_path: Path, run) -> None:  # noqa
     assert report["score"][-1] > report["score"][0]
     assert "output unit 0,1,1 (sky at 1,1)" in run("run", bundle.path, "cat.png", "--unit", "0,1,1")[1]
     assert run("figure", bundle.path, "cat.png", "--target", "sky", "--unit", "1", "-o", "g.png")[0] == 0
+    code, _, err = run("run", bundle.path, "cat.png")
+    assert code == 1 and "Name a class with --target, a unit with --unit" in err
     code, _, err = run("run", bundle.path, "cat.png", "--target", "3")
     assert code == 1 and "no class 3. The classes are 0 to 2" in err
 
