@@ -32,8 +32,10 @@ def adaptive_max_pool3d(x: Tensor, output_size: Sequence[int]) -> Any:
 
 
 def _cells(x: Tensor, output_size: Sequence[int]) -> list[int]:
-    """Size of the cells along each axis; empty where they differ among themselves."""
+    """Size of the cells along each axis; empty where they differ among themselves, or may."""
     sizes = x.shape[-len(output_size) :]
+    if is_symbolic(*sizes):
+        return []
     divided = all(size % out == 0 for size, out in zip(sizes, output_size, strict=True))
     return [size // out for size, out in zip(sizes, output_size, strict=True)] if divided else []
 

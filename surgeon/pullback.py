@@ -26,7 +26,7 @@ from torch.fx.graph import CodeGen
 
 from surgeon.artifacts.manifest import Gate as GateSite
 from surgeon.artifacts.manifest import Recipe
-from surgeon.capture import Captured, capture, source_classes, source_line, source_module
+from surgeon.capture import Captured, capture, silent_torch, source_classes, source_line, source_module
 from surgeon.errors import ConversionError, SurgeonError
 from surgeon.gates import GATES, Gate, Ramp, gate
 from surgeon.optimise import optimise, optimise_pullback
@@ -252,7 +252,8 @@ def rewrite_program(
     with fx_traceback.preserve_node_meta(), warnings.catch_warnings(), torch.no_grad():
         shapes_by_name = dict(zip(("input", "cotangent", "temperature"), shapes, strict=False))
         try:
-            program = torch.export.export(pullback, arguments, dynamic_shapes=shapes_by_name)
+            with silent_torch():
+                program = torch.export.export(pullback, arguments, dynamic_shapes=shapes_by_name)
         except (RuntimeError, ValueError, TypeError) as error:  # what rules and fake tensors raise
             raise ConversionError(
                 f"torch.export cannot record the pullback ({str(error).strip().splitlines()[0]})",
@@ -266,10 +267,10 @@ def rewrite_program(
 
 
 def _refuse_static(captured: Captured) -> None:
-    """Raise ConversionError for operators that ONNX gets in a form for the traced height and width alone."""
+    """Raise ConversionError for adaptive max pooling, whose windows have one form for the traced size alone."""
     for node in captured.graph.graph.nodes:
-        if "adaptive" in str(node.target) and node.op == "call_function":
-            raise ConversionError(f"{_where(node)} cannot be exported for any height and width", REMEDY)
+        if "adaptive_max" in str(node.target) and node.op == "call_function":
+            raise ConversionError(f"{_where(node)} has cells of other sizes at another height and width", REMEDY)
 
 
 def _read_sizes_of_output(program: ExportedProgram) -> None:
