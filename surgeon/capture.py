@@ -115,7 +115,7 @@ def record(module: nn.Module, *examples: Tensor, dynamic_size: bool = False) -> 
         if example is not first and example.dim() and example.shape[0] == first.shape[0]:
             shapes[example] = {0: batch}
     try:
-        with evaluating(module), _silent_torch(), EvenChunks():
+        with evaluating(module), silent_torch(), EvenChunks():
             program = torch.export.export(module, examples, dynamic_shapes=shapes)
             recorded = program
             _detach_untracked(program)
@@ -127,8 +127,11 @@ def record(module: nn.Module, *examples: Tensor, dynamic_size: bool = False) -> 
     except Exception as error:
         free = "batch, height and width" if dynamic_size else "batch"
         causes = "Data-dependent control flow and a fixed batch are the usual causes; `surgeon check` names the piece"
+        reason = _first_line(error)
+        if dynamic_size and reason.startswith("Constraints violated"):
+            reason = "it takes them for fixed numbers, as a kernel's size, a count of steps or a factor"
         raise ConversionError(
-            f"torch.export cannot record the network with a dynamic {free}{_place(error)} ({_first_line(error)})",
+            f"torch.export cannot record the network with a dynamic {free}{_place(error)} ({reason})",
             REMEDY if dynamic_size else causes,
         ) from error
     if dynamic_size:
@@ -222,7 +225,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _silent_torch() -> Iterator[None]:
+def silent_torch() -> Iterator[None]:
     """Keep torch.export's log and the graphs that it prints on failure off the screen: its exception says it all."""
     logger = logging.getLogger("torch")
     level = logger.level

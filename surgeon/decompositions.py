@@ -64,8 +64,10 @@ def _in_order_of(sizes: Sequence[int], taken: list[Tensor], indices: Tensor) -> 
 
 
 def _cells(x: Tensor, output_size: Sequence[int]) -> list[int]:
-    """Size of the cells along each axis; empty where they differ among themselves."""
+    """Size of the cells along each axis; empty where they differ among themselves, or may."""
     sizes = x.shape[-len(output_size) :]
+    if is_symbolic(*sizes):
+        return []
     divided = all(size % out == 0 for size, out in zip(sizes, output_size, strict=True))
     return [size // out for size, out in zip(sizes, output_size, strict=True)] if divided else []
 

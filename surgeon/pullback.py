@@ -27,7 +27,7 @@ from torch.fx.graph import CodeGen
 
 from surgeon.artifacts.manifest import Gate as GateSite
 from surgeon.artifacts.manifest import Layer, Recipe
-from surgeon.capture import Captured, capture, source_classes, source_line, source_module
+from surgeon.capture import Captured, capture, silent_torch, source_classes, source_line, source_module
 from surgeon.errors import ConversionError, SurgeonError
 from surgeon.gates import GATES, Gate, Ramp, gate
 from surgeon.inputs import Example, tensors
@@ -282,13 +282,15 @@ def rewrite_program(
     if pullback.tempered:
         sizes = [len(pullback.gates)] if pullback.per_gate else []
         arguments["temperature"], shapes["temperature"] = torch.ones(sizes, dtype=first.dtype), None
+    positional = tuple(arguments.values())
+    named = {"others": others} if others else None
     if others:
         batched = [bool(x.dim()) and x.shape[0] == first.shape[0] for x in others]
-        arguments["others"] = others
         shapes["others"] = tuple(dynamic(x.shape) if moves else None for x, moves in zip(others, batched, strict=True))
     with fx_traceback.preserve_node_meta(), warnings.catch_warnings(), torch.no_grad():
         try:
-            program = torch.export.export(pullback, (), arguments, dynamic_shapes=shapes)
+            with silent_torch():
+                program = torch.export.export(pullback, positional, named, dynamic_shapes=shapes)
         except (RuntimeError, ValueError, TypeError) as error:  # what rules and fake tensors raise
             raise ConversionError(
                 f"torch.export cannot record the pullback ({str(error).strip().splitlines()[0]})",
@@ -302,10 +304,10 @@ def rewrite_program(
 
 
 def _refuse_static(captured: Captured) -> None:
-    """Raise ConversionError for operators that ONNX gets in a form for the traced height and width alone."""
+    """Raise ConversionError for adaptive max pooling, whose windows have one form for the traced size alone."""
     for node in captured.graph.graph.nodes:
-        if "adaptive" in str(node.target) and node.op == "call_function":
-            raise ConversionError(f"{_where(node)} cannot be exported for any height and width", REMEDY)
+        if "adaptive_max" in str(node.target) and node.op == "call_function":
+            raise ConversionError(f"{_where(node)} has cells of other sizes at another height and width", REMEDY)
 
 
 def _read_sizes_of_output(program: ExportedProgram) -> None:
