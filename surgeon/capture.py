@@ -24,7 +24,7 @@ from torch.fx import GraphModule, Node
 
 from surgeon.decompositions import DECOMPOSITIONS, EvenChunks
 from surgeon.errors import ConversionError, SurgeonError
-from surgeon.inputs import Example, tensors
+from surgeon.inputs import Example, same_batch, tensors
 from surgeon.layers import cut, drop_inputs, drop_unread, end_at, entries, kinds
 from surgeon.rules import KEPT
 from surgeon.sizes import REMEDY, require_any_size
@@ -115,7 +115,7 @@ def record(module: nn.Module, *examples: Tensor, dynamic_size: bool = False) -> 
         if example is not first and example.dim() and example.shape[0] == first.shape[0]:
             shapes[example] = {0: batch}
     try:
-        with evaluating(module), silent_torch(), EvenChunks():
+        with evaluating(module), silent_torch(), EvenChunks(), same_batch(module):
             program = torch.export.export(module, examples, dynamic_shapes=shapes)
             recorded = program
             _detach_untracked(program)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from surgeon.artifacts.manifest import Port
 from surgeon.artifacts.ports import BATCH, RESERVED
@@ -125,6 +126,23 @@ def example(shape: Sequence[int], ports: Sequence[Port]) -> tuple[Tensor, ...]:
 def tensors(example: Example) -> tuple[Tensor, ...]:
     """An example as a tuple, the input first."""
     return (example,) if isinstance(example, Tensor) else tuple(example)
+
+
+@contextmanager
+def same_batch(module: nn.Module) -> Iterator[None]:
+    """Tell torch.export, as it records `module`, that all of its inputs have as many rows as the first.
+
+    Of two that it was only told to call the same, it finds out when it is done: what divides their sum is decided then.
+    """
+
+    def check(_module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        first, *others = (value for value in pytree.tree_leaves((inputs, named)) if isinstance(value, Tensor))
+        for other in others:
+            if other.dim() and isinstance(other.shape[0], torch.SymInt):
+                torch._check(other.shape[0] == first.shape[0])
+
+    with module.register_forward_pre_hook(check, with_kwargs=True):
+        yield
 
 
 @contextmanager

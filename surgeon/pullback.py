@@ -30,7 +30,7 @@ from surgeon.artifacts.manifest import Layer, Recipe
 from surgeon.capture import Captured, capture, silent_torch, source_classes, source_line, source_module
 from surgeon.errors import ConversionError, SurgeonError
 from surgeon.gates import GATES, Gate, Ramp, gate
-from surgeon.inputs import Example, tensors
+from surgeon.inputs import Example, same_batch, tensors
 from surgeon.layers import joined
 from surgeon.optimise import optimise, optimise_pullback
 from surgeon.rules import CONSTANT, DERIVED, RULES
@@ -289,7 +289,7 @@ def rewrite_program(
         shapes["others"] = tuple(dynamic(x.shape) if moves else None for x, moves in zip(others, batched, strict=True))
     with fx_traceback.preserve_node_meta(), warnings.catch_warnings(), torch.no_grad():
         try:
-            with silent_torch():
+            with silent_torch(), same_batch(pullback):
                 program = torch.export.export(pullback, positional, named, dynamic_shapes=shapes)
         except (RuntimeError, ValueError, TypeError) as error:  # what rules and fake tensors raise
             raise ConversionError(
