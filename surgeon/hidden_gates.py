@@ -52,17 +52,11 @@ def name_gates(graph: GraphModule) -> int:
     count = 0
     for node in list(graph.graph.nodes):
         found = search.named(node)
-        if found is not None and _alike(node, found[1][0]):
+        if found is not None:
             node.target, node.args = found
             node.kwargs = {}
             count += 1
     return count
-
-
-def _alike(node: Node, x: Node) -> bool:
-    """Whether the node's value has the shape and dtype of x: nothing was broadcast or promoted."""
-    ours, theirs = node.meta["val"], x.meta["val"]
-    return str(ours.shape) == str(theirs.shape) and ours.dtype == theirs.dtype
 
 
 class _Search:
@@ -75,7 +69,11 @@ class _Search:
         """What `node` says, in the words of a gate; None where it is none."""
         written = node.meta.get("original_aten", node.target)
         find = _WRITTEN.get(getattr(written, "overloadpacket", None)) if node in self._flowing else None
-        return None if find is None else find(self, node)
+        found = None if find is None else find(self, node)
+        if found is not None and _alike(node, found[1][0]):
+            return found
+        self._clamps.pop(node, None)
+        return None
 
     def extremum(self, node: Node) -> Named | None:
         """The larger or smaller of x and a constant, or of x and a part of it."""
@@ -226,6 +224,12 @@ def _flowing(graph: GraphModule) -> set[Any]:
         if floating and given and node.target not in CONSTANT:
             found.add(node)
     return found
+
+
+def _alike(node: Node, x: Node) -> bool:
+    """Whether the node's value has the shape and dtype of x: nothing was broadcast or promoted."""
+    ours, theirs = node.meta["val"], x.meta["val"]
+    return str(ours.shape) == str(theirs.shape) and ours.dtype == theirs.dtype
 
 
 def _source(value: Any) -> Any:

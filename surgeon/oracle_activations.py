@@ -8,7 +8,7 @@ here looks at the captured graph, where `surgeon.hidden_gates` finds the same fu
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -184,8 +184,9 @@ _ORDER = ("condition", "input", "mask", "other", "value")
 
 def hidden(call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Found | None:
     """The activation that `call` is in other words, with its pre-activation; None where it is none."""
-    given = (*args, *(kwargs[name] for name in _ORDER if name in kwargs))
-    found = None
+    if not set(_ORDER).issuperset(kwargs):
+        return None
+    given, found = _positional(args, kwargs), None
     if call in _EXTREMA and len(given) == 2 and all(isinstance(value, Tensor) for value in given):
         found = _extremum(*given, largest=_EXTREMA[call] == "largest")
     elif call in _WHERE and len(given) == 3:
@@ -203,27 +204,40 @@ def hidden(call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Found | 
 def note_clamp(result: Tensor, x: Tensor, activation: Activation) -> None:
     """Remember on `result` that it is x, clamped on one side."""
     if activation.clamps and (activation.lower is None) != (activation.upper is None):
-        result.surgeon_note = Clamped(_snapshot(x), activation.lower, activation.upper)  # type: ignore[attr-defined]
+        _leave(result, Clamped(_snapshot(x), activation.lower, activation.upper))
 
 
 def leave_note(call: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-    """Remember on `result`, a tensor, what it says of an argument."""
-    given = (*args, *(kwargs[name] for name in _ORDER if name in kwargs))
-    if call in _COMPARISONS and len(given) == 2:
-        a, b, kind = *map(_snapshot, given), _COMPARISONS[call]
-        result.surgeon_note = Compared(a, b, strict=kind in ("gt", "le"), holds=kind in ("gt", "ge"))
-    elif call in _CONVERSIONS and isinstance(note := _note(given[0]), Compared):
-        holds = note.holds ^ (_CONVERSIONS[call] == "opposite")
-        result.surgeon_note = Compared(note.a, note.b, note.strict, holds)
-    elif call in _PRODUCTS and len(given) == 2:
-        for x, factor in (given, given[::-1]) if _PRODUCTS[call] == "mul" else (given,):
+    """Remember on `result` what it says of an argument."""
+    if call in _CONVERSIONS and isinstance(note := _note(args[0]), Compared):
+        _leave(result, replace(note, holds=note.holds ^ (_CONVERSIONS[call] == "opposite")))
+    known = (call in _COMPARISONS or call in _PRODUCTS) and call not in OVERWRITING
+    if not known or not set(_ORDER).issuperset(kwargs):
+        return
+    a, b = given = _positional(args, kwargs)
+    if call in _COMPARISONS:
+        kind = _COMPARISONS[call]
+        _leave(result, Compared(_snapshot(a), _snapshot(b), strict=kind in ("gt", "le"), holds=kind in ("gt", "ge")))
+    elif _PRODUCTS[call] == "mul":
+        for x, factor in (given, given[::-1]):
             if _flows(x) and not _flows(factor):
-                slope = factor if _PRODUCTS[call] == "mul" else 1 / factor
-                result.surgeon_note = Multiple(_snapshot(x), slope)
+                _leave(result, Multiple(_snapshot(x), factor))
+    elif _flows(a) and not _flows(b) and (isinstance(b, Tensor) or b):
+        _leave(result, Multiple(_snapshot(a), 1 / b))
+
+
+def _positional(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    return (*args, *(kwargs[name] for name in _ORDER if name in kwargs))
+
+
+def _leave(result: Tensor, note: Compared | Multiple | Clamped) -> None:
+    result.surgeon_note = note, result._version  # type: ignore[attr-defined]
 
 
 def _note(value: Any) -> Any:
-    return getattr(value, "surgeon_note", None) if isinstance(value, Tensor) else None
+    """The note on `value`, unless it was overwritten since."""
+    note, version = getattr(value, "surgeon_note", (None, None))
+    return note if version is not None and version == value._version else None
 
 
 def _flows(value: Any) -> bool:

@@ -168,24 +168,26 @@ class Pullback(TorchFunctionMode):
             if not z.is_floating_point():
                 return plain()
             reader = ACTIVATIONS_IN_PLACE[call] if call in ACTIVATIONS_IN_PLACE else ACTIVATIONS[call]
-            return self._gated(z, reader(*args, **kwargs), plain, in_place)
+            return self._gated(z, reader(*args, **kwargs), plain, z if in_place else None)
         found = hidden(call, args, kwargs)
         if found is None:
             result = plain()
             leave_note(call, args, kwargs, result)
             return result
-        result = self._gated(*found, plain, call in OVERWRITING)
-        note_clamp(result, *found)
+        result = self._gated(*found, plain, args[0] if call in OVERWRITING else None)
+        if call not in OVERWRITING:
+            note_clamp(result, *found)
         return result
 
-    def _gated(self, z: Tensor, activation: Activation, plain: Callable[[], Any], in_place: bool) -> Any:
+    def _gated(self, z: Tensor, activation: Activation, plain: Callable[[], Any], target: Tensor | None) -> Any:
+        """activation(z), put in the place of `target` if there is one."""
         norm = type(z.grad_fn).__name__ == "LinalgVectorNormBackward0"
         if norm and activation.clamps and activation.lower is not None:
             return plain()  # the floor of a norm, which something is divided by, is no gate
-        if not in_place:
+        if target is None:
             return _Gated.apply(z, activation.plain, self._gate(activation))
         # The gate needs the value from before, and whoever reads z later must see the value from after.
-        return z.copy_(_Gated.apply(z.clone(), activation.plain, self._gate(activation)))
+        return target.copy_(_Gated.apply(z.clone(), activation.plain, self._gate(activation)))
 
     def _gate(self, activation: Activation) -> Rule:
         if self.recipe.gate == "soft":

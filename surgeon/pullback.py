@@ -448,7 +448,7 @@ def _is_floor_of_norm(node: Node) -> bool:
     """Whether the clamp keeps a norm from dividing by zero, as in functional.normalize: that is no gate."""
     aten, clamped = torch.ops.aten, node.args[0]
     assert isinstance(clamped, Node)
-    return node.target is aten.clamp.default and clamped.target is aten.linalg_vector_norm.default
+    return node.target in (aten.clamp.default, aten.clamp.Tensor) and clamped.target is aten.linalg_vector_norm.default
 
 
 def _is_floating(node: Node) -> bool:

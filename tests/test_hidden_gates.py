@@ -106,6 +106,34 @@ CORNERS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def clamped_and_moved(x: Tensor) -> Tensor:
+    y = torch.maximum(x, torch.zeros_like(x))
+    y += 1
+    return torch.minimum(y, torch.full_like(x, 1.5))
+
+
+def a_multiple_no_more(x: Tensor) -> Tensor:
+    below = 0.1 * x
+    below += 1
+    return torch.where(x > 0, x, below)
+
+
+def mask_overwritten(x: Tensor) -> Tensor:
+    mask = (x > 0).to(x.dtype)
+    mask.mul_(x)
+    return mask * x
+
+
+CHAINS: dict[str, Callable[[Tensor], Tensor]] = {
+    "clamped and moved": clamped_and_moved,
+    "a multiple no more": a_multiple_no_more,
+    "mask overwritten": mask_overwritten,
+    "norms with a floor": lambda x: (
+        x / torch.maximum(torch.linalg.vector_norm(x, dim=2, keepdim=True), torch.full((3, 1), 0.5).to(x))
+    ),
+}
+
+
 class Side(nn.Module):
     """Functions of one input side by side: [N, 3, 4] -> [N, functions, 3, 4]."""
 
@@ -125,7 +153,7 @@ def captured() -> Captured:
     return graph
 
 
-ALL = [form[0] for form in FORMS.values()] + list(CORNERS.values())
+ALL = [form[0] for form in FORMS.values()] + list(CORNERS.values()) + list(CHAINS.values())
 IMAGE = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 COTANGENT = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
@@ -163,9 +191,15 @@ def test_other_corners_keep_their_derivative(name: str) -> None:
     assert torch.allclose(by_oracle(CORNERS[name], "soft"), expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("name", CHAINS)
+def test_the_oracle_and_the_graph_read_chains_alike(name: str) -> None:
+    found = pulled("soft")[len(FORMS) + len(CORNERS) + list(CHAINS).index(name)]
+    assert torch.allclose(found, by_oracle(CHAINS[name], "soft"), rtol=1e-12, atol=1e-14)
+
+
 def test_they_are_listed_as_gates_in_their_place() -> None:
     module = Pullback(captured(), Recipe())
-    assert len(module.gates) == len(FORMS)
+    assert len(module.gates) == len(FORMS) + 3  # of the chains
     assert {site.op for site in module.gates} == {str(operator) for _, operator, _ in FORMS.values()}
     support = check(Side([FORMS["mask"][0], FORMS["where"][0]]).eval(), torch.zeros(2, 3, 4))
     (gates,) = [found for found in support.operators if found.treatment == "gate"]
