@@ -73,7 +73,8 @@ def capture(module: nn.Module, example: Tensor, at: Sequence[str] = (), dynamic_
     returned = _returned_by(module, example)
     found = kinds(module, at, returned)
     nodes = [name for name in at if found[name] == "node"]
-    with cut(module, [name for name in at if name not in nodes], everything=bool(nodes)):
+    ends = cut(module, [name for name in at if name not in nodes], everything=bool(nodes))
+    with ends if at or not isinstance(returned, Tensor) else contextlib.nullcontext():
         _returned_by(module, example)
         graph = record(module, example, dynamic_size=dynamic_size)
     known = [*dict(module.named_modules()), *entries(returned)]
