@@ -81,7 +81,8 @@ def capture(module: nn.Module, example: Example, at: Sequence[str] = (), dynamic
     returned = _returned_by(module, examples)
     found = kinds(module, at, returned)
     nodes = [name for name in at if found[name] == "node"]
-    with cut(module, [name for name in at if name not in nodes], everything=bool(nodes)):
+    ends = cut(module, [name for name in at if name not in nodes], everything=bool(nodes))
+    with ends if at or not isinstance(returned, Tensor) else contextlib.nullcontext():
         _returned_by(module, examples)
         graph = record(module, *examples, dynamic_size=dynamic_size)
     known = [*dict(module.named_modules()), *entries(returned)]
