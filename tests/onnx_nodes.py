@@ -331,7 +331,7 @@ FOLDED: dict[str, list[Node]] = {
 
 
 def model_of(kind: str, node: Node) -> onnx.ModelProto:
-    """A model of this one node: its outputs, as float32, are concatenated, last first; known ones are added to the input."""
+    """A model of this one node: its outputs, as float32, are joined, last first; known ones are added to the input."""
     names, initializers, given = [], [], None
     for place, value in enumerate(node.inputs):
         if isinstance(value, X):
