@@ -331,7 +331,7 @@ FOLDED: dict[str, list[Node]] = {
 
 
 def model_of(kind: str, node: Node) -> onnx.ModelProto:
-    """A model of this one node: its outputs, as float32, are concatenated; known ones are added to the input."""
+    """A model of this one node: its outputs, as float32, are joined, last first; known ones are added to the input."""
     names, initializers, given = [], [], None
     for place, value in enumerate(node.inputs):
         if isinstance(value, X):
@@ -346,10 +346,11 @@ def model_of(kind: str, node: Node) -> onnx.ModelProto:
     if given is None:
         initializers.append(numpy_helper.from_array(i(1, -1), "row"))
         nodes += [helper.make_node("Reshape", [f"{name}f", "row"], [f"{name}r"]) for name in made]
-        nodes += [helper.make_node("Concat", [f"{name}r" for name in made], ["y"], axis=1)]
+        nodes += [helper.make_node("Concat", [f"{name}r" for name in reversed(made)], ["y"], axis=1)]
         nodes += [helper.make_node("Add", ["x", "y"], ["out"])]
     elif node.outputs > 1:
-        nodes += [helper.make_node("Concat", [f"{name}f" for name in made], ["out"], axis=node.attributes["axis"])]
+        last = [f"{name}f" for name in reversed(made)]
+        nodes += [helper.make_node("Concat", last, ["out"], axis=node.attributes["axis"])]
     else:
         nodes[-1].output[0] = "out"
     return model(nodes, initializers, (given or X((1,))).shape, opset=node.opset)
