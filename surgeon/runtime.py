@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -278,6 +279,7 @@ class Session:
         self, name: str, input: Array, cotangent: Array | None, fetched: list[str] | None = None, **others: Any
     ) -> list[Array]:
         """Check the values against what the artifact takes, run it, and return its outputs, or those `fetched`."""
+        self._require_room(input)
         session = self._session(name)
         ports = {port.name: port for port in [*session.get_inputs(), *session.get_overridable_initializers()]}
         required = {port.name for port in session.get_inputs()}
@@ -303,6 +305,17 @@ class Session:
                 f"{name} does not run on an input of shape {list(input.shape)} ({_first_line(error)})",
                 "Where height and width are free, give a size that the network takes",
             ) from error
+
+    def _require_room(self, input: Array) -> None:
+        """Raise SurgeonError where nothing is left of a small input at a gate: ONNX Runtime ends the process there."""
+        if not self.manifest.recipe.dynamic_size or getattr(input, "ndim", 0) != 4:
+            return
+        for gate in self.manifest.gates:
+            if any(_size(formula, input.shape) < 1 for formula in gate.shape):
+                size = "x".join(map(str, input.shape[2:]))
+                raise SurgeonError(
+                    f"nothing is left of an input of {size} at {gate.module or gate.node}", "Give a larger one"
+                )
 
     def _recipe(self) -> str:
         recipe = self.manifest.recipe
@@ -443,6 +456,17 @@ def _fits(shape: Sequence[int], expected: Sequence[Any]) -> bool:
     """Whether `shape` has every size that `expected` fixes."""
     pairs = zip(shape, expected, strict=False)
     return len(shape) == len(expected) and all(not isinstance(want, int) or size == want for size, want in pairs)
+
+
+def _size(formula: int | str, shape: Sequence[int]) -> int:
+    """What a size of the manifest, such as "(H - 1)//2 + 1", is for an input [N, C, H, W]; 1 where it says more."""
+    text = str(formula)
+    if "**" in text or not re.fullmatch(r"[\dNHW+\-*/() ]+", text):
+        return 1
+    try:
+        return int(eval(text, {"__builtins__": {}}, {"N": shape[0], "H": shape[2], "W": shape[3]}))
+    except SyntaxError:
+        return 1
 
 
 def _shape_text(shape: Sequence[Any]) -> str:

@@ -18,7 +18,7 @@ from surgeon import cli
 from surgeon.artifacts.manifest import Recipe
 from surgeon.errors import ConversionError, SurgeonError
 from surgeon.oracle import reference_pullback
-from surgeon.pullback import rewrite
+from surgeon.pullback import rewrite, rewrite_program
 
 SIZES = ((31, 40), (32, 32), (45, 38))
 ANY = Recipe(dynamic_size=True)
@@ -235,6 +235,15 @@ def test_an_input_without_height_and_width_is_refused(tmp_path: Path) -> None:
         rewrite(row, torch.randn(2, 4), ANY)
     with pytest.raises(SurgeonError, match="not a picture"):
         surgeon.export(row, tmp_path / "row", ANY, input_shape=(4,))
+
+
+def test_shapes_of_gates_are_formulas_of_height_and_width() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 4, 2), nn.ReLU(), nn.Conv2d(4, 4, 4), nn.ReLU())
+    _, pullback = rewrite_program(network, torch.randn(2, 3, 32, 40), ANY)
+    for height, width in ((32, 40), (17, 12)):
+        maps = [network[:1](torch.zeros(1, 3, height, width)), network[:3](torch.zeros(1, 3, height, width))]
+        for gate, values in zip(pullback.gates, maps, strict=True):
+            assert [eval(str(size), {"N": 1, "H": height, "W": width}) for size in gate.shape] == list(values.shape)
 
 
 def test_cells_of_a_fixed_size_are_left_to_the_exporter() -> None:

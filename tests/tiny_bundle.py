@@ -108,7 +108,9 @@ def _manifest(gate: str, objective: str, verified: bool, free: bool) -> Manifest
         defaults=Defaults(step_size=2.0, radius=4.0),
         image=image,
         labels=LABELS,
-        gates=(Gate("relu", "hidden", "aten.relu.default", "gate", gate, ("N", HIDDEN)),),
+        gates=(
+            Gate("relu", "hidden", "aten.relu.default", "gate", gate, ("N", "((H - 3)//2) + 1" if free else HIDDEN)),
+        ),
         artifacts={name: Artifact("onnx", *ports) for name, ports in artifacts.items()},
         versions={"onnx": onnx.__version__},
         verification=(line,) if verified else (),
