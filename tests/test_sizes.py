@@ -282,7 +282,9 @@ def test_a_layer_of_any_size_from_the_command_line(tmp_path: Path, capfd: pytest
     module = made(Cropped)
     with torch.no_grad():
         expected = module.coarse(module.fine(x).relu())
-    np.testing.assert_allclose(session.output(x.numpy()), expected.numpy(), rtol=1e-4, atol=1e-5)
+    assert session.output_shape_at(x.numpy()) == expected.shape[1:]
+    cotangent = session.at_units((3,), session.output_shape_at(x.numpy()))
+    np.testing.assert_allclose(session.pullback(x.numpy(), cotangent).output, expected.numpy(), rtol=1e-4, atol=1e-5)
     assert cli.invoke(["inspect", str(bundle)]) == 0
     assert "any height and width, by default 3 x 32 x 40" in capfd.readouterr().out
 

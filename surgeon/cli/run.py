@@ -146,15 +146,17 @@ def ascend(
 
 def predicted(session: Session, image: numpy.ndarray) -> int:
     """The class that the network sees in `image` [C, H, W]."""
-    session.one_hot([])  # says what there is where that is no class
-    return int(session.output(image[None])[0].argmax())
+    import numpy
+
+    nothing = numpy.zeros((1, session.classes), numpy.float32)
+    return int(session.pullback(image[None], nothing).output[0].argmax())
 
 
 def cotangents(session: Session, targets: Sequence[Target], image: numpy.ndarray) -> numpy.ndarray:
     """One row for each target, classes or units, at the output for `image` [C, H, W]."""
     units = [target for target in targets if isinstance(target, tuple)]
     if units:
-        return session.at_units(units, session.output(image[None]).shape[1:])
+        return session.at_units(units, session.output_shape_at(image[None]))
     return session.one_hot([one for one in targets if isinstance(one, int)])
 
 
