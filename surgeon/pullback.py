@@ -35,7 +35,7 @@ from surgeon.layers import joined
 from surgeon.optimise import optimise, optimise_pullback
 from surgeon.rules import CONSTANT, DERIVED, RULES
 from surgeon.rules.derived import DerivedRule
-from surgeon.sizes import REMEDY, dynamic, require_any_size
+from surgeon.sizes import REMEDY, dynamic, is_symbolic, require_any_size
 from surgeon.temperatures import assign
 
 
@@ -467,7 +467,8 @@ def _where(node: Node) -> str:
 
 def _shape(argument: Any, input: Node) -> tuple[int | str, ...]:
     """A node's shape, with what is free in the input's called N, H and W."""
-    free = dict(zip(map(str, input.meta["val"].shape), ("N", "", "H", "W"), strict=False))
+    sizes = zip(input.meta["val"].shape, ("N", "C", "H", "W"), strict=False)
+    free = {str(size): name for size, name in sizes if is_symbolic(size)}
 
     def named(size: Any) -> int | str:
         return size if isinstance(size, int) else re.sub(r"\w+", lambda word: free.get(word[0], word[0]), str(size))

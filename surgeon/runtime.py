@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,11 +149,14 @@ class Session:
         ports = [port for artifact in self.manifest.artifacts.values() for port in artifact.outputs]
         return next((port.shape[1:] for port in ports if port.name == "output"), ())
 
-    def output(self, input: Array, others: Others | None = None) -> Array:
-        """The network's own output at `input`, by its forward pass alone; raises SurgeonError as `pullback` does."""
-        sizes = [size if isinstance(size, int) else 1 for size in self._output_sizes]
-        unread = numpy.zeros((len(input), *sizes), numpy.float32)
-        return self._run("pullback.onnx", input, unread, others, fetched=["output"])[0]
+    def output_shape_at(self, input: Array) -> tuple[int, ...]:
+        """Shape of one sample's output for `input` [N, C, H, W], from the manifest's formulas of H and W.
+
+        Raises SurgeonError where a formula is not one of sums, products and quotients.
+        """
+        sizes = [_size(formula, input.shape) for formula in self._output_sizes]
+        found = tuple(size for size in sizes if size is not None)
+        return found if len(found) == len(sizes) else self.output_shape
 
     def pullback(
         self,
@@ -241,8 +245,8 @@ class Session:
 
         A unit is (channel,), which means its sum over all positions, or (channel, position, …), such as (5, 3, 4) for
         channel 5 at y 3, x 4; where there are several layers, the layer's name comes first. Where the size is free,
-        `shape` is that of one sample's output (see `output`). Raises SurgeonError for a unit that does not exist, or
-        where the output is classes.
+        `shape` is that of one sample's output (`output_shape_at`). Raises SurgeonError for a unit that does not exist,
+        or where the output is classes.
         """
         self._refuse_classes()
         layers, shape = self._places, shape or self.output_shape
@@ -313,15 +317,10 @@ class Session:
         return index
 
     def _run(
-        self,
-        name: str,
-        input: Array,
-        cotangent: Array | None,
-        others: Others | None,
-        fetched: list[str] | None = None,
-        **scalars: Any,
+        self, name: str, input: Array, cotangent: Array | None, others: Others | None, **scalars: Any
     ) -> list[Array]:
-        """Check the values against what the artifact takes, run it, and return its outputs, or those `fetched`."""
+        """Check the values against what the artifact takes, run it, and return its outputs."""
+        self._require_room(input)
         session = self._session(name)
         ports = {port.name: port for port in [*session.get_inputs(), *session.get_overridable_initializers()]}
         required = {port.name for port in session.get_inputs()}
@@ -342,12 +341,24 @@ class Session:
                     "Give one row for each input",
                 )
         try:
-            return list(session.run(fetched, feeds, _run_options()))
+            return list(session.run(None, feeds, _run_options()))
         except Exception as error:  # ONNX Runtime's own exceptions have no common base
             raise SurgeonError(
                 f"{name} does not run on an input of shape {list(input.shape)} ({_first_line(error)})",
                 "Where height and width are free, give a size that the network takes",
             ) from error
+
+    def _require_room(self, input: Array) -> None:
+        """Raise SurgeonError where nothing is left of a small input at a gate: ONNX Runtime ends the process there."""
+        if not self.manifest.recipe.dynamic_size or getattr(input, "ndim", 0) != 4:
+            return
+        for gate in self.manifest.gates:
+            sizes = [_size(formula, input.shape) for formula in gate.shape]
+            if any(found is not None and found < 1 for found in sizes):
+                size = "x".join(map(str, input.shape[2:]))
+                raise SurgeonError(
+                    f"nothing is left of an input of {size} at {gate.module or gate.node}", "Give a larger one"
+                )
 
     def _recipe(self) -> str:
         recipe = self.manifest.recipe
@@ -397,12 +408,11 @@ def open_session(path: Path, device: str, threads: int | None) -> onnxruntime.In
 
 
 def _run_options() -> onnxruntime.RunOptions:
-    """No log, since errors are raised, and no work for outputs that nobody fetches."""
+    """No log: errors are raised."""
     import onnxruntime
 
     options = onnxruntime.RunOptions()
     options.log_severity_level = 4
-    options.only_execute_path_to_fetches = True
     return options
 
 
@@ -488,6 +498,17 @@ def _fits(shape: Sequence[int], expected: Sequence[Any]) -> bool:
     """Whether `shape` has every size that `expected` fixes."""
     pairs = zip(shape, expected, strict=False)
     return len(shape) == len(expected) and all(not isinstance(want, int) or size == want for size, want in pairs)
+
+
+def _size(formula: int | str, shape: Sequence[int]) -> int | None:
+    """What a size of the manifest, such as "(H - 1)//2 + 1", is for an input [N, C, H, W]; None where it says more."""
+    text = str(formula)
+    if "**" in text or not re.fullmatch(r"[\dNHW+\-*/() ]+", text):
+        return None
+    try:
+        return int(eval(text, {"__builtins__": {}}, {"N": shape[0], "H": shape[2], "W": shape[3]}))
+    except SyntaxError:
+        return None
 
 
 def _shape_text(shape: Sequence[Any]) -> str:

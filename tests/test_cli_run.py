@@ -26,6 +26,7 @@ def bundles(tmp_path_factory) -> Path:
     write_tiny(folder / "hard", gate="hard", verified=False)
     write_tiny(folder / "guided", gate="guided")
     write_tiny(folder / "energy", objective="energy")
+    write_tiny(folder / "free", free=True)  # by what it says: its matrix takes one size
     half = write_tiny(folder / "half") / "manifest.json"  # hard gates, and pools that take the temperature
     half.write_text(half.read_text().replace('"gate": "soft"', '"gate": "hard"', 1))
     return folder
@@ -80,6 +81,7 @@ def test_run_json_is_all_of_standard_output(surgeon, bundles, photos):
     assert (code, err) == (0, "")
     assert report["settings"] == {"steps": 3, "step_size": 2.0, "radius": "inf", "temperature": 1.5}
     first, second = report["photos"]
+    assert first["size"] == [8, 8]
     assert first["target"] == {"index": 1, "label": "goldfish"} and second["target"]["index"] == 4
     assert len(first["score"]) == 4 and first["score"] == sorted(first["score"])
     assert sum(entry["probability"] for entry in first["before"]) == pytest.approx(1)
@@ -117,6 +119,14 @@ def test_run_energy_and_hard_gates(surgeon, bundles, photos):
         (["SOFT", "PHOTO", "--step-size", "inf"], 2, "inf is not a finite number"),
         (["SOFT", "PHOTO", "--radius", "x"], 2, "'x' is not a number"),
         (["SOFT", "PHOTO", "--steps", "0"], 2, "'--steps': 0 is not in the range x>=1"),
+        (
+            ["SOFT", "PHOTO", "--size", "16"],
+            1,
+            "takes photos of 8x8 alone. Leave --size out, or export it with --dynamic",
+        ),
+        (["SOFT", "PHOTO", "--size", "native"], 1, "takes photos of 8x8 alone"),
+        (["SOFT", "PHOTO", "--size", "8,0"], 2, "'8,0' is no size such as 320, 240,320 or native"),
+        (["SOFT", "PHOTO", "--size", "3,8,8"], 2, "'3,8,8' is no size"),
         (["SOFT"], 2, "Missing argument 'PHOTO"),
         (["HARD", "PHOTO", "--temperature", "1"], 1, "no use for 'temperature'"),
         (["nowhere", "PHOTO"], 1, "the bundle nowhere does not exist. Make one with `surgeon export"),
@@ -230,6 +240,15 @@ def test_layout_is_square_until_it_is_too_wide():
     assert layout([7, 8, 7], [], 6, 1) == [[7, 8, 1]] * 3
     assert layout([7, 8], [3, 4], 6, None) == [[3, 4]] * 2
     assert layout([1, 2, 3], [], 2, 0) == [[1, 2, 0], [2, 1, 0], [3, 1, 0]]
+
+
+def test_a_size_that_the_network_does_not_take(surgeon, bundles, photos):
+    code, _, err = surgeon("figure", bundles / "free", photos[0], "--size", "9", "-o", "grid.png")
+    assert code == 1 and "[1, 3, 9, 9]" in err and "give a size that the network takes" in err
+    code, _, err = surgeon("run", bundles / "free", photos[0], "--size", "2,9")
+    assert code == 1 and err == "error: nothing is left of an input of 2x9 at hidden. Give a larger one.\n"
+    code, out, err = surgeon("figure", bundles / "free", photos[0], "--size", "8", "-o", "grid.png", "--json")
+    assert (code, err) == (0, "") and json.loads(out)["rows"][0]["size"] == [8, 8]
 
 
 def test_inspect_shows_ports_gates_operators_and_verification(surgeon, bundles):

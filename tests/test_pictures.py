@@ -56,6 +56,21 @@ def test_shorter_side_then_centre(tmp_path, colourful):
     assert (pixels(to_picture(values, LAYOUT)) == pixels(expected)).all()
 
 
+def test_another_size_is_cropped_from_as_much(tmp_path, colourful):
+    larger = pictures.at_size(LAYOUT, 16, 20)
+    assert (larger.height, larger.width, larger.resize) == (16, 20, 20)
+    path = store(colourful, tmp_path / "photo.png")
+    expected = colourful.resize((30, 20), PIL.Image.Resampling.BILINEAR).crop((5, 2, 25, 18))
+    assert (pixels(to_picture(load_photo(path, larger), larger)) == pixels(expected)).all()
+    assert (pixels(to_picture(load_photo(path, LAYOUT, native=True), LAYOUT)) == pixels(colourful)).all()
+
+
+def test_a_cell_of_another_shape_is_not_stretched():
+    wide, tall = PIL.Image.new("RGB", (40, 20), "black"), PIL.Image.new("RGB", (20, 40), "black")
+    drawn = pixels(grid([Panel("", [], [[Cell(wide), Cell(tall)]])], side=64))
+    assert (drawn == 0).all(2).sum() == 64 * 32 + 16 * 32
+
+
 @pytest.mark.parametrize("size", [(55, 71), (97, 160), (33, 100), (100, 33), (11, 9), (224, 225), (500, 375)])
 @pytest.mark.parametrize("layout", [Image(), Image(resize=224), LAYOUT, Image(height=16, width=40, resize=16)])
 def test_every_size_gives_the_inputs(size, layout):

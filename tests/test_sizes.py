@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import onnx
+import PIL.Image
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import surgeon
+from surgeon import cli
 from surgeon.artifacts.manifest import Recipe
 from surgeon.errors import ConversionError, SurgeonError
 from surgeon.oracle import reference_pullback
-from surgeon.pullback import rewrite
+from surgeon.pullback import rewrite, rewrite_program
 
 SIZES = ((31, 40), (32, 32), (45, 38))
 ANY = Recipe(dynamic_size=True)
@@ -74,6 +77,39 @@ class Pools(Small):
         return self.head(torch.cat([pool(x).relu().mean((2, 3)) for pool in self.pools], 1))
 
 
+class Pyramid(Small):
+    """Averages over grids of cells that no size divides, brought back to the size of a skip connection, and further."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, 2, 1)
+        self.cells, self.last = nn.ModuleList(nn.Conv2d(8, 4, 1) for _ in range(3)), nn.Conv2d(28, 4, 3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = self.fine(x).relu()
+        coarse = self.coarse(fine).relu()
+        levels = [
+            cells(F.adaptive_avg_pool2d(coarse, count)) for cells, count in zip(self.cells, (1, 3, 7), strict=True)
+        ]
+        back = [F.interpolate(level.relu(), size=coarse.shape[2:], mode="bilinear") for level in levels]
+        up = F.interpolate(torch.cat([coarse, *back], 1), size=fine.shape[2:], mode="nearest")
+        return self.last(torch.cat([fine, up], 1))
+
+
+class Cropped(Small):
+    """Up again by a transposed convolution, and cropped where that is too much; a row of classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, 2, 1)
+        self.up, self.head = nn.ConvTranspose2d(8, 8, 4, 2, 1), nn.Linear(16 * 15, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = self.fine(x).relu()
+        up = self.up(self.coarse(fine).relu())[:, :, : fine.shape[2], : fine.shape[3]]
+        return self.head(F.adaptive_avg_pool2d(torch.cat([fine, up], 1), (3, 5)).flatten(1))
+
+
 class Parity(Small):
     """Does something else where the height is odd."""
 
@@ -88,6 +124,34 @@ class Large(Small):
         return (x if x.shape[2] < 60 else x[:, :, ::2, ::2] * 3).relu().mean((2, 3))
 
 
+class Multiples(Small):
+    """Does something else where height and width are both multiples of 64."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu().mean((2, 3)) * (2 if x.shape[3] % 64 == 0 and x.shape[2] % 64 == 0 else 1)
+
+
+class Tall(Small):
+    """Does something else where the picture is very large."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x if x.shape[2] < 600 else x * 3).relu().mean((2, 3))
+
+
+class Low(Small):
+    """Does something else where the picture is small."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x if x.shape[2] >= 20 else x * 3).relu().mean((2, 3))
+
+
+class Kernel(Small):
+    """Takes the size for a kernel's, which is a fixed number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x.relu(), x.shape[2:]).flatten(1)
+
+
 class Flat(Small):
     """Takes one size alone."""
 
@@ -100,10 +164,10 @@ class Flat(Small):
 
 
 class Cells(Small):
-    """An adaptive pool, which ONNX has for one size alone."""
+    """The largest of each cell; cells have another size at every size."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(x.relu(), 4).flatten(1)
+        return F.adaptive_max_pool2d(x.relu(), 4).flatten(1)
 
 
 def made(kind: type[nn.Module]) -> nn.Module:
@@ -111,11 +175,11 @@ def made(kind: type[nn.Module]) -> nn.Module:
     return kind().eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("kind", [ResNetLike, UNetLike, Pools])
+@pytest.mark.parametrize("kind", [ResNetLike, UNetLike, Pools, Pyramid, Cropped])
 def test_one_graph_is_right_at_every_size(kind: type[Small]) -> None:
     module = made(kind).double()
     graph = rewrite(module, torch.randn(2, *kind.input_shape, dtype=torch.float64), ANY)
-    for size in (*SIZES, (64, 33)):
+    for size in (*SIZES, (64, 33), (17, 23)):
         x = torch.randn(3, 3, *size, dtype=torch.float64)
         v = torch.randn_like(module(x))
         output, expected = reference_pullback(module, x, v, recipe=ANY, temperature=T)
@@ -124,7 +188,7 @@ def test_one_graph_is_right_at_every_size(kind: type[Small]) -> None:
         assert (pulled - expected).norm() < 1e-12 * expected.norm()
 
 
-@pytest.mark.parametrize("kind", [ResNetLike, pytest.param(UNetLike, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", [ResNetLike, *(pytest.param(k, marks=pytest.mark.slow) for k in (UNetLike, Pyramid))])
 def test_one_artifact_is_right_at_every_size(kind: type[Small], tmp_path: Path) -> None:
     bundle = surgeon.export(made(kind), tmp_path / "any", ANY)
     manifest, module = bundle.manifest, made(kind).double()
@@ -151,7 +215,11 @@ def test_one_artifact_is_right_at_every_size(kind: type[Small], tmp_path: Path) 
         (Parity, "at 33x43 it does something else than at 32x40"),
         (Large, "at 64x72 it does something else"),
         (Flat, "takes inputs of 32x40 alone|with a dynamic batch, height and width"),
-        (Cells, r"_adaptive_avg_pool2d.*any height and width"),
+        (Multiples, "at 64x64 it does something else"),
+        (Tall, "at 600x40 it does something else"),
+        (Low, "at 19x40 it does something else"),
+        (Kernel, "takes them for fixed numbers, as a kernel's size"),
+        (Cells, r"adaptive_max_pool2d.*other sizes at another height and width"),
     ],
 )
 def test_what_holds_for_one_size_alone_is_refused(kind: type[Small], said: str) -> None:
@@ -167,6 +235,58 @@ def test_an_input_without_height_and_width_is_refused(tmp_path: Path) -> None:
         rewrite(row, torch.randn(2, 4), ANY)
     with pytest.raises(SurgeonError, match="not a picture"):
         surgeon.export(row, tmp_path / "row", ANY, input_shape=(4,))
+
+
+def test_shapes_of_gates_are_formulas_of_height_and_width() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 4, 2), nn.ReLU(), nn.Conv2d(4, 4, 4), nn.ReLU())
+    _, pullback = rewrite_program(network, torch.randn(2, 3, 32, 40), ANY)
+    for height, width in ((32, 40), (17, 12)):
+        maps = [network[:1](torch.zeros(1, 3, height, width)), network[:3](torch.zeros(1, 3, height, width))]
+        for gate, values in zip(pullback.gates, maps, strict=True):
+            assert [eval(str(size), {"N": 1, "H": height, "W": width}) for size in gate.shape] == list(values.shape)
+
+
+def test_cells_of_a_fixed_size_are_left_to_the_exporter() -> None:
+    cells = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(7), nn.Flatten())
+    graph = rewrite(cells, torch.randn(2, 3, 32, 40))
+    assert torch.ops.aten._adaptive_avg_pool2d.default in {node.target for node in graph.graph.nodes}
+
+
+def test_a_layer_of_any_size_from_the_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    photo, pictures = tmp_path / "photo.png", tmp_path / "pictures"
+    values = np.random.default_rng(0).integers(0, 256, (61, 90, 3), np.uint8)
+    PIL.Image.fromarray(values).save(photo)
+    bundle = surgeon.export(
+        made(Cropped), tmp_path / "any", Recipe(dynamic_size=True, at="coarse"), input_shape=(3, 32, 40),
+        formats=["onnx"], check=False,
+    ).path  # fmt: skip
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = cli.invoke(["run", str(bundle), str(photo), "--steps", "1", "-o", str(pictures), "--json", *arguments])
+        return code, *capfd.readouterr()
+
+    for given, size in ((), [32, 40]), (("--size", "native"), [61, 90]), (("--size", "33,50"), [33, 50]):
+        code, out, err = run("--unit", "3", *given)
+        assert (code, err) == (0, "") and json.loads(out)["photos"][0]["size"] == size
+        with PIL.Image.open(pictures / "photo.perturbed.png") as picture:
+            assert [picture.height, picture.width] == size
+    clean = np.asarray(PIL.Image.open(pictures / "photo.clean.png"))
+    assert clean.shape == (33, 50, 3)
+    assert run("--unit", "3,30,44", "--size", "native")[0] == 0
+    code, out, err = run("--unit", "3,31,44", "--size", "native")
+    assert (code, out) == (1, "") and "channels 0 to 7 with y 0 to 30, x 0 to 44 at coarse" in err
+    code, out, err = run("--unit", "8")
+    assert (code, out) == (1, "") and "There are channels 0 to 7 at coarse." in err
+    session = surgeon.load(bundle)
+    x = torch.randn(1, 3, 45, 38)
+    module = made(Cropped)
+    with torch.no_grad():
+        expected = module.coarse(module.fine(x).relu())
+    assert session.output_shape_at(x.numpy()) == expected.shape[1:]
+    cotangent = session.at_units((3,), session.output_shape_at(x.numpy()))
+    np.testing.assert_allclose(session.pullback(x.numpy(), cotangent).output, expected.numpy(), rtol=1e-4, atol=1e-5)
+    assert cli.invoke(["inspect", str(bundle)]) == 0
+    assert "any height and width, by default 3 x 32 x 40" in capfd.readouterr().out
 
 
 @pytest.mark.slow

@@ -59,31 +59,42 @@ class Tiny:
         return here, output, pullback, numpy.stack([*scores, (cotangent * output).sum(axis=1)])
 
 
-def write_tiny(folder: Path, gate: str = "soft", objective: str = "logit", verified: bool = True) -> Path:
-    """Write the bundle into `folder` (made if need be); return it."""
+def write_tiny(
+    folder: Path, gate: str = "soft", objective: str = "logit", verified: bool = True, free: bool = False
+) -> Path:
+    """Write the bundle into `folder` (made if need be); return it. With `free` it says that it takes any size."""
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = _manifest(gate, objective, verified)
+    manifest = _manifest(gate, objective, verified, free)
     told = {"schema", "model", "recipe", "defaults", "image", "labels", "gates", "layers"}
     facts = json.dumps({key: value for key, value in json.loads(manifest.to_json()).items() if key in told})
     for name, graph in _graphs(gate, objective).items():
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
         helper.set_model_props(model, {"surgeon": facts})
         onnx.checker.check_model(model, full_check=True)
+        images = [value for value in (*model.graph.input, *model.graph.output) if free and _is_image(value)]
+        for value in images:
+            for place, letter in ((2, "H"), (3, "W")):
+                value.type.tensor_type.shape.dim[place].dim_param = letter
         onnx.save(model, str(folder / name), save_as_external_data=True, location=f"{name}.bin", size_threshold=256)
     seal(folder, manifest)
     return folder
 
 
-def _manifest(gate: str, objective: str, verified: bool) -> Manifest:
+def _is_image(value: onnx.ValueInfoProto) -> bool:
+    return len(value.type.tensor_type.shape.dim) == len(SHAPE)
+
+
+def _manifest(gate: str, objective: str, verified: bool, free: bool) -> Manifest:
+    shape = (*SHAPE[:2], "H", "W") if free else SHAPE
     image = Image(height=SIDE, width=SIDE, resize=10)
     softness = [Port("temperature", "float32", (), "softness of the gates", 0.3)] if gate == "soft" else []
     taken = [] if objective == "energy" else [Port("cotangent", "float32", ("N", CLASSES), "one-hot target")]
-    input = Port("input", "float32", SHAPE, "pixels in [-1, 1]")
+    input = Port("input", "float32", shape, "pixels in [-1, 1]")
     output = Port("output", "float32", ("N", CLASSES), "logits")
-    pullback = Port("pullback", "float32", SHAPE, "the cotangent, pulled back")
+    pullback = Port("pullback", "float32", shape, "the cotangent, pulled back")
     pace = [Port("step_size", "float32", (), "length of a step", 2.0), Port("radius", "float32", (), "limit", 4.0)]
-    perturbed = Port("perturbed", "float32", SHAPE, "the input, changed")
-    origin, steps = Port("origin", "float32", SHAPE, "the clean input"), Port("steps", "int64", (), "steps", 5)
+    perturbed = Port("perturbed", "float32", shape, "the input, changed")
+    origin, steps = Port("origin", "float32", shape, "the clean input"), Port("steps", "int64", (), "steps", 5)
     score = Port("score", "float32", ("steps + 1", "N"), "the objective's value")
     artifacts = {
         "pullback.onnx": ((input, Port("cotangent", "float32", ("N", CLASSES), "v"), *softness), (output, pullback)),
@@ -93,11 +104,13 @@ def _manifest(gate: str, objective: str, verified: bool) -> Manifest:
     line = Comparison("pullback.onnx", "pullback", "batch 3, T 0.7", 1e-6, 1e-4, "CPUExecutionProvider")
     return Manifest(
         model=Model("tiny", "tests.tiny:net", "random", "MIT", HIDDEN * (CHANNELS * SIDE * SIDE + CLASSES)),
-        recipe=Recipe(gate=gate, pool="soft" if gate == "soft" else "hard", objective=objective),
+        recipe=Recipe(gate=gate, pool="soft" if gate == "soft" else "hard", objective=objective, dynamic_size=free),
         defaults=Defaults(step_size=2.0, radius=4.0),
         image=image,
         labels=LABELS,
-        gates=(Gate("relu", "hidden", "aten.relu.default", "gate", gate, ("N", HIDDEN)),),
+        gates=(
+            Gate("relu", "hidden", "aten.relu.default", "gate", gate, ("N", "((H - 3)//2) + 1" if free else HIDDEN)),
+        ),
         artifacts={name: Artifact("onnx", *ports) for name, ports in artifacts.items()},
         versions={"onnx": onnx.__version__},
         verification=(line,) if verified else (),

@@ -133,7 +133,7 @@ def ascend(
     if session.manifest.recipe.objective != "energy":
         if target is None:
             target = predicted(session, image, beside)
-        cotangent = cotangents(session, [target], image, beside)
+        cotangent = cotangents(session, [target], image)
     clean: Step | None = None
     scores = []
     for step in session.steps(start, cotangent, **settings, others=beside):
@@ -166,20 +166,17 @@ def _unit(session: Session, unit: tuple[int | str, ...]) -> dict[str, Any]:
 
 def predicted(session: Session, image: numpy.ndarray, beside: dict[str, numpy.ndarray] | None = None) -> int:
     """The class that the network sees in `image` [C, H, W]."""
-    session.one_hot([])  # says what there is where that is no class
-    return int(session.output(image[None], beside)[0].argmax())
+    import numpy
+
+    nothing = numpy.zeros((1, session.classes), numpy.float32)
+    return int(session.pullback(image[None], nothing, others=beside).output[0].argmax())
 
 
-def cotangents(
-    session: Session,
-    targets: Sequence[Target],
-    image: numpy.ndarray,
-    beside: dict[str, numpy.ndarray] | None = None,
-) -> numpy.ndarray:
+def cotangents(session: Session, targets: Sequence[Target], image: numpy.ndarray) -> numpy.ndarray:
     """One row for each target, classes or units, at the output for `image` [C, H, W]."""
     units = [target for target in targets if isinstance(target, tuple)]
     if units:
-        return session.at_units(units, session.output(image[None], beside).shape[1:])
+        return session.at_units(units, session.output_shape_at(image[None]))
     return session.one_hot([one for one in targets if isinstance(one, int)])
 
 

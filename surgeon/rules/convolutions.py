@@ -93,12 +93,20 @@ def _cropped(
 ) -> Tensor:
     """`transposed_convolve` where the size is known at runtime alone, and with it how much no window reached.
 
-    The output padding is the largest that it can be, stride - 1 zeros, and x's positions are cut out.
+    With a zero behind g the result is longer than x at every size, and x's positions are cut out. (Output padding would
+    do, but where it is just as long as x, a cut that changes nothing would not be recorded.)
     """
     axes = len(stride)
-    most = [step - 1 for step in stride]
     spread: Tensor = aten.convolution.default(
-        g, weight, None, list(stride), [0] * axes, list(dilation), True, most, groups
+        functional.pad(g, [0, 1] * axes),
+        weight,
+        None,
+        list(stride),
+        [0] * axes,
+        list(dilation),
+        True,
+        [0] * axes,
+        groups,
     )
     for a in range(axes):
         spread = spread.narrow(2 + a, padding[a], size[a])
