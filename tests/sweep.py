@@ -3,8 +3,9 @@
 Each model is built with random weights at a small size and converted in a process of its own. Networks whose
 activations are ReLUs alone (classes ReLU, ReLU + SE) are exported with soft gates and verified as any export is: every
 artifact under ONNX Runtime against autograd, at batches 1, 2 and 3, at 1e-4. The others are rewritten with hard gates:
-in float64 against autograd at 1e-8, then the float32 artifact at 1e-3. Results are appended to a file of JSON lines as
-they come, so an interrupted sweep goes on where it stopped; the table in COVERAGE.md is written from that file.
+in float64 against autograd at 1e-8, then the float32 artifact at 1e-3. Results are appended to sweep.jsonl as they come,
+each with the commit that it is of, so a sweep goes on where it or another stopped; the table in COVERAGE.md is written
+from that file. Delete it, or a line of it, to run all or one again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import multiprocessing
 import os
 import resource
+import subprocess
 import sys
 import tempfile
 import threading
@@ -28,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE.parent / "exported" / "sweep.jsonl"
+RESULTS = HERE / "sweep.jsonl"
 TABLE = HERE.parent / "COVERAGE.md"
 
 SOFT_CLASSES = ("ReLU", "ReLU + SE")
@@ -250,7 +252,14 @@ def attempt(entry: Entry, timeout: float) -> dict[str, Any]:
     process.join(5)
     process.kill()
     process.join()
-    return {"source": entry.source, "model": entry.model, **answer}
+    return {"source": entry.source, "model": entry.model, **answer, "commit": commit()}
+
+
+def commit() -> str:
+    """Of the code that runs."""
+    return subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def sweep(chosen: Sequence[Entry], results: Path, jobs: int, timeout: float) -> None:
@@ -317,11 +326,20 @@ def table(listed: Iterable[Entry], found: dict[str, dict[str, Any]]) -> str:
     lines += ["", "## Not run yet", ""]
     missing = [f"{entry.name} ({entry.millions:g} M)" for entry in listed if entry.name not in found]
     lines += [", ".join(missing) + "." if missing else "None."]
-    lines += ["", "## Passed", "", "| model | class | parameters, M | input | error |", "|---|---|---|---|---|"]
+    heads = ("model", "class", "parameters, M", "input", "error", "commit")
+    lines += ["", "## Passed", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for entry in ran:
         result, shape = found[entry.name], "×".join(map(str, entry.shape))
         if result["passed"]:
-            lines.append(f"| {entry.name} | {entry.kind} | {entry.millions:g} | {shape} | {result['artifact']:.1e} |")
+            cells = (
+                entry.name,
+                entry.kind,
+                f"{entry.millions:g}",
+                shape,
+                f"{result['artifact']:.1e}",
+                result["commit"],
+            )
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
