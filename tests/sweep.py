@@ -257,9 +257,8 @@ def attempt(entry: Entry, timeout: float) -> dict[str, Any]:
 
 def commit() -> str:
     """Of the code that runs."""
-    return subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True
-    ).stdout.strip()
+    asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True)
+    return asked.stdout.strip()
 
 
 def sweep(chosen: Sequence[Entry], results: Path, jobs: int, timeout: float) -> None:

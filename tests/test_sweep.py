@@ -20,7 +20,7 @@ def test_the_last_result_counts_and_nothing_is_hidden(tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     lines = [
         {"source": "timm", "model": "a", "passed": False, "reason": "over 900 s"},
-        {"source": "timm", "model": "a", "passed": True, "artifact": 2e-6},
+        {"source": "timm", "model": "a", "passed": True, "artifact": 2e-6, "commit": "abc1234"},
         {"source": "timm", "model": "b", "passed": False, "reason": "ConversionError: no pullback rule"},
     ]
     results.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -29,4 +29,4 @@ def test_the_last_result_counts_and_nothing_is_hidden(tmp_path: Path) -> None:
     assert "| timm | ReLU | 3 | 2 | 1 | 2.0e-06 |" in written
     assert "- timm b: ConversionError: no pullback rule" in written
     assert "timm c (1.5 M)." in written
-    assert "| timm a | ReLU | 1.5 | 3×64×64 | 2.0e-06 |" in written
+    assert "| timm a | ReLU | 1.5 | 3×64×64 | 2.0e-06 | abc1234 |" in written
