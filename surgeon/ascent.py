@@ -84,6 +84,27 @@ class Step(nn.Module):
         return (origin + offset).clamp(self.low, self.high)
 
 
+class Climb(nn.Module):
+    """Objective and step side by side, to be exported at once: the inputs of both, then the outputs of both."""
+
+    def __init__(self, objective: Objective, step: Step) -> None:
+        super().__init__()
+        self.objective, self.step = objective, step
+
+    def forward(
+        self,
+        output: Tensor,
+        cotangent: Tensor,
+        input: Tensor,
+        origin: Tensor,
+        pullback: Tensor,
+        step_size: Tensor,
+        radius: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        score, climbed = self.objective(output, cotangent)
+        return score, climbed, self.step(input, origin, pullback, step_size, radius)
+
+
 def clamp_range(low: float, high: float, margin: float) -> tuple[float, float]:
     """[low - margin, high + margin], infinite where the margin is."""
     return (-math.inf, math.inf) if math.isinf(margin) else (low - margin, high + margin)

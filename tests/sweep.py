@@ -3,9 +3,9 @@
 Each model is built with random weights at a small size and converted in a process of its own. Networks whose
 activations are ReLUs alone (classes ReLU, ReLU + SE) are exported with soft gates and verified as any export is: every
 artifact under ONNX Runtime against autograd, at batches 1, 2 and 3, at 1e-4. The others are rewritten with hard gates:
-in float64 against autograd at 1e-8, then the float32 artifact at 1e-3. Results are appended to sweep.jsonl as they come,
-each with the commit that it is of, so a sweep goes on where it or another stopped; the table in COVERAGE.md is written
-from that file. Delete it, or a line of it, to run all or one again.
+in float64 against autograd at 1e-8, then the float32 artifact at 1e-3. Results go to sweep.jsonl as they come, each
+with the commit that it is of, so a sweep goes on where it or another stopped; the table in COVERAGE.md is written from
+that file. Delete it, or a line of it, to run all or one again.
 """
 
 from __future__ import annotations
@@ -263,7 +263,7 @@ def commit() -> str:
 
 def sweep(chosen: Sequence[Entry], results: Path, jobs: int, timeout: float) -> None:
     """Attempt all of `chosen`, `jobs` at a time, and append each result to `results`."""
-    preloaded = ["torch", "torchvision", "timm", "onnxruntime", "surgeon.exporting", "surgeon.runtime"]
+    preloaded = ["torchvision", "timm", "onnxruntime", "surgeon.runtime", "surgeon.verify", "tests.sweep_warm"]
     multiprocessing.get_context("forkserver").set_forkserver_preload(preloaded)
     results.parent.mkdir(parents=True, exist_ok=True)
     writing = threading.Lock()

@@ -28,7 +28,7 @@ from torch.export import Dim, ExportedProgram
 from surgeon.artifacts.layout import keep_blocked
 from surgeon.artifacts.manifest import Recipe
 from surgeon.artifacts.ports import BATCH, RESERVED
-from surgeon.ascent import Objective, Step
+from surgeon.ascent import Climb, Objective, Step
 from surgeon.errors import ConversionError
 
 WEIGHTS = "weights.bin"
@@ -55,14 +55,8 @@ def write_onnx(
     pullback = _translate_pullback(program, folder, recipe.opset, others)
     if recipe.layout == "blocked" and recipe.precision == "fp32":
         keep_blocked(pullback.graph)
-    objective = _fragment(Objective(recipe.objective), ["output", "cotangent"], ["score", "climbed"], pullback, recipe)
-    step = _fragment(
-        Step(recipe.step, recipe.norm, *value_range),
-        ["input", "origin", "pullback", "step_size", "radius"],
-        ["perturbed"],
-        pullback,
-        recipe,
-    )
+    climb = Climb(Objective(recipe.objective), Step(recipe.step, recipe.norm, *value_range))
+    objective, step = _fragments(climb, pullback, recipe.opset)
     models = {
         "pullback.onnx": pullback,
         "ascent_step.onnx": _ascent_step(pullback, objective, step),
@@ -230,10 +224,13 @@ def _rename(nodes: Sequence[NodeProto], names: dict[str, str]) -> None:
                 values[i] = names.get(name, name)
 
 
-def _fragment(
-    module: nn.Module, inputs: list[str], outputs: list[str], pullback: ModelProto, recipe: Recipe
-) -> GraphProto:
-    """`module`, exported for inputs named and shaped as in `pullback`; its inner names cannot meet those of others."""
+def _fragments(climb: Climb, pullback: ModelProto, opset: int) -> tuple[GraphProto, GraphProto]:
+    """Objective and step, for inputs named and shaped as in `pullback`; inner names cannot meet those of others.
+
+    Both are exported at once, since most of what that takes is the same whatever is exported.
+    """
+    inputs = ["output", "cotangent", "input", "origin", "pullback", "step_size", "radius"]
+    outputs = ["score", "climbed", "perturbed"]
     shapes = {port.name: _shape(port) for port in (*pullback.graph.input, *pullback.graph.output)}
     alike = {"origin": "input", "step_size": None, "radius": None}
     arguments, dynamic = [], []
@@ -243,9 +240,8 @@ def _fragment(
         free = {i: Dim.DYNAMIC for i, size in enumerate(shape) if isinstance(size, str)}
         dynamic.append(free if shape else None)
     # An energy does not read its cotangent, and logit only passes it on: the exporter keeps such inputs all the same.
-    model = onnx_ir.to_proto(_translate(module, tuple(arguments), tuple(dynamic), inputs, outputs, recipe.opset, True))
-    graph = model.graph
-    prefix = type(module).__name__.lower() + "/"
+    model = onnx_ir.to_proto(_translate(climb, tuple(arguments), tuple(dynamic), inputs, outputs, opset, True))
+    graph, prefix = model.graph, "climb/"
     inner = {o for node in graph.node for o in node.output} | {i.name for i in graph.initializer}
     names = {name: prefix + name for name in inner if name not in outputs}
     _rename(graph.node, names)
@@ -255,7 +251,11 @@ def _fragment(
     for node in graph.node:
         node.name = prefix + node.name
     _mark(graph.node, "step")
-    return graph
+    objective, step = (
+        helper.make_graph(_needed(list(graph.node), made), "climb", [], [], graph.initializer)
+        for made in (outputs[:2], outputs[2:])
+    )
+    return objective, step
 
 
 def _shape(port: ValueInfoProto) -> list[int | str]:
