@@ -25,7 +25,8 @@ from surgeon.artifacts.bundle import Bundle
 from surgeon.contenders import Contender, Unavailable, onnx_call
 from surgeon.errors import SurgeonError
 from surgeon.machines import Machine
-from surgeon.runtime import load, open_session
+from surgeon.providers import open_session
+from surgeon.runtime import load
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

@@ -23,7 +23,7 @@ from surgeon.artifacts.manifest import Manifest
 from surgeon.artifacts.onnx_writer import export_plain
 from surgeon.contenders import Call, Unavailable, onnx_call
 from surgeon.errors import ProviderError, SurgeonError, VerificationError
-from surgeon.runtime import open_session
+from surgeon.providers import open_session
 from surgeon.sources import resolve_again
 from surgeon.verify import (
     HALF_TOLERANCE,

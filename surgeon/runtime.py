@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,26 +13,13 @@ import numpy
 from surgeon import units
 from surgeon.artifacts.bundle import Bundle
 from surgeon.artifacts.manifest import Layer, Manifest, Port
-from surgeon.errors import ProviderError, SurgeonError
+from surgeon.errors import SurgeonError
+from surgeon.feeds import check_scalar, check_value, shape_text
+from surgeon.providers import DEVICES, first_line, open_session, require_provider
 from surgeon.units import Array, Unit
 
 if TYPE_CHECKING:
     import onnxruntime
-
-_PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
-    "cpu": ("CPUExecutionProvider", {}),
-    # TF32 keeps 10 bits of a mantissa: too few for gates whose pre-activation is near zero.
-    "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
-}
-DEVICES = tuple(_PROVIDERS)
-_DTYPES: dict[str, Any] = {
-    **{"tensor(float)": numpy.float32, "tensor(float16)": numpy.float16, "tensor(bool)": numpy.bool_},
-    **{"tensor(int64)": numpy.int64, "tensor(int32)": numpy.int32},
-}
-_ERRORS_ONLY = 3  # ONNX Runtime warns of every input with a default, and the contract has such inputs
-
-# What stays above zero, and finite, as a float32.
-_TINY, _HUGE = (float(limit) for limit in (numpy.finfo(numpy.float32).tiny, numpy.finfo(numpy.float32).max))
 
 Others = Mapping[str, Array]
 """What a network takes beside its input, by name, one row for each sample."""
@@ -73,13 +57,13 @@ def load(path: str | Path, device: str = "cpu", threads: int | None = None) -> S
 
     Raises SurgeonError for a bundle that is damaged or not there, ProviderError for a device that is not there.
     """
-    if device not in _PROVIDERS:
+    if device not in DEVICES:
         raise SurgeonError(f"there is no device {device!r}", f"Choose one of {', '.join(DEVICES)}")
     if threads is not None and threads < 1:
         raise SurgeonError(f"the number of threads is {threads}", "Give 1 or more")
     session = Session(Bundle.open(path), device, threads)
     if device != "cpu":
-        _require_provider(device)
+        require_provider(device)
     return session
 
 
@@ -138,7 +122,7 @@ class Session:
         fixed = tuple(size for size in shape if isinstance(size, int))
         if not fixed or len(fixed) != len(shape):
             raise SurgeonError(
-                f"the output of {self.bundle.path} has no fixed shape ({_shape_text(shape)} for one sample)",
+                f"the output of {self.bundle.path} has no fixed shape ({shape_text(shape)} for one sample)",
                 "Give the cotangent itself, from Python",
             )
         return fixed
@@ -154,7 +138,7 @@ class Session:
 
         Raises SurgeonError where a formula is not one of sums, products and quotients.
         """
-        sizes = [_size(formula, input.shape) for formula in self._output_sizes]
+        sizes = [units.size_at(formula, input.shape) for formula in self._output_sizes]
         found = tuple(size for size in sizes if size is not None)
         return found if len(found) == len(sizes) else self.output_shape
 
@@ -211,7 +195,7 @@ class Session:
         For progress, interruption and pictures of the way; it costs one pullback more than `ascent`.
         """
         count = self.manifest.defaults.steps if steps is None else steps
-        _check_scalar("steps", count)
+        check_scalar("steps", count)
         scalars: dict[str, Any] = {"step_size": step_size, "radius": radius, "temperature": temperature}
         here = input
         for number in range(count + 1):
@@ -333,7 +317,7 @@ class Session:
             elif key not in ports:
                 raise SurgeonError(f"{name} has no use for {key!r} ({self._recipe()})", "Leave it out")
             else:
-                feeds[key] = _check_value(key, value, ports[key])
+                feeds[key] = check_value(key, value, ports[key])
         for key, value in [("cotangent", cotangent), *(others or {}).items()]:
             if value is not None and len(value) != len(input):
                 raise SurgeonError(
@@ -344,7 +328,7 @@ class Session:
             return list(session.run(None, feeds, _run_options()))
         except Exception as error:  # ONNX Runtime's own exceptions have no common base
             raise SurgeonError(
-                f"{name} does not run on an input of shape {list(input.shape)} ({_first_line(error)})",
+                f"{name} does not run on an input of shape {list(input.shape)} ({first_line(error)})",
                 "Where height and width are free, give a size that the network takes",
             ) from error
 
@@ -353,7 +337,7 @@ class Session:
         if not self.manifest.recipe.dynamic_size or getattr(input, "ndim", 0) != 4:
             return
         for gate in self.manifest.gates:
-            sizes = [_size(formula, input.shape) for formula in gate.shape]
+            sizes = [units.size_at(formula, input.shape) for formula in gate.shape]
             if any(found is not None and found < 1 for found in sizes):
                 size = "x".join(map(str, input.shape[2:]))
                 raise SurgeonError(
@@ -383,30 +367,6 @@ def top(output: Array, count: int = 5) -> list[tuple[int, float]]:
     return [(int(index), float(probabilities[index])) for index in best]
 
 
-def open_session(path: Path, device: str, threads: int | None) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session that runs on `device` or raises ProviderError; it never falls back to another."""
-    import onnxruntime
-
-    provider, options = _PROVIDERS[device]
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = _ERRORS_ONLY
-    # A pullback keeps every pre-activation until its gate is passed. The static plan for reusing buffers copes badly:
-    # without it DenseNet121 at batch 8 peaks at 1.4 GB where it took 2.6 GB, and is 4% faster.
-    settings.enable_mem_reuse = False
-    if threads is not None:
-        settings.intra_op_num_threads = threads
-    if device != "cpu":
-        _require_provider(device)
-    try:
-        with _quiet(onnxruntime) if device == "cuda" else contextlib.nullcontext():
-            session = onnxruntime.InferenceSession(str(path), settings, providers=[(provider, options)])
-    except Exception as error:  # ONNX Runtime's own exceptions have no common base
-        raise SurgeonError(f"ONNX Runtime cannot load {path} ({_first_line(error)})") from error
-    if provider not in session.get_providers():
-        raise _no_provider(device)
-    return session
-
-
 def _run_options() -> onnxruntime.RunOptions:
     """No log: errors are raised."""
     import onnxruntime
@@ -414,106 +374,3 @@ def _run_options() -> onnxruntime.RunOptions:
     options = onnxruntime.RunOptions()
     options.log_severity_level = 4
     return options
-
-
-def _require_provider(device: str) -> None:
-    import onnxruntime
-
-    if _PROVIDERS[device][0] not in onnxruntime.get_available_providers():
-        raise _no_provider(device)
-
-
-def _no_provider(device: str) -> ProviderError:
-    return ProviderError(
-        f"the device {device!r} is not there: ONNX Runtime cannot use its {_PROVIDERS[device][0]} on this machine",
-        "Choose --device cpu, or install onnxruntime-gpu with the CUDA and cuDNN that it needs",
-    )
-
-
-@contextlib.contextmanager
-def _quiet(onnxruntime: Any) -> Iterator[None]:
-    """Keep ONNX Runtime's account of a missing CUDA off the screen: `_no_provider` says it in a line."""
-    if hasattr(onnxruntime, "preload_dlls"):
-        with contextlib.redirect_stdout(io.StringIO()):
-            onnxruntime.preload_dlls()  # finds the CUDA and cuDNN of torch's own packages
-    onnxruntime.set_default_logger_severity(4)
-    try:
-        yield
-    finally:
-        onnxruntime.set_default_logger_severity(2)  # ONNX Runtime's own default; it has no way to ask
-
-
-def _check_value(name: str, value: Any, port: Any) -> Array:
-    """`value` as the array that the port takes; raises SurgeonError that names what is wrong with it."""
-    dtype = _DTYPES.get(port.type)
-    if name == "temperature" and port.shape:
-        return _check_temperatures(value, port.shape[0], dtype)
-    if not port.shape:
-        return numpy.asarray(_check_scalar(name, value), dtype)
-    if not isinstance(value, numpy.ndarray):
-        raise SurgeonError(f"the {name} is a {type(value).__name__}", "Give a numpy array")
-    if value.dtype != dtype:
-        raise SurgeonError(
-            f"the {name} has dtype {value.dtype}, not {numpy.dtype(dtype).name}",
-            f"Convert it with .astype(numpy.{numpy.dtype(dtype).name}), in the value range of the manifest",
-        )
-    if not _fits(value.shape, tuple(port.shape)) or value.shape[0] < 1:
-        raise SurgeonError(f"the {name} has shape {list(value.shape)}, not {_shape_text(tuple(port.shape))}")
-    if not numpy.isfinite(value).all():
-        raise SurgeonError(f"the {name} holds values that are not finite")
-    return value
-
-
-def _check_temperatures(value: Any, gates: int, dtype: Any) -> Array:
-    """One temperature for each gate and pool; a single number is for all."""
-    if isinstance(value, numpy.ndarray):
-        value = value.tolist()
-    if not isinstance(value, (list, tuple)):
-        return numpy.full(gates, _check_scalar("temperature", value), dtype)
-    if len(value) != gates:
-        raise SurgeonError(
-            f"temperature has {len(value)} entries, and the network {gates} gates and pools",
-            "Give one for each, in the manifest's order, or a single number for all",
-        )
-    return numpy.asarray([_check_scalar("temperature", item) for item in value], dtype)
-
-
-def _check_scalar(name: str, value: Any) -> Any:
-    """Raise SurgeonError unless `value` makes sense as the scalar input `name`; return it."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, numpy.integer, numpy.floating)):
-        raise SurgeonError(f"{name} is {value!r}, not a number")
-    rules = {
-        "temperature": (_TINY <= value <= _HUGE, "a finite number above 0"),
-        "step_size": (-_HUGE <= value <= _HUGE, "a finite number; a negative one descends"),
-        "radius": (value > 0, "a number above 0; inf does not limit the perturbation"),
-        "steps": (isinstance(value, (int, numpy.integer)) and value >= 1, "a whole number, 1 or more"),
-    }
-    fine, wanted = rules[name]
-    if not fine:
-        raise SurgeonError(f"{name} is {value}", f"Give {wanted}")
-    return value
-
-
-def _fits(shape: Sequence[int], expected: Sequence[Any]) -> bool:
-    """Whether `shape` has every size that `expected` fixes."""
-    pairs = zip(shape, expected, strict=False)
-    return len(shape) == len(expected) and all(not isinstance(want, int) or size == want for size, want in pairs)
-
-
-def _size(formula: int | str, shape: Sequence[int]) -> int | None:
-    """What a size of the manifest, such as "(H - 1)//2 + 1", is for an input [N, C, H, W]; None where it says more."""
-    text = str(formula)
-    if "**" in text or not re.fullmatch(r"[\dNHW+\-*/() ]+", text):
-        return None
-    try:
-        return int(eval(text, {"__builtins__": {}}, {"N": shape[0], "H": shape[2], "W": shape[3]}))
-    except SyntaxError:
-        return None
-
-
-def _shape_text(shape: Sequence[Any]) -> str:
-    return "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -111,6 +112,17 @@ def find_label(wanted: str, labels: Sequence[str]) -> int:
 def described(layers: Sequence[Layer]) -> str:
     """The range of units, in words."""
     return "; ".join(map(_described, layers))
+
+
+def size_at(formula: int | str, shape: Sequence[int]) -> int | None:
+    """What a size of the manifest, such as "(H - 1)//2 + 1", is for an input [N, C, H, W]; None where it says more."""
+    text = str(formula)
+    if "**" in text or not re.fullmatch(r"[\dNHW+\-*/() ]+", text):
+        return None
+    try:
+        return int(eval(text, {"__builtins__": {}}, {"N": shape[0], "H": shape[2], "W": shape[3]}))
+    except (SyntaxError, ArithmeticError):
+        return None
 
 
 def form(layers: Sequence[Layer]) -> str:

@@ -19,11 +19,13 @@ TORCH_FREE = {
     "surgeon.artifacts.ports",
     "surgeon.benchmark",
     "surgeon.contenders",
+    "surgeon.feeds",
     "surgeon.machines",
     "surgeon.runtime",
     "surgeon.units",
     "surgeon.inspection",
     "surgeon.pictures",
+    "surgeon.providers",
 }
 MODULES = {"surgeon", *(found.name for found in pkgutil.walk_packages(surgeon.__path__, "surgeon."))}
 COMMANDS = {name for name in MODULES if name.startswith("surgeon.cli")}  # what a command needs it imports when it runs
