@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 # Public names and the modules that define them: imported when first asked for, since conversion needs torch and
 # running an artifact does not.
 _PUBLIC = {
-    "rewrite": "surgeon.pullback",
+    "rewrite": "surgeon.rewriting",
     "export": "surgeon.exporting",
     "load": "surgeon.runtime",
     "Session": "surgeon.runtime",

@@ -25,7 +25,7 @@ from surgeon.ascent import clamp_range
 from surgeon.errors import SurgeonError
 from surgeon.gates import POOLS, gate
 from surgeon.inputs import Shapes, example
-from surgeon.pullback import explicit_graph, rewrite_program
+from surgeon.rewriting import explicit_graph, rewrite_program
 from surgeon.sources import IN_FILE, Source, resolve
 from surgeon.temperatures import INPUTS
 from surgeon.verify import require, verify
@@ -34,7 +34,7 @@ FORMATS = tuple(ports.FILES)
 PRECISIONS = ("fp32", "fp16")
 STAGES = ("rewrite", "write TorchScript", "write ONNX", "verify")
 
-_FACTS = ("schema", "model", "recipe", "defaults", "image", "labels", "gates", "layers")
+_FACTS = ("schema", "model", "recipe", "defaults", "image", "labels", "gates", "layers", "others")
 _VERSIONS = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime")
 
 

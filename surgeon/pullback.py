@@ -11,7 +11,6 @@ import itertools
 import math
 import operator
 import re
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -20,22 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch.export import ExportedProgram
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx import traceback as fx_traceback
-from torch.fx.graph import CodeGen
 
 from surgeon.artifacts.manifest import Gate as GateSite
 from surgeon.artifacts.manifest import Layer, Recipe
-from surgeon.capture import Captured, capture, silent_torch, source_classes, source_line, source_module
+from surgeon.capture import Captured, source_classes, source_line, source_module
 from surgeon.errors import ConversionError, SurgeonError
 from surgeon.gates import GATES, Gate, Ramp, gate
-from surgeon.inputs import Example, same_batch, tensors
 from surgeon.layers import joined
-from surgeon.optimise import optimise, optimise_pullback
 from surgeon.rules import CONSTANT, DERIVED, RULES
 from surgeon.rules.derived import DerivedRule
-from surgeon.sizes import REMEDY, dynamic, is_symbolic, require_any_size
+from surgeon.sizes import is_symbolic
 from surgeon.temperatures import assign
 
 
@@ -171,11 +166,11 @@ class Pullback(nn.Module):
                 continue
             if entry is None:
                 reason = f"depends on the input through {argument.name}, for which its rule has no cotangent"
-                raise Unsupported({node: f"{_where(node)} {reason}"}, "Complete the rule in surgeon/rules")
+                raise Unsupported({node: f"{where(node)} {reason}"}, "Complete the rule in surgeon/rules")
             piece = entry() if callable(entry) else entry
             if piece.shape != values[argument].shape:
                 raise ConversionError(
-                    f"{_where(node)}: its rule gives {list(piece.shape)} for {list(values[argument].shape)}",
+                    f"{where(node)}: its rule gives {list(piece.shape)} for {list(values[argument].shape)}",
                     "Mend the rule in surgeon/rules",
                 )
             cotangents[argument] = cotangents[argument] + piece if argument in cotangents else piece
@@ -209,7 +204,7 @@ class Pullback(nn.Module):
         if node.target is operator.getitem:
             return Step(node, _no_rule, None, "exact")
         if any(argument in self._active for argument in _nodes(list(node.kwargs.values()))):
-            raise ConversionError(f"{_where(node)} takes the cotangent through a keyword", "Write a rule for it")
+            raise ConversionError(f"{where(node)} takes the cotangent through a keyword", "Write a rule for it")
         known = RULES.get(node.target) if isinstance(node.target, OpOverload) else None
         if known is not None:
             if known.kind == "gate" and _is_floor_of_norm(node):
@@ -217,7 +212,7 @@ class Pullback(nn.Module):
             return Step(node, known.backward, self._policy(node, known.kind), known.kind)
         if node.target not in DERIVED:
             raise ConversionError(
-                f"no pullback rule for {_where(node)}", "Write a rule in surgeon/rules, or leave these operators out"
+                f"no pullback rule for {where(node)}", "Write a rule in surgeon/rules, or leave these operators out"
             )
         return Step(node, self._derive(node), None, "derived")
 
@@ -242,7 +237,7 @@ class Pullback(nn.Module):
                 node.target, arguments, dict(node.kwargs), [leaf in self._active for leaf in flat], outputs
             )
         except ConversionError as error:
-            raise ConversionError(f"{_where(node)}: {error.message}", error.remedy) from error
+            raise ConversionError(f"{where(node)}: {error.message}", error.remedy) from error
 
 
 class _Forward(Interpreter):
@@ -254,108 +249,6 @@ class _Forward(Interpreter):
     def values(self, *inputs: Tensor) -> dict[Node, Any]:
         self.run(*inputs)
         return self.env
-
-
-def rewrite_program(
-    module: nn.Module, example: Example, recipe: Recipe | None = None
-) -> tuple[ExportedProgram, Pullback]:
-    """Capture `module`, optimise its graph, and record forward and pullback as one exported program.
-
-    The program takes (input, cotangent), the temperature where a gate or pool reads it, and the network's other inputs.
-    """
-    recipe = recipe or Recipe()
-    captured = capture(module, example, recipe.at, recipe.dynamic_size)
-    optimise(captured.graph)
-    if recipe.dynamic_size:
-        _refuse_static(captured)
-    pullback = Pullback(captured, recipe)
-    first, *beside = tensors(example)
-    others = tuple(beside[place] for place in captured.read)
-    with torch.no_grad():
-        cotangent = torch.zeros_like(joined(captured.graph(first, *others)))
-    output = captured.outputs[0].meta["val"] if len(captured.outputs) == 1 else cotangent
-    arguments: dict[str, Any] = {"input": first, "cotangent": cotangent}
-    shapes: dict[str, Any] = {
-        "input": dynamic(captured.input.meta["val"].shape),
-        "cotangent": dynamic(output.shape),
-    }
-    if pullback.tempered:
-        sizes = [len(pullback.gates)] if pullback.per_gate else []
-        arguments["temperature"], shapes["temperature"] = torch.ones(sizes, dtype=first.dtype), None
-    positional = tuple(arguments.values())
-    named = {"others": others} if others else None
-    if others:
-        batched = [bool(x.dim()) and x.shape[0] == first.shape[0] for x in others]
-        shapes["others"] = tuple(dynamic(x.shape) if moves else None for x, moves in zip(others, batched, strict=True))
-    with fx_traceback.preserve_node_meta(), warnings.catch_warnings(), torch.no_grad():
-        try:
-            with silent_torch(), same_batch(pullback):
-                program = torch.export.export(pullback, positional, named, dynamic_shapes=shapes)
-        except (RuntimeError, ValueError, TypeError) as error:  # what rules and fake tensors raise
-            raise ConversionError(
-                f"torch.export cannot record the pullback ({str(error).strip().splitlines()[0]})",
-                REMEDY if recipe.dynamic_size else "Please report it, with the network's source",
-            ) from error
-        if recipe.dynamic_size:
-            require_any_size(program, pullback, captured.graph, first)
-    _read_sizes_of_output(program)
-    optimise_pullback(program)
-    return program, pullback
-
-
-def _refuse_static(captured: Captured) -> None:
-    """Raise ConversionError for adaptive max pooling, whose windows have one form for the traced size alone."""
-    for node in captured.graph.graph.nodes:
-        if "adaptive_max" in str(node.target) and node.op == "call_function":
-            raise ConversionError(f"{_where(node)} has cells of other sizes at another height and width", REMEDY)
-
-
-def _read_sizes_of_output(program: ExportedProgram) -> None:
-    """Read no size of the cotangent, which ascents compute from the output: the output has the same, or the input."""
-    graph, names = program.graph, program.graph_signature.user_inputs
-    image, cotangent = (node for name in names[:2] for node in graph.nodes if node.name == name)
-    output = next(node for node in graph.nodes if node.name == program.graph_signature.user_outputs[0])
-    sizes = [str(size) for size in image.meta["val"].shape]
-    for node in [user for user in cotangent.users if user.target is torch.ops.aten.sym_size.int]:
-        size = str(node.meta["val"])
-        place = node if size in sizes else output.next
-        source = (image, sizes.index(size)) if size in sizes else (output, node.args[1])
-        with graph.inserting_before(place):
-            read = graph.call_function(node.target, source)
-        read.meta = dict(node.meta)
-        node.replace_all_uses_with(read)
-        graph.erase_node(node)
-
-
-def rewrite(module: nn.Module, example: Example, recipe: Recipe | None = None) -> GraphModule:
-    """The explicit pullback graph of `module`: (input, cotangent, temperature, …) -> (output, pullback).
-
-    `example` is an input, [N, …] floating point; the batch of the result is dynamic. Of a tuple of tensors, as the
-    module takes them, the first is what is pulled back to; the graph takes those of the others that the output depends
-    on behind the temperature. Under `recipe`s without soft gates
-    and pools the temperature is left out; under `temperature_input="per-gate"` it has one entry for each. The graph
-    calls no autograd; each node's `meta["custom"]["surgeon"]` names the forward node, the source module and the role
-    (forward or backward). Raises ConversionError as `Pullback` does.
-    """
-    examples = tensors(example)
-    batch = len(examples[0])
-    if batch < 2:
-        examples = tuple(torch.cat([x, x]) if x.dim() and len(x) == batch else x for x in examples)
-    program, _ = rewrite_program(module, examples, recipe)
-    return explicit_graph(program)
-
-
-def explicit_graph(program: ExportedProgram) -> GraphModule:
-    """`program` as a plain fx graph: flat inputs, a tuple of outputs, parameters by get_attr, no run-time guards."""
-    unlifted = program.module(check_guards=False)
-    graph = unlifted.graph
-    graph.set_codegen(CodeGen())
-    for node in graph.nodes:
-        node.meta["custom"] = {key: value for key, value in node.meta.get("custom", {}).items() if key == "surgeon"}
-    plain = GraphModule(unlifted, graph, "PullbackGraph")
-    plain.graph.eliminate_dead_code()
-    plain.recompile()
-    return plain
 
 
 def _provenance(node: Node, role: str) -> AbstractContextManager[None]:
@@ -435,7 +328,7 @@ def _split(cotangent: Tensor, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
 def _broken(captured: Captured, reached: set[Node]) -> str:
     """Where the way from the input ends, as the end of a sentence: at the last operators that it leads to."""
     ends = [
-        _where(node)
+        where(node)
         for node in captured.graph.graph.nodes
         if node not in reached
         and isinstance(node.meta.get("val"), Tensor)  # sizes of the input do not count
@@ -458,8 +351,8 @@ def _is_floating(node: Node) -> bool:
     return any(isinstance(item, Tensor) and item.is_floating_point() for item in values)
 
 
-def _where(node: Node) -> str:
-    """operator, node, source module and line, for errors."""
+def where(node: Node) -> str:
+    """Operator, node, source module and line, for errors."""
     module, line = source_module(node), source_line(node)
     place = f" in {module}" if module else ""
     return f"{node.target} ({node.name}{place}{', ' + line if line else ''})"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from surgeon.artifacts.manifest import Defaults, Model, Recipe
 from surgeon.exporting import export
-from surgeon.pullback import rewrite
+from surgeon.rewriting import rewrite
 from surgeon.sources import Source
 from surgeon.verify import relative_error
 from surgeon.weights import calibrate, varied_input

@@ -13,7 +13,8 @@ from torch.fx import Node
 from surgeon.artifacts.manifest import Recipe
 from surgeon.capture import capture, source_classes, source_line, source_module
 from surgeon.errors import ConversionError, SurgeonError
-from surgeon.pullback import Pullback, rewrite
+from surgeon.pullback import Pullback
+from surgeon.rewriting import rewrite
 from surgeon.rules import CONSTANT, DERIVED, RULES
 from tests.networks import NETWORKS, Stem, build, example
 

@@ -17,7 +17,8 @@ from torch._subclasses import FakeTensorMode
 from surgeon.artifacts.manifest import Recipe
 from surgeon.capture import capture
 from surgeon.errors import ConversionError
-from surgeon.pullback import Pullback, rewrite_program
+from surgeon.pullback import Pullback
+from surgeon.rewriting import rewrite_program
 from surgeon.rules.derived import DerivedRule
 
 aten = torch.ops.aten

@@ -20,7 +20,7 @@ from surgeon.errors import ConversionError, SurgeonError
 from surgeon.exporting import export
 from surgeon.oracle import reference_pullback
 from surgeon.outline import layers
-from surgeon.pullback import rewrite
+from surgeon.rewriting import rewrite
 from surgeon.sources import resolve
 from surgeon.verify import relative_error
 from surgeon.weights import varied_input

@@ -14,7 +14,7 @@ from surgeon.artifacts.manifest import Defaults, Model, Recipe
 from surgeon.errors import ConversionError, SurgeonError
 from surgeon.exporting import export
 from surgeon.oracle import reference_pullback
-from surgeon.pullback import rewrite
+from surgeon.rewriting import rewrite
 from surgeon.rules.pools import Windows
 from surgeon.sources import Source
 

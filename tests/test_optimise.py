@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from surgeon import optimise as passes
-from surgeon import pullback
+from surgeon import rewriting
 from surgeon.artifacts.manifest import Recipe
 from surgeon.capture import Captured, capture
 from surgeon.optimise import optimise, optimise_pullback
@@ -204,9 +204,9 @@ SCALES = {
 @pytest.mark.parametrize("name", SCALES)
 def test_a_scale_behind_a_gate_folds_into_the_weight(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     applied: dict[str, int] = {}
-    monkeypatch.setattr(pullback, "optimise_pullback", lambda program: applied.update(optimise_pullback(program)))
+    monkeypatch.setattr(rewriting, "optimise_pullback", lambda program: applied.update(optimise_pullback(program)))
     module, x = SCALES[name].double().eval(), image(2, 3, 6, 6)
-    graph = pullback.rewrite(module, x)
+    graph = rewriting.rewrite(module, x)
     assert applied == {"fold_scales": 1}
     other, cotangent = image(3, 3, 6, 6), image(3, 72)
     expected = reference_pullback(module, other, cotangent, recipe=Recipe(), temperature=0.5)

@@ -21,7 +21,7 @@ from surgeon.exporting import export
 from surgeon.layers import entries
 from surgeon.oracle import forward, reference_pullback
 from surgeon.outline import layers
-from surgeon.pullback import rewrite
+from surgeon.rewriting import rewrite
 from surgeon.verify import comparable, relative_error
 from tests.test_layers import Deep, build, images, run  # noqa: F401  (run is a fixture)
 

@@ -15,7 +15,8 @@ from surgeon.artifacts.manifest import Recipe
 from surgeon.capture import capture
 from surgeon.optimise import optimise
 from surgeon.oracle import reference_pullback
-from surgeon.pullback import Pullback, rewrite
+from surgeon.pullback import Pullback
+from surgeon.rewriting import rewrite
 from surgeon.rules.registry import RULES, Rule
 from tests.networks import NETWORKS, Stem, build, example
 

@@ -18,7 +18,7 @@ from surgeon import cli
 from surgeon.artifacts.manifest import Recipe
 from surgeon.errors import ConversionError, SurgeonError
 from surgeon.oracle import reference_pullback
-from surgeon.pullback import rewrite, rewrite_program
+from surgeon.rewriting import rewrite, rewrite_program
 
 SIZES = ((31, 40), (32, 32), (45, 38))
 ANY = Recipe(dynamic_size=True)

@@ -19,7 +19,7 @@ from surgeon.cli import group
 from surgeon.errors import SurgeonError
 from surgeon.exporting import export
 from surgeon.oracle import reference_pullback
-from surgeon.pullback import rewrite, rewrite_program
+from surgeon.rewriting import rewrite, rewrite_program
 from surgeon.temperatures import assign
 from surgeon.verify import require, verify
 from tests.networks import Functional, Stem, build, example

@@ -47,7 +47,7 @@ def write_onnx(
 ) -> None:
     """Write pullback.onnx, ascent_step.onnx, ascent.onnx and weights.bin into `folder`.
 
-    `program` is what `surgeon.pullback.rewrite_program` returns, and `others` the names of its last inputs, those that
+    `program` is what `surgeon.rewriting.rewrite_program` returns, and `others` the names of its last inputs, those that
     the network has beside the one that is pulled back to; `defaults` are those of inputs that may be left
     out (`Manifest.input_defaults`); images are clamped to `value_range` by each step; `facts` (JSON) goes into
     `metadata_props`.

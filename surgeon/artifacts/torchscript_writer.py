@@ -31,7 +31,7 @@ def write_torchscript(
     value_range: tuple[float, float],
     others: Sequence[str] = (),
 ) -> None:
-    """Write pullback.ts and ascent.ts into `folder`; `graph` is what `surgeon.pullback.explicit_graph` returns.
+    """Write pullback.ts and ascent.ts into `folder`; `graph` is what `surgeon.rewriting.explicit_graph` returns.
 
     `others` are the names of its last inputs, those that the network has beside the one that is pulled back to.
     `defaults` are as for the ONNX files. A scalar fills a temperature that has an entry for each gate.

@@ -1,0 +1,124 @@
+"""From a module to its explicit pullback graph: captured, optimised, and recorded with its reverse sweep."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+from torch.fx import traceback as fx_traceback
+from torch.fx.graph import CodeGen
+
+from surgeon.artifacts.manifest import Recipe
+from surgeon.capture import Captured, capture, silent_torch
+from surgeon.errors import ConversionError
+from surgeon.inputs import Example, same_batch, tensors
+from surgeon.layers import joined
+from surgeon.optimise import optimise, optimise_pullback
+from surgeon.pullback import Pullback, where
+from surgeon.sizes import REMEDY, dynamic, require_any_size
+
+
+def rewrite_program(
+    module: nn.Module, example: Example, recipe: Recipe | None = None
+) -> tuple[ExportedProgram, Pullback]:
+    """Capture `module`, optimise its graph, and record forward and pullback as one exported program.
+
+    The program takes (input, cotangent), the temperature where a gate or pool reads it, and the network's other inputs.
+    """
+    recipe = recipe or Recipe()
+    captured = capture(module, example, recipe.at, recipe.dynamic_size)
+    optimise(captured.graph)
+    if recipe.dynamic_size:
+        _refuse_static(captured)
+    pullback = Pullback(captured, recipe)
+    first, *beside = tensors(example)
+    others = tuple(beside[place] for place in captured.read)
+    with torch.no_grad():
+        cotangent = torch.zeros_like(joined(captured.graph(first, *others)))
+    output = captured.outputs[0].meta["val"] if len(captured.outputs) == 1 else cotangent
+    arguments: dict[str, Any] = {"input": first, "cotangent": cotangent}
+    shapes: dict[str, Any] = {
+        "input": dynamic(captured.input.meta["val"].shape),
+        "cotangent": dynamic(output.shape),
+    }
+    if pullback.tempered:
+        sizes = [len(pullback.gates)] if pullback.per_gate else []
+        arguments["temperature"], shapes["temperature"] = torch.ones(sizes, dtype=first.dtype), None
+    positional = tuple(arguments.values())
+    named = {"others": others} if others else None
+    if others:
+        batched = [bool(x.dim()) and x.shape[0] == first.shape[0] for x in others]
+        shapes["others"] = tuple(dynamic(x.shape) if moves else None for x, moves in zip(others, batched, strict=True))
+    with fx_traceback.preserve_node_meta(), warnings.catch_warnings(), torch.no_grad():
+        try:
+            with silent_torch(), same_batch(pullback):
+                program = torch.export.export(pullback, positional, named, dynamic_shapes=shapes)
+        except (RuntimeError, ValueError, TypeError) as error:  # what rules and fake tensors raise
+            raise ConversionError(
+                f"torch.export cannot record the pullback ({str(error).strip().splitlines()[0]})",
+                REMEDY if recipe.dynamic_size else "Please report it, with the network's source",
+            ) from error
+        if recipe.dynamic_size:
+            require_any_size(program, pullback, captured.graph, first)
+    _read_sizes_of_output(program)
+    optimise_pullback(program)
+    return program, pullback
+
+
+def _refuse_static(captured: Captured) -> None:
+    """Raise ConversionError for adaptive max pooling, whose windows have one form for the traced size alone."""
+    for node in captured.graph.graph.nodes:
+        if "adaptive_max" in str(node.target) and node.op == "call_function":
+            raise ConversionError(f"{where(node)} has cells of other sizes at another height and width", REMEDY)
+
+
+def _read_sizes_of_output(program: ExportedProgram) -> None:
+    """Read no size of the cotangent, which ascents compute from the output: the output has the same, or the input."""
+    graph, names = program.graph, program.graph_signature.user_inputs
+    image, cotangent = (node for name in names[:2] for node in graph.nodes if node.name == name)
+    output = next(node for node in graph.nodes if node.name == program.graph_signature.user_outputs[0])
+    sizes = [str(size) for size in image.meta["val"].shape]
+    for node in [user for user in cotangent.users if user.target is torch.ops.aten.sym_size.int]:
+        size = str(node.meta["val"])
+        place = node if size in sizes else output.next
+        source = (image, sizes.index(size)) if size in sizes else (output, node.args[1])
+        with graph.inserting_before(place):
+            read = graph.call_function(node.target, source)
+        read.meta = dict(node.meta)
+        node.replace_all_uses_with(read)
+        graph.erase_node(node)
+
+
+def rewrite(module: nn.Module, example: Example, recipe: Recipe | None = None) -> GraphModule:
+    """The explicit pullback graph of `module`: (input, cotangent, temperature, …) -> (output, pullback).
+
+    `example` is an input, [N, …] floating point; the batch of the result is dynamic. Of a tuple of tensors, as the
+    module takes them, the first is what is pulled back to; the graph takes those of the others that the output depends
+    on behind the temperature. Under `recipe`s without soft gates
+    and pools the temperature is left out; under `temperature_input="per-gate"` it has one entry for each. The graph
+    calls no autograd; each node's `meta["custom"]["surgeon"]` names the forward node, the source module and the role
+    (forward or backward). Raises ConversionError as `Pullback` does.
+    """
+    examples = tensors(example)
+    batch = len(examples[0])
+    if batch < 2:
+        examples = tuple(torch.cat([x, x]) if x.dim() and len(x) == batch else x for x in examples)
+    program, _ = rewrite_program(module, examples, recipe)
+    return explicit_graph(program)
+
+
+def explicit_graph(program: ExportedProgram) -> GraphModule:
+    """`program` as a plain fx graph: flat inputs, a tuple of outputs, parameters by get_attr, no run-time guards."""
+    unlifted = program.module(check_guards=False)
+    graph = unlifted.graph
+    graph.set_codegen(CodeGen())
+    for node in graph.nodes:
+        node.meta["custom"] = {key: value for key, value in node.meta.get("custom", {}).items() if key == "surgeon"}
+    plain = GraphModule(unlifted, graph, "PullbackGraph")
+    plain.graph.eliminate_dead_code()
+    plain.recompile()
+    return plain
