@@ -307,7 +307,7 @@ class Session:
         self._require_room(input)
         session = self._session(name)
         ports = {port.name: port for port in [*session.get_inputs(), *session.get_overridable_initializers()]}
-        required = {port.name for port in session.get_inputs()}
+        required = [port.name for port in session.get_inputs()]
         given = {**dict.fromkeys(required), "input": input, **(others or {}), "cotangent": cotangent, **scalars}
         feeds = {}
         for key, value in given.items():

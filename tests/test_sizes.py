@@ -257,7 +257,7 @@ def test_a_layer_of_any_size_from_the_command_line(tmp_path: Path, capfd: pytest
     values = np.random.default_rng(0).integers(0, 256, (61, 90, 3), np.uint8)
     PIL.Image.fromarray(values).save(photo)
     bundle = surgeon.export(
-        made(Cropped), tmp_path / "any", Recipe(dynamic_size=True, at="coarse"), input_shape=(3, 32, 40),
+        made(Cropped), tmp_path / "any", Recipe(dynamic_size=True, at=("coarse",)), input_shape=(3, 32, 40),
         formats=["onnx"], check=False,
     ).path  # fmt: skip
 
