@@ -117,7 +117,7 @@ def _torchvision(name: str) -> Any:
         name, namespaces = name.removeprefix("quantized_"), (models.quantization,)
     factory = next(getattr(space, name) for space in namespaces if hasattr(space, name))
     options: dict[str, Any] = {"weights": None}
-    if "init_weights" in inspect.getsource(inspect.getmodule(factory)):
+    if "init_weights: bool" in inspect.getsource(inspect.getmodule(factory)):
         options["init_weights"] = False  # theirs takes a minute
     if "segmentation" in factory.__module__:
         options["weights_backbone"] = None
