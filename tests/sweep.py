@@ -309,7 +309,7 @@ def table(listed: Iterable[Entry], found: dict[str, dict[str, Any]]) -> str:
         "float64 autograd at batch 3 (1e-3 allowed, or 5 times the distance of float32 autograd, where gates flip) for",
         "the others, which besides agree in float64 to 1e-8.",
         "",
-        "The commit is that of the code which ran. Not in the list: detection networks, whose graphs depend on the data.",
+        "The commit is that of the code that ran. Not in the list: detection networks, which depend on the data.",
         "",
         "| source | class | listed | run | passed | largest error |",
         "|---|---|---|---|---|---|",
