@@ -21,6 +21,9 @@ from surgeon.rules.registry import aten
 
 Pass = Callable[[GraphModule], int]
 
+LOWEST, LOWEST_HALF = -1e30, -3e4
+"""Below every value of a network in float32 and in float16, and far enough from infinity to be divided by T."""
+
 
 def optimise(graph: GraphModule) -> dict[str, int]:
     """Apply all passes to `graph`, in place; how often each one applied, by name."""
@@ -125,6 +128,22 @@ def fold_padding(graph: GraphModule) -> int:
     return count
 
 
+def bound_padding(graph: GraphModule) -> int:
+    """max_pool(pad(x, -inf)) = max_pool(pad(x, c)) for a c below every x: softened, the former is 0 times infinity."""
+    count = 0
+    for node in graph.graph.find_nodes(op="call_function", target=aten.constant_pad_nd.default):
+        if node.args[2:] == (float("-inf"),) and all(_is_max_pool(user) for user in node.users):
+            node.args = (*node.args[:2], LOWEST if node.meta["val"].dtype != torch.float16 else LOWEST_HALF)
+            count += 1
+    return count
+
+
+def _is_max_pool(node: Node) -> bool:
+    if node.target in (aten.unsqueeze.default, aten.view.default, aten.reshape.default):  # of a pool in one dimension
+        return all(_is_max_pool(user) for user in node.users)
+    return node.target in (aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default)
+
+
 def share_concatenations(graph: GraphModule) -> int:
     """cat(a, b, c) = cat(cat(a, b), c) where cat(a, b) is there already, as in a DenseNet's blocks.
 
@@ -182,7 +201,7 @@ PULLBACK_PASSES: tuple[Callable[[ExportedProgram], int], ...] = (fold_scales,)
 
 PASSES: tuple[Pass, ...] = (
     *(fold_constants, drop_identities, name_gates),
-    *(fold_batch_norm, fold_padding, share_concatenations),
+    *(fold_batch_norm, fold_padding, bound_padding, share_concatenations),
 )
 
 

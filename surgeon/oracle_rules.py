@@ -327,7 +327,8 @@ def soft_pool(
         windows = windows.index_select(axis, places.flatten()).unflatten(axis, (size, k)).movedim(axis + 1, -1)
         taking_part = taking_part.index_select(axis, places.flatten()).unflatten(axis, (size, k)).movedim(axis + 1, -1)
     values = windows.flatten(-len(kernel))
-    takes_part = taking_part.flatten(-len(kernel))
+    takes_part = taking_part.flatten(-len(kernel)) & (values != float("-inf"))  # as some pad before they pool
+    values = values.masked_fill(~takes_part, 0)
     weights = (values / temperature).masked_fill(~takes_part, float("-inf")).softmax(-1)
     return (weights * values).sum(-1)
 

@@ -164,13 +164,31 @@ def test_symmetric_zero_padding_folds_into_a_convolution(widths: tuple[int, ...]
     assert found == applied
 
 
+def padded_pool(x: Tensor, conv: nn.Module) -> Tensor:
+    """As TensorFlow's "same" padding is written in PyTorch."""
+    return F.max_pool2d(F.pad(conv(x), (0, 1, 0, 1), value=-torch.inf), 3, 2)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 2.0])
+def test_padding_with_minus_infinity_takes_no_part_in_a_soft_pool(temperature: float) -> None:
+    module, x = Apply(padded_pool, nn.Conv2d(2, 3, 3)), image(2, 2, 8, 8)
+    applied, _ = keeps_values(module, x, "bound_padding")
+    assert applied == 1
+    graph, cotangent = rewriting.rewrite(module, x), image(3, 3, 3, 3)
+    given = (image(3, 2, 8, 8), cotangent)
+    found = graph(*given, torch.tensor(temperature, dtype=torch.float64))
+    expected = reference_pullback(module, *given, recipe=Recipe(), temperature=temperature)
+    assert expected[1].isfinite().all()
+    assert torch.allclose(found[1], expected[1], rtol=1e-10, atol=1e-12)
+
+
 def test_the_list_is_applied_in_order_and_counted() -> None:
     module = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Dropout(), random_norm(nn.BatchNorm2d, 3), nn.Dropout2d())
     captured = capture(module.double(), image(2, 2, 5, 5))
     applied = optimise(captured.graph)
     assert list(applied) == [
         *("fold_constants", "drop_identities", "name_gates"),
-        *("fold_batch_norm", "fold_padding", "share_concatenations"),
+        *("fold_batch_norm", "fold_padding", "bound_padding", "share_concatenations"),
     ]
     # Dropout between the two would have kept the norm from folding.
     assert applied["fold_batch_norm"] == 1
