@@ -1,7 +1,7 @@
 """Networks that take more than one tensor: the pullback goes to one of them, and the others stand beside it.
 
-What is pulled back to is called `input`, whatever the network calls it. The others keep their names, are inputs of
-every artifact, and stay as they are through an ascent: a second picture, a condition, a time step.
+What is pulled back to is called `input`, whatever the network calls it. The others keep their names, are inputs of the
+artifacts that depend on them, and stay as they are through an ascent: a second picture, a condition, a time step.
 """
 
 from __future__ import annotations

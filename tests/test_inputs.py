@@ -165,6 +165,9 @@ def test_the_command_line_takes_photos_numbers_and_arrays(bundle: Path, tmp_path
     photo, array = tmp_path / "photo.png", tmp_path / "still.npy"
     Image.new("RGB", (20, 20), "orange").save(photo)
     numpy.save(array, values(1)["still"][0])
+    batch, tall = tmp_path / "batch.npy", tmp_path / "tall.npy"
+    numpy.save(batch, values(1)["still"])
+    numpy.save(tall, values(1)["still"][0, :, :, :3])
     start = ["run", str(bundle), str(photo), "--target", "2", "--steps", "2", "-o", str(tmp_path / "out"), "--json"]
     for still in (array, photo):
         result = CliRunner().invoke(group, [*start, "--also", f"still={still}", "--also", "step=3"])
@@ -174,6 +177,10 @@ def test_the_command_line_takes_photos_numbers_and_arrays(bundle: Path, tmp_path
         (["--also", "step=3"], "takes still beside the photo"),
         (["--also", "steps=3"], "takes no 'steps'"),
         (["--also", f"still={array}", "--also", f"step={photo}"], "step is no picture"),
+        (["--also", f"still={array}", "--also", "step=3.7"], "step is int64, which 3.7 is not"),
+        (["--also", f"still={array}", "--also", "step=nan"], "step is int64, which nan is not"),
+        (["--also", f"still={batch}", "--also", "step=3"], "Leave out the batch"),
+        (["--also", f"still={tall}", "--also", "step=3"], "Give one sample of that shape"),
     ):
         result = CliRunner().invoke(group, [*start, *wrong])
         assert result.exit_code == 1

@@ -81,9 +81,11 @@ def _value(session: Session, port: Port, text: str) -> numpy.ndarray:
 
     shape, path = tuple(int(size) for size in port.shape[1:]), Path(text)
     try:
-        return numpy.full(shape, float(text), port.dtype)
+        number = float(text)
     except ValueError:
         pass
+    else:
+        return _exactly(numpy.full(shape, number), port, text)
     image = session.manifest.image
     if path.suffix != ".npy":
         if image is None or shape != (image.channels, image.height, image.width):
@@ -96,7 +98,17 @@ def _value(session: Session, port: Port, text: str) -> numpy.ndarray:
     except (OSError, ValueError, EOFError) as error:
         raise SurgeonError(f"{path} cannot be read ({error})", "Write it with numpy.save") from error
     if value.shape != shape:
-        raise SurgeonError(
-            f"{path} has shape {list(value.shape)}, and {port.name} is {list(shape)}", "Leave out the batch"
-        )
-    return value.astype(port.dtype)
+        remedy = "Leave out the batch" if value.shape[1:] == shape else "Give one sample of that shape"
+        raise SurgeonError(f"{path} has shape {list(value.shape)}, and {port.name} is {list(shape)}", remedy)
+    return _exactly(value, port, text)
+
+
+def _exactly(value: numpy.ndarray, port: Port, text: str) -> numpy.ndarray:
+    """`value` in the dtype of `port`; refused where an integer or a bool would be another number."""
+    import numpy
+
+    with numpy.errstate(invalid="ignore"):  # of NaN; the comparison tells
+        found = value.astype(port.dtype)
+    if not numpy.issubdtype(found.dtype, numpy.floating) and not numpy.array_equal(found, value):
+        raise SurgeonError(f"{port.name} is {port.dtype}, which {text} is not", "Give numbers that it can hold")
+    return found
