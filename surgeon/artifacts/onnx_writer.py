@@ -7,12 +7,8 @@ translated or stored twice.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import logging
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,18 +17,17 @@ import onnx
 import onnx_ir
 import torch
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
-from onnxscript import optimizer
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from surgeon.artifacts.layout import keep_blocked
 from surgeon.artifacts.manifest import Recipe
+from surgeon.artifacts.padding import keep_zero_padding
 from surgeon.artifacts.ports import BATCH, RESERVED
+from surgeon.artifacts.translation import INLINE_BYTES, fold, translate
 from surgeon.ascent import Climb, Objective, Step
-from surgeon.errors import ConversionError
 
 WEIGHTS = "weights.bin"
-_INLINE_BYTES = 1024  # smaller initializers stay in the .onnx file
 _ORIGIN = "surgeon."
 
 
@@ -79,8 +74,8 @@ def embed_weights(folder: Path) -> None:
 
 def export_plain(module: nn.Module, example: Tensor, path: Path, opset: int = 18) -> None:
     """The ordinary ONNX export of a network, with its weights beside it: what a bundle is measured against."""
-    model = _translate(module.eval(), (example,), ({0: Dim("batch", min=1)},), ["input"], ["output"], opset, True)
-    onnx_ir.save(model, path, external_data=path.stem + ".bin", size_threshold_bytes=_INLINE_BYTES)
+    model = translate(module.eval(), (example,), ({0: Dim("batch", min=1)},), ["input"], ["output"], opset, True)
+    onnx_ir.save(model, path, external_data=path.stem + ".bin", size_threshold_bytes=INLINE_BYTES)
 
 
 def _translate_pullback(program: ExportedProgram, folder: Path, opset: int, others: Sequence[str]) -> ModelProto:
@@ -90,9 +85,9 @@ def _translate_pullback(program: ExportedProgram, folder: Path, opset: int, othe
     for node in program.graph.nodes:
         # The exporter copies stack traces into each ONNX node that it makes of an fx node, and nothing else of ours.
         node.meta["stack_trace"] = _ORIGIN + json.dumps(node.meta.get("custom", {}).get("surgeon", {}))
-    model = _fold(_translate(program, (), None, inputs, ["output", "pullback"], opset))
+    model = fold(translate(program, (), None, inputs, ["output", "pullback"], opset))
     path = folder / "pullback.onnx"
-    onnx_ir.save(model, path, external_data=WEIGHTS, size_threshold_bytes=_INLINE_BYTES)
+    onnx_ir.save(model, path, external_data=WEIGHTS, size_threshold_bytes=INLINE_BYTES)
     proto = onnx.load(path, load_external_data=False)
     for node in proto.graph.node:
         _own_metadata(node)
@@ -105,55 +100,9 @@ def _translate_pullback(program: ExportedProgram, folder: Path, opset: int, othe
     _name_sizes(proto.graph)
     _read_sizes_of_input(proto.graph)
     _prefix_parameters(proto.graph)
+    keep_zero_padding(proto.graph)
     _describe(proto.graph, list(proto.graph.value_info))
     return proto
-
-
-def _translate(
-    module: ExportedProgram | nn.Module,
-    arguments: tuple[Tensor, ...],
-    shapes: tuple[Any, ...] | None,
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    opset: int,
-    optimize: bool = False,
-) -> onnx_ir.Model:
-    """torch.onnx.export, silent: its progress and its advice are not for our users; its errors are."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                module,
-                arguments,
-                dynamo=True,
-                opset_version=opset,
-                input_names=list(inputs),
-                output_names=list(outputs),
-                dynamic_shapes=shapes,
-                optimize=optimize,
-                verbose=False,
-            )
-        assert program is not None
-        return program.model
-    except torch.onnx.errors.OnnxExporterError as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        raise ConversionError(
-            f"torch.onnx cannot translate the graph to opset {opset} ({str(cause).splitlines()[0]})",
-            "Leave this operator out, choose another --opset, or --formats torchscript",
-        ) from error
-    finally:
-        logger.setLevel(level)
-
-
-def _fold(model: onnx_ir.Model) -> onnx_ir.Model:
-    """Fold small constants alone: a runtime folds flipped kernels as it loads; stored, they would double the file."""
-    folded: onnx_ir.Model = optimizer.optimize(model, output_size_limit=_INLINE_BYTES)
-    return folded
 
 
 def _own_metadata(node: NodeProto) -> None:
@@ -240,7 +189,7 @@ def _fragments(climb: Climb, pullback: ModelProto, opset: int) -> tuple[GraphPro
         free = {i: Dim.DYNAMIC for i, size in enumerate(shape) if isinstance(size, str)}
         dynamic.append(free if shape else None)
     # An energy does not read its cotangent, and logit only passes it on: the exporter keeps such inputs all the same.
-    model = onnx_ir.to_proto(_translate(climb, tuple(arguments), tuple(dynamic), inputs, outputs, opset, True))
+    model = onnx_ir.to_proto(translate(climb, tuple(arguments), tuple(dynamic), inputs, outputs, opset, True))
     graph, prefix = model.graph, "climb/"
     inner = {o for node in graph.node for o in node.output} | {i.name for i in graph.initializer}
     names = {name: prefix + name for name in inner if name not in outputs}
