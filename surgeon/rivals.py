@@ -23,17 +23,10 @@ from surgeon.artifacts.manifest import Manifest
 from surgeon.artifacts.onnx_writer import export_plain
 from surgeon.contenders import Call, Unavailable, onnx_call
 from surgeon.errors import ProviderError, SurgeonError, VerificationError
+from surgeon.problems import comparable, input_shape
 from surgeon.providers import open_session
 from surgeon.sources import resolve_again
-from surgeon.verify import (
-    HALF_TOLERANCE,
-    HARD_TOLERANCE,
-    OUTPUT_TOLERANCE,
-    SOFT_TOLERANCE,
-    comparable,
-    input_shape,
-    relative_error,
-)
+from surgeon.verify import HALF_TOLERANCE, HARD_TOLERANCE, OUTPUT_TOLERANCE, SOFT_TOLERANCE, relative_error
 
 Array = numpy.ndarray[Any, numpy.dtype[Any]]
 

@@ -17,6 +17,9 @@ from surgeon.errors import SurgeonError
 CALIBRATION_BATCH = 4
 """Samples in the one pass from which batch norms take their statistics."""
 
+SMALLEST_VARIANCE = 0.5
+"""A channel's variance that a batch norm divides by is at least this many times the mean over its channels."""
+
 SHOWN = 3
 """How many keys of a state dict that does not fit are named."""
 
@@ -87,7 +90,8 @@ def calibrate(module: nn.Module, input_shape: tuple[int, ...], seed: int) -> Non
     As they come, untrained networks vanish or explode, or have a head of zeros, and then anything agrees with anything.
     Calibrated with scale 1 and shift 0 they are chaotic instead: rounding alone moves the soft pullback of a ResNet50
     by 1e-4, and two steps of an ascent by 1e-2. Smaller scales and positive shifts, drawn per channel, bring it to what
-    trained networks have, 5e-6.
+    trained networks have, 5e-6. A channel that a ReLU shut for nearly all of what was seen would be divided by nearly
+    nothing, and explode for the rest: variances are at least a part of their layer's mean.
     """
     generator = torch.Generator().manual_seed(seed)
     norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
@@ -110,6 +114,8 @@ def calibrate(module: nn.Module, input_shape: tuple[int, ...], seed: int) -> Non
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
+                if norm.running_var is not None:
+                    norm.running_var.clamp_(min=SMALLEST_VARIANCE * norm.running_var.mean().item())
                 norm.eval()
 
 

@@ -28,6 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "sweep.jsonl"
@@ -189,6 +190,7 @@ def exact(entry: Entry, module: Any) -> dict[str, Any]:
     with torch.no_grad():
         v = torch.randn(module(*given).shape, generator=generator)
 
+    @torch.enable_grad()
     def gradient(x: torch.Tensor) -> torch.Tensor:
         x = x.clone().requires_grad_()
         (found,) = torch.autograd.grad(module(x.clone(), *(y.to(x.dtype) for y in others)), x, v.to(x.dtype))
@@ -202,8 +204,9 @@ def exact(entry: Entry, module: Any) -> dict[str, Any]:
         artifact = torch.from_numpy(session.pullback(x.numpy(), v.numpy(), others=beside).pullback)
     single = gradient(x)
     module.double()
-    expected = gradient(x.double())
-    with torch.no_grad():
+    # RAFT makes its coordinates with Tensor.float, and then mixes dtypes.
+    with patch.object(torch.Tensor, "float", torch.Tensor.double), torch.no_grad():
+        expected = gradient(x.double())
         graph = surgeon.rewrite(module, tuple(value[:2].flip(-1).double() for value in given), recipe)
         pulled = graph(x.double(), v.double(), *(y.double() for y in others))
     figures = {

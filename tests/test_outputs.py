@@ -21,8 +21,9 @@ from surgeon.exporting import export
 from surgeon.layers import entries
 from surgeon.oracle import forward, reference_pullback
 from surgeon.outline import layers
+from surgeon.problems import comparable
 from surgeon.rewriting import rewrite
-from surgeon.verify import comparable, relative_error
+from surgeon.verify import relative_error
 from tests.test_layers import Deep, build, images, run  # noqa: F401  (run is a fixture)
 
 Pair = collections.namedtuple("Pair", ["low", "high"])
