@@ -11,7 +11,7 @@ import itertools
 import math
 import operator
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,7 +29,7 @@ from surgeon.errors import ConversionError, SurgeonError
 from surgeon.gates import GATES, Gate, Ramp, gate
 from surgeon.layers import joined
 from surgeon.rules import CONSTANT, DERIVED, RULES
-from surgeon.rules.derived import DerivedRule
+from surgeon.rules.derived import DerivedRule, signature
 from surgeon.sizes import is_symbolic
 from surgeon.temperatures import assign
 
@@ -76,6 +76,7 @@ class Pullback(nn.Module):
         for node in captured.graph.graph.nodes:
             # What an Interpreter runs is recorded with the meta of the node that it runs.
             node.meta["custom"] = _origin(node, "forward")
+        self._derived: dict[Hashable, DerivedRule] = {}
         self.steps = self._plan()
         self.gates = self._sites()
         self._place = {gate.node: i for i, gate in enumerate(self.gates)}
@@ -232,10 +233,12 @@ class Pullback(nn.Module):
         used: list[Any] = [user.args[1] for user in users]
         outputs = sorted(set(used)) if isinstance(node.meta["val"], (tuple, list)) else None
         assert isinstance(node.target, OpOverload)
+        described = (node.target, arguments, dict(node.kwargs), [leaf in self._active for leaf in flat], outputs)
+        alike = signature(*described)
         try:
-            return DerivedRule(
-                node.target, arguments, dict(node.kwargs), [leaf in self._active for leaf in flat], outputs
-            )
+            if alike not in self._derived:
+                self._derived[alike] = DerivedRule(*described)
+            return self._derived[alike]
         except ConversionError as error:
             raise ConversionError(f"{where(node)}: {error.message}", error.remedy) from error
 

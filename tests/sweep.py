@@ -94,7 +94,7 @@ def build(entry: Entry) -> Any:
     from surgeon.inputs import beside
     from surgeon.weights import CALIBRATION_BATCH, calibrate
 
-    module = _one_tensor(_timm(entry.model) if entry.source == "timm" else _torchvision(entry.model), entry.others)
+    module = _one_tensor(_timm(entry.model) if entry.source == "timm" else _torchvision(entry), entry.others)
     module.eval().requires_grad_(False)
     vary(module)
     with beside(module, [torch.rand(CALIBRATION_BATCH, *shape) for shape in entry.others.values()]):
@@ -108,12 +108,13 @@ def _timm(name: str) -> Any:
     return timm.create_model(name, pretrained=False)
 
 
-def _torchvision(name: str) -> Any:
+def _torchvision(entry: Entry) -> Any:
     import inspect
 
     from torchvision import models
 
     namespaces = (models, models.segmentation, models.video, models.optical_flow)
+    name = entry.model
     if name.startswith("quantized_"):
         name, namespaces = name.removeprefix("quantized_"), (models.quantization,)
     factory = next(getattr(space, name) for space in namespaces if hasattr(space, name))
@@ -122,6 +123,9 @@ def _torchvision(name: str) -> Any:
         options["init_weights"] = False  # theirs takes a minute
     if "segmentation" in factory.__module__:
         options["weights_backbone"] = None
+    if name.startswith("mvit_"):  # made for films of one size
+        _, frames, *spatial = entry.shape
+        options |= {"temporal_size": frames, "spatial_size": tuple(spatial)}
     return factory(**options)
 
 

@@ -6,7 +6,8 @@ the graph that comes out holds for any batch. It calls no autograd, and can ther
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -27,6 +28,26 @@ COMPOSED: dict[OpOverload, Callable[..., Any]] = {
 }
 """Operators whose own backward is one more operator, that ONNX has no word for: what they are composed of instead. The
 forward pass keeps the operator."""
+
+
+@functools.cache
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    return dict(core_aten_decompositions())  # which asks the dispatcher for every operator there is, each time
+
+
+def signature(
+    operator: OpOverload,
+    arguments: tuple[Any, ...],
+    keywords: dict[str, Any],
+    active: Sequence[bool],
+    outputs: Sequence[int] | None,
+) -> Hashable:
+    """What a `DerivedRule` depends on, given values of one fake mode: nodes alike in it share a rule."""
+    leaves, spec = pytree.tree_flatten((arguments, keywords))
+    told = tuple(
+        f"{leaf.dtype} {leaf.shape} {leaf.stride()}" if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves
+    )
+    return operator, str(spec), told, tuple(active), None if outputs is None else tuple(outputs)
 
 
 class DerivedRule:
@@ -57,8 +78,7 @@ class DerivedRule:
             with detect_fake_mode(varying) or nullcontext(), torch.no_grad(), enable_python_dispatcher():
                 cotangents = [torch.zeros_like(out) for out in self._select(self._call(leaves))]
                 # "real" takes the values as they are, and these are fake; "symbolic" would make every size a symbol.
-                table = dict(core_aten_decompositions())
-                traced = make_fx(self._pull(leaves), tracing_mode="real", decomposition_table=table)
+                traced = make_fx(self._pull(leaves), tracing_mode="real", decomposition_table=_decompositions())
                 return traced(cotangents, varying)
         except (RuntimeError, NotImplementedError, TypeError) as error:
             raise ConversionError(
