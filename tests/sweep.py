@@ -124,8 +124,7 @@ def _torchvision(entry: Entry) -> Any:
     if "segmentation" in factory.__module__:
         options["weights_backbone"] = None
     if name.startswith("mvit_"):  # made for films of one size
-        _, frames, *spatial = entry.shape
-        options |= {"temporal_size": frames, "spatial_size": tuple(spatial)}
+        options["spatial_size"] = entry.shape[2:]
     return factory(**options)
 
 
