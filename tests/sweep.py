@@ -123,9 +123,12 @@ def _torchvision(entry: Entry) -> Any:
         options["init_weights"] = False  # theirs takes a minute
     if "segmentation" in factory.__module__:
         options["weights_backbone"] = None
-    if name.startswith("mvit_"):  # made for films of one size
-        options["spatial_size"] = entry.shape[2:]
-    return factory(**options)
+    if not name.startswith("mvit_"):
+        return factory(**options)
+    # Made for films of one size, which their factories fix.
+    make, sizes = models.video.mvit._mvit, {"temporal_size": entry.shape[1], "spatial_size": entry.shape[2:]}
+    with patch.object(models.video.mvit, "_mvit", lambda **given: make(**given | sizes)):
+        return factory(**options)
 
 
 def _one_tensor(module: Any, others: dict[str, Any]) -> Any:
