@@ -7,6 +7,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -44,6 +45,33 @@ _ERRORS_ONLY = 3  # ONNX Runtime warns of every input with a default, and artifa
 Runner = Callable[[Values], Values]
 
 
+class _Asked:
+    """A problem and its answers, found when they are first wanted."""
+
+    def __init__(self, problem: Problem, module: nn.Module) -> None:
+        self.problem, self._module = problem, module
+
+    @cached_property
+    def expected(self) -> Values:
+        """In float32. Raises VerificationError where the pullback is zero."""
+        found = self.problem.solve(self._module, torch.float32)
+        if not found["pullback"].any():
+            raise VerificationError(
+                "the network's pullback is zero everywhere, so comparing proves nothing",
+                "Give weights that are not degenerate, or --no-verify",
+            )
+        return found
+
+    @cached_property
+    def rounding(self) -> dict[str, float]:
+        """How far `expected` is from what float64 finds; nothing where the network does not run in float64."""
+        try:
+            exact = self.problem.solve(copy.deepcopy(self._module).double(), torch.float64)
+        except (RuntimeError, TypeError, SurgeonError):
+            return {}
+        return {quantity: _error(quantity, self.expected, exact, self.problem) for quantity in self.expected}
+
+
 def verify(
     folder: str | Path,
     module: nn.Module,
@@ -66,28 +94,23 @@ def verify(
     manifest = manifest or Bundle.open(folder).manifest
     module, recipe = comparable(module, manifest.recipe, example(input_shape(manifest), manifest.others))
     manifest = dataclasses.replace(manifest, recipe=recipe)
-    runners = {name: _runner(folder / name, artifact) for name, artifact in manifest.artifacts.items()}
+    asked = [_Asked(problem, module) for problem in problems(module, manifest, seed)]
     lines = []
-    for problem in problems(module, manifest, seed):
-        asked = [name for name in runners if Path(name).stem == problem.kind]
-        expected = problem.solve(module, torch.float32) if asked else {}
-        if asked and not expected["pullback"].any():
-            raise VerificationError(
-                "the network's pullback is zero everywhere, so comparing proves nothing",
-                "Give weights that are not degenerate, or --no-verify",
-            )
-        rounding: dict[str, float] | None = None
-        for name in asked:
-            found = _run(name, runners[name], problem.feeds)
-            for quantity in expected:
-                line = _compare(name, quantity, problem, found, expected, manifest, tolerance)
+    for name, artifact in manifest.artifacts.items():
+        run = _runner(folder / name, artifact)  # one at a time: each holds the weights, and packed copies of them
+        for one in asked:
+            if one.problem.kind != Path(name).stem:
+                continue
+            found = _run(name, run, one.problem.feeds)
+            for quantity in one.expected:
+                line = _compare(name, quantity, one.problem, found, one.expected, manifest, tolerance)
                 if not line.passed and tolerance is None:
-                    rounding = _rounding(problem, module, expected) if rounding is None else rounding
-                    explained = min(ROUNDING * rounding.get(quantity, 0.0), HARD_TOLERANCE)
+                    explained = min(ROUNDING * one.rounding.get(quantity, 0.0), HARD_TOLERANCE)
                     line = dataclasses.replace(line, tolerance=max(line.tolerance, explained))
                 lines.append(line)
                 if progress is not None:
-                    progress(lines[-1])
+                    progress(line)
+        del run
     if not lines:
         raise SurgeonError(f"{folder} holds no artifact to verify", "Export it again")
     return tuple(lines)
@@ -137,15 +160,6 @@ def _error(quantity: str, found: Values, expected: Values, problem: Problem) -> 
     # Next to the input itself, what was added would not count.
     base = problem.feeds["input"] if quantity == "perturbed" else 0.0
     return relative_error(found[quantity] - base, expected[quantity] - base)
-
-
-def _rounding(problem: Problem, module: nn.Module, expected: Values) -> dict[str, float]:
-    """How far `expected`, float32, is from what float64 finds; nothing where the network does not run in float64."""
-    try:
-        exact = problem.solve(copy.deepcopy(module).double(), torch.float64)
-    except (RuntimeError, TypeError, SurgeonError):
-        return {}
-    return {quantity: _error(quantity, expected, exact, problem) for quantity in expected}
 
 
 def default_tolerance(manifest: Manifest, problem: Problem, quantity: str) -> float:
