@@ -66,8 +66,8 @@ def translate(
 def fold(model: onnx_ir.Model) -> onnx_ir.Model:
     """Fold small constants alone: a runtime folds flipped kernels as it loads; stored, they would double the file.
 
-    onnxscript's own optimizer would besides try its rewriting rules at every node, which takes 15 times as long (half a
-    minute of a ResNet50 with group norms) to find what a runtime finds as it loads: products with 1, and their like.
+    onnxscript's own optimizer would besides try its rewriting rules at every node, which takes up to 14 times as long
+    (half a minute of a ResNet50 with group norms) to find what a runtime finds as it loads: products with 1, and such.
     """
     optimizer.inline(model)
     for _ in range(2):  # what is folded first may leave more to fold
