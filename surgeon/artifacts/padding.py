@@ -14,18 +14,15 @@ def keep_zero_padding(graph: GraphProto) -> None:
     """
     pooled = {node.input[0] for node in graph.node if node.op_type == "MaxPool"}
     constants = {initializer.name: initializer for initializer in graph.initializer}
-    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input)}
     for node in graph.node:
         if node.op_type != "Pad" or node.output[0] not in pooled:
             continue
         mode = next((attribute.s for attribute in node.attribute if attribute.name == "mode"), b"constant")
-        given = constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-        if mode != b"constant" or (given is not None and numpy_helper.to_array(given).any()):
+        # The exporter states the value; one that is computed, ONNX Runtime leaves alone.
+        given = constants.get(node.input[2]) if len(node.input) > 2 else None
+        if mode != b"constant" or given is None or numpy_helper.to_array(given).any():
             continue
-        kind = given.data_type if given is not None else types[node.output[0]]
-        dtype = helper.tensor_dtype_to_np_dtype(kind)
+        dtype = helper.tensor_dtype_to_np_dtype(given.data_type)
         name = f"{node.output[0]}/nearly_zero"
         graph.initializer.append(numpy_helper.from_array(numpy.array(numpy.finfo(dtype).tiny, dtype), name))
-        axes = list(node.input[3:])
-        del node.input[2:]
-        node.input.extend([name, *axes])
+        node.input[2] = name
