@@ -29,7 +29,7 @@ from surgeon.errors import ConversionError, SurgeonError
 from surgeon.gates import GATES, Gate, Ramp, gate
 from surgeon.layers import joined
 from surgeon.rules import CONSTANT, DERIVED, RULES
-from surgeon.rules.derived import DerivedRule, signature
+from surgeon.rules.derived import Call, DerivedRule
 from surgeon.sizes import is_symbolic
 from surgeon.temperatures import assign
 
@@ -231,13 +231,14 @@ class Pullback(nn.Module):
         flat, _ = torch.utils._pytree.tree_flatten(node.args)
         users = [user for user in node.users if user.target is operator.getitem and user in self._active]
         used: list[Any] = [user.args[1] for user in users]
-        outputs = sorted(set(used)) if isinstance(node.meta["val"], (tuple, list)) else None
+        outputs = tuple(sorted(set(used))) if isinstance(node.meta["val"], (tuple, list)) else None
         assert isinstance(node.target, OpOverload)
-        described = (node.target, arguments, dict(node.kwargs), [leaf in self._active for leaf in flat], outputs)
-        alike = signature(*described)
+        active = tuple(leaf in self._active for leaf in flat)
+        call = Call(node.target, arguments, dict(node.kwargs), active, outputs)
+        alike = call.signature
         try:
             if alike not in self._derived:
-                self._derived[alike] = DerivedRule(*described)
+                self._derived[alike] = DerivedRule(call)
             return self._derived[alike]
         except ConversionError as error:
             raise ConversionError(f"{where(node)}: {error.message}", error.remedy) from error

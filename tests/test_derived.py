@@ -19,7 +19,7 @@ from surgeon.capture import capture
 from surgeon.errors import ConversionError
 from surgeon.pullback import Pullback
 from surgeon.rewriting import rewrite_program
-from surgeon.rules.derived import DerivedRule
+from surgeon.rules.derived import Call, DerivedRule
 
 aten = torch.ops.aten
 HARD = Recipe(gate="hard", pool="hard")
@@ -227,4 +227,4 @@ def test_derived_rules_under_onnx_runtime(name: str) -> None:
 def test_an_operator_without_derivative_is_refused() -> None:
     with pytest.raises(ConversionError, match=r"no exportable derivative for aten\.igamma"), FakeTensorMode():
         x = torch.zeros(2, 3)
-        DerivedRule(aten.igamma.default, (x, x), {}, [True, False], None)
+        DerivedRule(Call(aten.igamma.default, (x, x), {}, (True, False)))

@@ -7,8 +7,9 @@ the graph that comes out holds for any batch. It calls no autograd, and can ther
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,40 +36,40 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
     return dict(core_aten_decompositions())  # which asks the dispatcher for every operator there is, each time
 
 
-def signature(
-    operator: OpOverload,
-    arguments: tuple[Any, ...],
-    keywords: dict[str, Any],
-    active: Sequence[bool],
-    outputs: Sequence[int] | None,
-) -> Hashable:
-    """What a `DerivedRule` depends on, given values of one fake mode: nodes alike in it share a rule."""
-    leaves, spec = pytree.tree_flatten((arguments, keywords))
-    told = tuple(
-        f"{leaf.dtype} {leaf.shape} {leaf.stride()}" if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves
-    )
-    return operator, str(spec), told, tuple(active), None if outputs is None else tuple(outputs)
+@dataclass(frozen=True)
+class Call:
+    """A call of `operator` at one node, with the values that capture left there: fake tensors, and symbolic integers.
+
+    `active` marks, in the flattened arguments, the tensors that lead to the network's input, and `outputs` the outputs
+    that lead on (None where the operator has a single one).
+    """
+
+    operator: OpOverload
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    active: tuple[bool, ...]
+    outputs: tuple[int, ...] | None = None
+
+    @property
+    def signature(self) -> Hashable:
+        """What a `DerivedRule` depends on, among values of one fake mode: calls alike in it share a rule."""
+        leaves, spec = pytree.tree_flatten((self.arguments, self.keywords))
+        told = tuple(
+            f"{leaf.dtype} {leaf.shape} {leaf.stride()}" if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves
+        )
+        return self.operator, str(spec), told, self.active, self.outputs
 
 
 class DerivedRule:
-    """The rule of `operator` at one node: called like any other rule, with the operator's own arguments.
+    """The rule of an operator as it is called at one node: to be called like any other rule, with its own arguments.
 
-    `arguments` and `keywords` are the values at that node: fake tensors, and symbolic integers, of one mode. `active`
-    marks, in the flattened arguments, the tensors that lead to the network's input, and `outputs` the outputs that lead
-    on (None where the operator has a single one). Raises ConversionError where autograd has no derivative for it.
+    Raises ConversionError where autograd has no derivative for it.
     """
 
-    def __init__(
-        self,
-        operator: OpOverload,
-        arguments: tuple[Any, ...],
-        keywords: dict[str, Any],
-        active: Sequence[bool],
-        outputs: Sequence[int] | None,
-    ) -> None:
-        self._operator, self._keywords = operator, keywords
-        self._active, self._outputs = list(active), outputs
-        leaves, self._spec = pytree.tree_flatten(arguments)
+    def __init__(self, call: Call) -> None:
+        self._operator, self._keywords = call.operator, call.keywords
+        self._active, self._outputs = call.active, call.outputs
+        leaves, self._spec = pytree.tree_flatten(call.arguments)
         self._varying = [i for i, leaf in enumerate(leaves) if isinstance(leaf, (Tensor, torch.SymInt))]
         self._graph = self._trace(leaves)
 
