@@ -22,15 +22,13 @@ import numpy
 
 from surgeon import machines
 from surgeon.artifacts.bundle import Bundle
-from surgeon.contenders import Contender, Unavailable, onnx_call
+from surgeon.contenders import Artifact, Contender, Unavailable
 from surgeon.errors import SurgeonError
 from surgeon.machines import Machine
-from surgeon.providers import open_session
+from surgeon.profiling import Profile, profile
 from surgeon.runtime import load
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
-
     from surgeon.rivals import Rivals
 
 OPPONENTS = ("forward", "eager", "compile")
@@ -49,6 +47,7 @@ class Timing:
     name: str
     seconds: tuple[float, ...]
     ratios: tuple[float, ...] | None  # to 2 x forward of the same turn; None where forward was not timed
+    peak: int | None = None  # bytes of memory at the most, on the CPU; None where that was not measured
 
     @property
     def median(self) -> float:
@@ -75,6 +74,7 @@ class Round:
     batch: int
     timings: tuple[Timing, ...]
     skipped: dict[str, str]
+    profile: Profile | None  # of the pullback, where it was asked for
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,7 @@ def benchmark(
     steps: int | None = None,
     repeats: int = 15,
     warm_up: int = 2,
+    profiled: bool = False,
     source: str | None = None,
     weights: str | None = None,
     progress: Callable[[str], None] = lambda _: None,
@@ -116,10 +117,10 @@ def benchmark(
     """Time `pullback` and `ascent` (per step) of the bundle against `against`, a choice of OPPONENTS.
 
     `threads` None takes every core that the process may use, for PyTorch and ONNX Runtime alike; `steps` None takes the
-    bundle's default. Opponents need torch and the network itself: `source` and `weights` say where it is, if not where
-    the manifest says. `progress` is told what is done now. Raises SurgeonError for an opponent that is unknown or needs
-    what is not installed, VerificationError where an opponent computes something else, ProviderError for a device that
-    is not there.
+    bundle's default; `profiled` adds where the pullback's time goes. Opponents need torch and the network itself:
+    `source` and `weights` say where it is, if not where the manifest says. `progress` is told what is done now. Raises
+    SurgeonError for an opponent that is unknown or needs what is not installed, VerificationError where an opponent
+    computes something else, ProviderError for a device that is not there.
     """
     unknown = [name for name in against if name not in OPPONENTS]
     if unknown:
@@ -154,7 +155,11 @@ def benchmark(
         rounds = []
         for given in inputs:
             tell = _prefixed(progress, f"batch {len(given['input'])}: ")
-            rounds.append(_round(own, rivals, given, steps, repeats, warm_up, tell))
+            found = _round(own, rivals, given, steps, repeats, warm_up, tell)
+            if profiled:
+                tell("profiling the pullback")
+                found = dataclasses.replace(found, profile=profile(opened, given, device, threads))
+            rounds.append(found)
     return Benchmark(
         bundle=str(bundle),
         model=manifest.model.name,
@@ -249,19 +254,22 @@ def feeds(bundle: Bundle, batch: int, seed: int = 0) -> dict[str, Array]:
 class _Own:
     """The bundle's own artifacts, loaded."""
 
-    device: str
-    sessions: dict[str, InferenceSession]
+    artifacts: dict[str, Artifact]
 
     @classmethod
     def open(cls, bundle: Bundle, device: str, threads: int) -> _Own:
         names = [name for name in ("pullback.onnx", "ascent.onnx") if name in bundle.manifest.artifacts]
-        return cls(device, {name: open_session(bundle.file(name), device, threads) for name in names})
+        return cls({name: Artifact.open(bundle.file(name), device, threads) for name in names})
+
+    def values(self, given: dict[str, Array]) -> tuple[Array, Array]:
+        output, pullback = self.artifacts["pullback.onnx"].session.run(["output", "pullback"], given)
+        return output, pullback
 
     def contenders(self, given: dict[str, Array], steps: int) -> list[Contender]:
-        found = [Contender("pullback", onnx_call(self.sessions["pullback.onnx"], given, self.device))]
-        if "ascent.onnx" in self.sessions:
-            run = onnx_call(self.sessions["ascent.onnx"], {**given, "steps": numpy.array(steps)}, self.device)
-            found.append(Contender("ascent", run, passes=steps))
+        found = [self.artifacts["pullback.onnx"].contender("pullback", given)]
+        if "ascent.onnx" in self.artifacts:
+            climbing = {**given, "steps": numpy.array(steps)}
+            found.append(self.artifacts["ascent.onnx"].contender("ascent", climbing, passes=steps))
         return found
 
 
@@ -277,16 +285,20 @@ def _round(
     """Check the opponents' values, then time everyone at this batch size."""
     contenders, skipped = own.contenders(given, steps), {}
     if rivals is not None:
-        output, pullback = own.sessions["pullback.onnx"].run(["output", "pullback"], given)
+        output, pullback = own.values(given)
         for name in rivals.names:
             progress(f"{name}: " + ("compiling" if name == "compile" else "checking its values"))
             try:
-                contenders.append(Contender(name, rivals.call(name, given, output, pullback)))
+                contenders.append(rivals.contender(name, given, output, pullback))
             except Unavailable as error:
                 skipped[name] = str(error)
     contenders.sort(key=lambda contender: contender.name != "forward")
     seconds = measure(contenders, repeats, warm_up, progress=progress)
-    return Round(len(given["input"]), timings(seconds), skipped)
+    found = []
+    for timing, contender in zip(timings(seconds), contenders, strict=True):
+        progress(f"{contender.name}: memory")
+        found.append(dataclasses.replace(timing, peak=contender.peak()))
+    return Round(len(given["input"]), tuple(found), skipped, None)
 
 
 def _timing_json(timing: Timing) -> dict[str, Any]:
@@ -297,5 +309,6 @@ def _timing_json(timing: Timing) -> dict[str, Any]:
         "quartiles": timing.quartiles,
         "ratio": timing.ratio,
         "ratio_quartiles": timing.ratio_quartiles,
+        "peak_bytes": timing.peak,
         "seconds": timing.seconds,
     }

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy
+
+from surgeon import memory
+from surgeon.providers import open_session
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -17,23 +22,47 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Contender:
-    """Something to time. Calling `run` does `passes` passes and returns when the last is done."""
+    """Something to time. Calling `run` does `passes` passes and returns when the last is done.
+
+    `peak` measures the bytes of memory that it takes, in a process of its own.
+    """
 
     name: str
     run: Call
     passes: int = 1
+    peak: Callable[[], int | None] = lambda: None
 
 
 class Unavailable(Exception):
     """An opponent that cannot take part on this machine; the message says why, and the others go on."""
 
 
-def onnx_call(session: InferenceSession, given: dict[str, Array], device: str) -> Call:
-    """A call that runs `session` on those of `given` that it takes; on a GPU nothing is copied, but for scalars."""
-    ports = [port.name for port in [*session.get_inputs(), *session.get_overridable_initializers()]]
-    taken = {name: given[name] for name in ports if name in given}
-    if device == "cpu":
-        return lambda: session.run(None, taken)
+@dataclass(frozen=True)
+class Artifact:
+    """An ONNX file, loaded for a device."""
+
+    path: Path
+    session: InferenceSession
+    device: str
+    threads: int
+
+    @classmethod
+    def open(cls, path: Path, device: str, threads: int) -> Artifact:
+        """Raises what `surgeon.providers.open_session` raises."""
+        return cls(path, open_session(path, device, threads), device, threads)
+
+    def contender(self, name: str, given: Mapping[str, Array], passes: int = 1) -> Contender:
+        """A contender that runs the file on those of `given` that it takes."""
+        ports = [port.name for port in [*self.session.get_inputs(), *self.session.get_overridable_initializers()]]
+        taken = {name: given[name] for name in ports if name in given}
+        if self.device == "cpu":
+            peak = functools.partial(memory.peak, self.path, taken, self.threads)
+            return Contender(name, lambda: self.session.run(None, taken), passes, peak)
+        return Contender(name, _bound(self.session, taken, self.device), passes)
+
+
+def _bound(session: InferenceSession, taken: Mapping[str, Array], device: str) -> Call:
+    """A call that runs `session` on a GPU and copies nothing there or back, but for scalars."""
     import onnxruntime
 
     binding = session.io_binding()

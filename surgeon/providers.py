@@ -22,8 +22,13 @@ DEVICES = tuple(_PROVIDERS)
 _ERRORS_ONLY = 3  # ONNX Runtime warns of every input with a default, and the contract has such inputs
 
 
-def open_session(path: Path, device: str, threads: int | None) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session that runs on `device` or raises ProviderError; it never falls back to another."""
+def open_session(
+    path: Path, device: str, threads: int | None, *, trace: Path | None = None
+) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session that runs on `device` or raises ProviderError; it never falls back to another.
+
+    With `trace`, ONNX Runtime writes a profile to files of that name.
+    """
     import onnxruntime
 
     provider, options = _PROVIDERS[device]
@@ -32,6 +37,8 @@ def open_session(path: Path, device: str, threads: int | None) -> onnxruntime.In
     # A pullback keeps every pre-activation until its gate is passed. The static plan for reusing buffers copes badly:
     # without it DenseNet121 at batch 8 peaks at 1.4 GB where it took 2.6 GB, and is 4% faster.
     settings.enable_mem_reuse = False
+    if trace is not None:
+        settings.enable_profiling, settings.profile_file_prefix = True, str(trace)
     if threads is not None:
         settings.intra_op_num_threads = threads
     if device != "cpu":

@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from surgeon import eager, oracle
 from surgeon.artifacts.manifest import Manifest
 from surgeon.artifacts.onnx_writer import export_plain
-from surgeon.contenders import Call, Unavailable, onnx_call
+from surgeon.contenders import Artifact, Contender, Unavailable
 from surgeon.errors import ProviderError, SurgeonError, VerificationError
 from surgeon.problems import comparable, input_shape
-from surgeon.providers import open_session
 from surgeon.sources import resolve_again
 from surgeon.verify import HALF_TOLERANCE, HARD_TOLERANCE, OUTPUT_TOLERANCE, SOFT_TOLERANCE, relative_error
 
@@ -73,7 +72,7 @@ class Rivals:
         network, recipe = comparable(network, manifest.recipe, torch.zeros(2, *input_shape(manifest)))
         self._manifest = dataclasses.replace(manifest, recipe=recipe)
         self._module = network.to(self._dtype)
-        self._plain: Any = None
+        self._plain: Artifact | None = None
         self._settings = (torch.get_num_threads(), torch.backends.cudnn.allow_tf32)
 
     def __enter__(self) -> Rivals:
@@ -87,8 +86,8 @@ class Rivals:
         threads, torch.backends.cudnn.allow_tf32 = self._settings
         torch.set_num_threads(threads)
 
-    def call(self, name: str, given: dict[str, Array], output: Array, pullback: Array) -> Call:
-        """A call that does one pass of the opponent `name` on `given`, checked against the artifact's values.
+    def contender(self, name: str, given: dict[str, Array], output: Array, pullback: Array) -> Contender:
+        """The opponent `name` doing one pass on `given`, checked against the artifact's values.
 
         Raises VerificationError where they differ, Unavailable where the opponent cannot take part.
         """
@@ -109,17 +108,17 @@ class Rivals:
             if self._device == "cuda":
                 torch.cuda.synchronize()
 
-        return run
+        return Contender(name, run)
 
-    def _forward(self, given: dict[str, Array], output: Array) -> Call:
+    def _forward(self, given: dict[str, Array], output: Array) -> Contender:
         if self._plain is None:
             self._plain = self._export_plain(given["input"])
         precise = {"input": given["input"].astype(numpy.float16 if self._dtype == torch.float16 else numpy.float32)}
-        (found,) = self._plain.run(None, precise)
+        (found,) = self._plain.session.run(None, precise)
         self._check("the plain export's output", found, output, self._tolerance("output"))
-        return onnx_call(self._plain, precise, self._device)
+        return self._plain.contender("forward", precise)
 
-    def _export_plain(self, input: Array) -> Any:
+    def _export_plain(self, input: Array) -> Artifact:
         path, recipe = self._folder / "forward.onnx", self._manifest.recipe
         example = torch.from_numpy(input[:1]).to(self._dtype).expand(2, *input.shape[1:])
         try:
@@ -130,7 +129,7 @@ class Rivals:
                 f"the plain export cannot be written to {self._folder} ({error.strerror or error})",
                 "Free some space there, or set TMPDIR",
             ) from error
-        return open_session(path, self._device, self._threads)
+        return Artifact.open(path, self._device, self._threads)
 
     def _eager(self, input: Tensor, cotangent: Tensor, pullback: Array) -> eager.Network:
         """The faster of both ways in which the network's own code can run, if its values are right."""

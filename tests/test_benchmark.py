@@ -4,13 +4,17 @@ import json
 import statistics
 
 import numpy
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 from torch import nn
 
-from surgeon import benchmark, cli, eager, machines, oracle, rivals
+from surgeon import benchmark, cli, eager, machines, memory, oracle, profiling, rivals
+from surgeon.artifacts.bundle import Bundle
 from surgeon.artifacts.manifest import Recipe
 from surgeon.errors import SurgeonError, VerificationError
+from tests.digits import digits
 from tests.networks import NETWORKS, build
 from tests.tiny_bundle import SIDE, Tiny, write_tiny
 
@@ -182,6 +186,49 @@ def test_bench_json_is_one_object(bundle, surgeon):
     assert pullback["ratio"] == pytest.approx(expected)
     assert pullback["median"] == pytest.approx(statistics.median(pullback["seconds"]))
     assert report["machine"]["versions"]["onnxruntime-gpu"] or report["machine"]["versions"]["onnxruntime"]
+
+
+def test_memory_is_that_of_session_and_run(tmp_path):
+    path, given = tmp_path / "expanded.onnx", {"x": numpy.ones(1, numpy.float32)}
+    graph = helper.make_graph(
+        [helper.make_node("Expand", ["x", "shape"], ["y"]), helper.make_node("ReduceSum", ["y"], ["z"], keepdims=0)],
+        "expanded",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])],
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, [])],
+        [helper.make_tensor("shape", TensorProto.INT64, [1], [50_000_000])],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    assert 200e6 < memory.peak(path, given, threads=1) < 260e6  # bytes of y, and what a session needs
+    path.write_bytes(b"nothing")
+    with pytest.raises(SurgeonError, match="could not be measured"):
+        memory.peak(path, given, threads=1)
+
+
+def test_a_profile_divides_one_sum_by_operator_and_by_layer():
+    bundle = Bundle.open("exported/digits")
+    found = profiling.profile(bundle, benchmark.feeds(bundle, 2), threads=1, repeats=3)
+    assert found.batch == 2
+    for shares in (found.operators, found.layers, found.providers):
+        assert sum(share.seconds for share in shares) == pytest.approx(found.seconds)
+        assert [share.seconds for share in shares] == sorted((share.seconds for share in shares), reverse=True)
+    operators, layers = ({share.name: share for share in shares} for shares in (found.operators, found.layers))
+    assert {"Conv", "Sigmoid", "Relu"} <= set(operators)
+    assert operators["Sigmoid"].nodes == 3  # one for each ReLU
+    # Convolutions that ONNX Runtime renamed for its blocked layout are found again.
+    assert {"features.0, forward", "features.0, backward", "features.3, backward"} <= set(layers)
+    modules = {name for name, _ in digits().named_modules() if name}
+    own = {f"{module}, {role}" for module in (*modules, profiling.NO_MODULE) for role in ("forward", "backward")}
+    assert set(layers) <= own | {profiling.RUNTIME, profiling.NO_MODULE}
+
+
+def test_bench_shows_the_profile(bundle, surgeon):
+    code, out, err = surgeon("bench", "exported/digits", "--against", "none", "--repeats", 1, "--profile")
+    assert (code, err) == (0, "")
+    assert "pullback, batch 1, by operator" in out and "by layer" in out and "features.3, backward" in out
+    code, out, err = surgeon("bench", bundle, "--against", "none", "--repeats", 1, "--profile", "--json")
+    (round,) = json.loads(out)["rounds"]
+    assert code == 0 and round["profile"]["operators"][0]["nodes"] > 0
+    assert all(timing["peak_bytes"] > 0 for timing in round["timings"])
 
 
 def test_where_torch_is_missing_the_artifacts_are_timed_alone(bundle, surgeon, monkeypatch):

@@ -21,6 +21,8 @@ TORCH_FREE = {
     "surgeon.contenders",
     "surgeon.feeds",
     "surgeon.machines",
+    "surgeon.memory",
+    "surgeon.profiling",
     "surgeon.runtime",
     "surgeon.units",
     "surgeon.inspection",

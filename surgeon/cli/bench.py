@@ -14,14 +14,17 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from surgeon.benchmark import Benchmark, Round
+    from surgeon.profiling import Profile
 
 OPPONENTS = ("forward", "eager", "compile")
+MOST_SHARES = 12  # of a profile, on the screen
 
 EXAMPLES = """\b
 Examples:
   surgeon bench exported/lite0
   surgeon bench exported/lite0 --against forward,eager --threads 1 --batch 1,8
-  surgeon bench exported/lite0 --against none --json"""
+  surgeon bench exported/lite0 --against none --json
+  surgeon bench exported/lite0 --against none --profile"""
 
 
 def _listed(choices: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
@@ -67,6 +70,7 @@ def _sizes(text: str) -> tuple[int, ...]:
     help="Turns, in each of which each is timed.",
 )
 @click.option("--warm-up", type=click.IntRange(min=0), default=2, show_default=True, help="Turns before, not counted.")
+@click.option("--profile", "profiled", is_flag=True, help="Show where the pullback's time goes: operators and layers.")
 @click.option("--source", metavar="MODEL", help="The network, if not what the manifest says.")
 @click.option("--weights", metavar="FILE|NAME", help="Its weights, if not where the manifest says.")
 @options.device
@@ -98,6 +102,8 @@ def command(bundle: Path, against: tuple[str, ...] | None, as_json: bool, **sett
     console = screen.console()
     for round in report.rounds:
         _print_round(console, report, round)
+        if round.profile is not None:
+            _print_profile(console, round.profile)
     if "forward" not in against:
         console.print("ratios to 2 x forward need --against forward, and torch", style="dim")
     _print_machine(console, report)
@@ -109,11 +115,14 @@ def _print_round(console: Console, report: Benchmark, round: Round) -> None:
     from rich.text import Text
 
     from surgeon.benchmark import quartiles
+    from surgeon.cli import screen
 
     title = f"{report.model}, batch {round.batch}, {report.machine.device}"
     table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     compared = any(timing.ratios for timing in round.timings)
-    for column in ("", "median", "quartiles", *(("ratio to 2 x forward", "quartiles") if compared else ())):
+    weighed = any(timing.peak for timing in round.timings)
+    ratios = ("ratio to 2 x forward", "quartiles") if compared else ()
+    for column in ("", "median", "quartiles", *ratios, *(("peak memory",) if weighed else ())):
         table.add_column(column, justify="right" if column else "left")
     for timing in round.timings:
         cells = [f"ascent, per step of {report.steps}" if timing.name == "ascent" else timing.name]
@@ -121,10 +130,33 @@ def _print_round(console: Console, report: Benchmark, round: Round) -> None:
         if timing.ratios is not None:
             low, high = quartiles(timing.ratios)
             cells += [f"{timing.ratio:.2f}", f"{low:.2f} – {high:.2f}"]
-        table.add_row(*cells)
+        table.add_row(*cells, "" if timing.peak is None else screen.size_text(timing.peak))
     console.print(table)
     for name, reason in round.skipped.items():
         console.print(Text(f"{name} was left out: {reason}", style="yellow"), soft_wrap=True)
+
+
+def _print_profile(console: Console, profile: Profile) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    ways = {"operator": profile.operators, "layer": profile.layers}
+    if len(profile.providers) > 1:
+        ways["provider"] = profile.providers
+    for way, shares in ways.items():
+        title = Text(f"pullback, batch {profile.batch}, by {way}", style="bold")
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in (way, "nodes", "time", "share"):
+            table.add_column(column, justify="left" if column == way else "right")
+        shown, rest = shares[:MOST_SHARES], shares[MOST_SHARES:]
+        rows = [(share.name, share.nodes, share.seconds) for share in shown]
+        if rest:
+            others = f"{len(rest)} more"
+            rows.append((others, sum(share.nodes for share in rest), sum(share.seconds for share in rest)))
+        for name, nodes, seconds in rows:
+            table.add_row(Text(name), str(nodes), f"{_milliseconds(seconds)} ms", f"{seconds / profile.seconds:.0%}")
+        console.print(table)
 
 
 def _print_machine(console: Console, report: Benchmark) -> None:

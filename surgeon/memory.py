@@ -1,0 +1,63 @@
+"""How much memory a run of an artifact takes, measured in a process of its own. Torch-free.
+
+The process has Python, numpy, ONNX Runtime and the inputs when it begins to count, so what is counted is the session,
+its weights among it, and one run: what a program that runs the artifact needs on top of its own.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from surgeon.errors import SurgeonError
+from surgeon.providers import open_session
+
+Array = numpy.ndarray[Any, numpy.dtype[Any]]
+
+
+def peak(path: Path, feeds: Mapping[str, Array], threads: int) -> int | None:
+    """Bytes at the peak of loading the ONNX file `path` and running it once on the CPU; None on Windows.
+
+    Raises SurgeonError where the process fails, as it does where memory runs out.
+    """
+    if sys.platform == "win32":
+        return None
+    with tempfile.TemporaryDirectory(prefix="surgeon-memory-") as folder:
+        given = Path(folder) / "feeds.npz"
+        numpy.savez(given, allow_pickle=False, **feeds)
+        command = [sys.executable, "-m", "surgeon.memory", str(path), str(given), str(threads)]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        told = (ran.stderr.strip().splitlines() or [f"it ended with {ran.returncode}"])[-1]
+        raise SurgeonError(f"the memory of {path.name} could not be measured: {told}", "Free some memory first")
+    return int(ran.stdout)
+
+
+def _measure(path: Path, given: Path, threads: int) -> int:
+    import onnxruntime  # noqa: F401  its libraries are not the artifact's
+
+    with numpy.load(given) as stored:
+        feeds = {name: stored[name] for name in stored.files}
+    before = _highest()
+    open_session(path, "cpu", threads).run(None, feeds)
+    return _highest() - before
+
+
+def _highest() -> int:
+    """Bytes of memory at the most, so far. Linux's own count, since getrusage there remembers the parent's as well."""
+    if sys.platform == "linux":
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+if __name__ == "__main__":
+    print(_measure(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])))
