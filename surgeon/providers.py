@@ -43,6 +43,7 @@ def open_session(
         settings.intra_op_num_threads = threads
     if device != "cpu":
         require_provider(device)
+        settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
         with _quiet(onnxruntime) if device == "cuda" else contextlib.nullcontext():
             session = onnxruntime.InferenceSession(str(path), settings, providers=[(provider, options)])

@@ -1,0 +1,60 @@
+"""Which nodes of an artifact ONNX Runtime left on the CPU, of a session on a GPU. Torch-free.
+
+Arithmetic on sizes belongs there: its tensors are a few integers, and ONNX Runtime puts it there on purpose. Anything
+else on the CPU copies activations there and back, silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+from onnx import GraphProto, TensorProto
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+_INTEGERS = {TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL}
+
+
+def off_device(path: Path, session: InferenceSession) -> tuple[str, ...]:
+    """The nodes of the ONNX file `path`, as "Operator (name)", that `session`, on a GPU, runs on the CPU.
+
+    Arithmetic on sizes is left out: what makes nothing but integers of one dimension at most.
+    """
+    assignments = session.get_provider_graph_assignment_info()
+    left = [
+        node for assigned in assignments if assigned.ep_name == "CPUExecutionProvider" for node in assigned.get_nodes()
+    ]
+    if not left:
+        return ()
+    sizes = _of_sizes(path)
+    return tuple(f"{node.op_type} ({node.name})" for node in left if node.name not in sizes)
+
+
+def _of_sizes(path: Path) -> set[str]:
+    """Names of the nodes that do arithmetic on sizes."""
+    model = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False))
+    return {name for graph in _graphs(model.graph) for name in _of_sizes_in(graph)}
+
+
+def _of_sizes_in(graph: GraphProto) -> Iterator[str]:
+    few = {
+        value.name
+        for value in (*graph.value_info, *graph.input, *graph.output)
+        if value.type.tensor_type.elem_type in _INTEGERS and len(value.type.tensor_type.shape.dim) <= 1
+    }
+    for node in graph.node:
+        if few.issuperset(node.output):
+            yield node.name
+
+
+def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """The graph, and the bodies of its loops."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _graphs(attribute.g)
