@@ -90,6 +90,7 @@ class Benchmark:
     repeats: int
     warm_up: int
     rounds: tuple[Round, ...]
+    off_device: dict[str, tuple[str, ...]]  # by artifact, the nodes that run on the CPU beside a GPU
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain values: seconds per pass (an ascent's: per step), and ratios to 2 x forward."""
@@ -170,6 +171,7 @@ def benchmark(
         repeats=repeats,
         warm_up=warm_up,
         rounds=tuple(rounds),
+        off_device={name: artifact.off_device for name, artifact in own.artifacts.items()},
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from surgeon import memory
+from surgeon.placement import off_device
 from surgeon.providers import open_session
 
 if TYPE_CHECKING:
@@ -50,6 +51,11 @@ class Artifact:
     def open(cls, path: Path, device: str, threads: int) -> Artifact:
         """Raises what `surgeon.providers.open_session` raises."""
         return cls(path, open_session(path, device, threads), device, threads)
+
+    @property
+    def off_device(self) -> tuple[str, ...]:
+        """The nodes that a session on a GPU runs on the CPU, but for arithmetic on sizes."""
+        return () if self.device == "cpu" else off_device(self.path, self.session)
 
     def contender(self, name: str, given: Mapping[str, Array], passes: int = 1) -> Contender:
         """A contender that runs the file on those of `given` that it takes."""

@@ -22,6 +22,7 @@ TORCH_FREE = {
     "surgeon.feeds",
     "surgeon.machines",
     "surgeon.memory",
+    "surgeon.placement",
     "surgeon.profiling",
     "surgeon.runtime",
     "surgeon.units",

@@ -106,6 +106,10 @@ def command(bundle: Path, against: tuple[str, ...] | None, as_json: bool, **sett
             _print_profile(console, round.profile)
     if "forward" not in against:
         console.print("ratios to 2 x forward need --against forward, and torch", style="dim")
+    for name, nodes in report.off_device.items():
+        if nodes:
+            told = f"{name}: {len(nodes)} nodes run on the CPU: {', '.join(nodes[:5])}{', …' if nodes[5:] else ''}"
+            console.print(told, style="yellow", markup=False, soft_wrap=True)
     _print_machine(console, report)
 
 
