@@ -37,8 +37,11 @@ HALF_TOLERANCE = 5e-2
 """Of fp16 artifacts, whose numbers have 11 bits."""
 
 ROUNDING = 5
-"""What float32 autograd itself is off from float64, an artifact may be this many times, up to HARD_TOLERANCE: untrained
-networks may be so chaotic that no float32 arithmetic agrees with another."""
+"""What autograd in the artifact's precision is off from the next higher one, an artifact may be this many times, up to
+MOST_ROUNDING: untrained networks may be so chaotic that no float32 arithmetic agrees with another, and in halves hard
+gates flip sooner."""
+
+MOST_ROUNDING = {"fp32": HARD_TOLERANCE, "fp16": 0.2}
 
 _ERRORS_ONLY = 3  # ONNX Runtime warns of every input with a default, and artifacts have such inputs
 
@@ -48,8 +51,8 @@ Runner = Callable[[Values], Values]
 class _Asked:
     """A problem and its answers, found when they are first wanted."""
 
-    def __init__(self, problem: Problem, module: nn.Module) -> None:
-        self.problem, self._module = problem, module
+    def __init__(self, problem: Problem, module: nn.Module, precision: str) -> None:
+        self.problem, self._module, self._precision = problem, module, precision
 
     @cached_property
     def expected(self) -> Values:
@@ -64,12 +67,16 @@ class _Asked:
 
     @cached_property
     def rounding(self) -> dict[str, float]:
-        """How far `expected` is from what float64 finds; nothing where the network does not run in float64."""
+        """How far autograd in the artifact's precision is from the next: fp16 from `expected`, that from float64.
+
+        Nothing where the network does not run in the other precision.
+        """
+        other = torch.float64 if self._precision == "fp32" else torch.float16
         try:
-            exact = self.problem.solve(copy.deepcopy(self._module).double(), torch.float64)
+            values = self.problem.solve(copy.deepcopy(self._module).to(other), other)
         except (RuntimeError, TypeError, SurgeonError):
             return {}
-        return {quantity: _error(quantity, self.expected, exact, self.problem) for quantity in self.expected}
+        return {quantity: _error(quantity, self.expected, values, self.problem) for quantity in self.expected}
 
 
 def verify(
@@ -86,7 +93,7 @@ def verify(
     `manifest` is read from the folder unless it is given. Inputs are fresh (`seed`); batches are 1, 2 and 3; the
     temperature is once left to its default and once another (one for each gate, where they are given so). Errors are
     relative L2 norms; `perturbed` is compared by what was added to the input. `tolerance` replaces every default one;
-    by default, what goes beyond is asked once more, in float64: what rounding explains may stay (`ROUNDING`).
+    by default, what goes beyond is asked once more, in another precision: what rounding explains may stay (`ROUNDING`).
     `progress` is told each line as it is known. A line over its tolerance raises nothing here: see `require`. Raises
     VerificationError where an artifact does not run, or where the pullback is zero, so that nothing is proved.
     """
@@ -94,7 +101,7 @@ def verify(
     manifest = manifest or Bundle.open(folder).manifest
     module, recipe = comparable(module, manifest.recipe, example(input_shape(manifest), manifest.others))
     manifest = dataclasses.replace(manifest, recipe=recipe)
-    asked = [_Asked(problem, module) for problem in problems(module, manifest, seed)]
+    asked = [_Asked(problem, module, recipe.precision) for problem in problems(module, manifest, seed)]
     lines = []
     for name, artifact in manifest.artifacts.items():
         run = _runner(folder / name, artifact)  # one at a time: each holds the weights, and packed copies of them
@@ -105,7 +112,7 @@ def verify(
             for quantity in one.expected:
                 line = _compare(name, quantity, one.problem, found, one.expected, manifest, tolerance)
                 if not line.passed and tolerance is None:
-                    explained = min(ROUNDING * one.rounding.get(quantity, 0.0), HARD_TOLERANCE)
+                    explained = min(ROUNDING * one.rounding.get(quantity, 0.0), MOST_ROUNDING[recipe.precision])
                     line = dataclasses.replace(line, tolerance=max(line.tolerance, explained))
                 lines.append(line)
                 if progress is not None:

@@ -46,9 +46,10 @@ def max_pool(
     assert cotangent is not None
     axes = 3 if len(kernel) == 3 or x.dim() == 5 else 2
     if not ramp.policy.tempered:
-        flat = torch.zeros_like(x).flatten(-axes)
-        scattered = flat.scatter_add(-1, indices.flatten(-axes), cotangent.flatten(-axes))
-        return (scattered.reshape(x.shape),)
+        # In float32, also for halves: windows overlap, and ONNX Runtime's CPU provider scatters no sums of halves.
+        flat = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)).flatten(-axes)
+        scattered = flat.scatter_add(-1, indices.flatten(-axes), cotangent.flatten(-axes).to(flat.dtype))
+        return (scattered.reshape(x.shape).to(x.dtype),)
     kernel = per_axis(kernel, axes)
     windows = Windows(
         x.shape[-axes:],
