@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest -q -n auto
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv check test zoo sweep demo readme-picture clean
+.PHONY: help venv check test zoo sweep gpu-check demo readme-picture clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ zoo: .venv/dev  ## the slow tests: whole networks
 sweep: .venv/dev  ## convert every architecture of tests/sweep.tsv, hours; resumes; writes COVERAGE.md
 	@$(PIP) -e '.[convert,dev,sweep]'
 	$(BIN)/python -m tests.sweep
+
+gpu-check:  ## on a GPU: convert, verify and time four networks there; uses PYTHON as it is, with its torch
+	$(PYTHON) -m tests.gpu_check
 
 # ---- The demonstration: EfficientNet-Lite0 with its ImageNet weights, on photos that come with Python packages.
 

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from surgeon.artifacts.bundle import Bundle
 from surgeon.artifacts.manifest import Artifact, Comparison, Manifest
-from surgeon.errors import SurgeonError, VerificationError
+from surgeon.errors import ProviderError, SurgeonError, VerificationError
 from surgeon.inputs import example
 from surgeon.problems import Problem, Values, comparable, input_shape, is_hard, problems
+from surgeon.providers import open_session, provider
 
 SOFT_TOLERANCE = 1e-4
 """Of fp32 pullbacks with soft gates at T >= 0.1, which measure 1e-7 to 1e-5; below, rounding grows as 1/T."""
@@ -42,8 +43,6 @@ MOST_ROUNDING: untrained networks may be so chaotic that no float32 arithmetic a
 gates flip sooner."""
 
 MOST_ROUNDING = {"fp32": HARD_TOLERANCE, "fp16": 0.2}
-
-_ERRORS_ONLY = 3  # ONNX Runtime warns of every input with a default, and artifacts have such inputs
 
 Runner = Callable[[Values], Values]
 
@@ -85,6 +84,7 @@ def verify(
     *,
     manifest: Manifest | None = None,
     tolerance: float | None = None,
+    device: str = "cpu",
     progress: Callable[[Comparison], None] | None = None,
     seed: int = 20250722,
 ) -> tuple[Comparison, ...]:
@@ -94,8 +94,9 @@ def verify(
     temperature is once left to its default and once another (one for each gate, where they are given so). Errors are
     relative L2 norms; `perturbed` is compared by what was added to the input. `tolerance` replaces every default one;
     by default, what goes beyond is asked once more, in another precision: what rounding explains may stay (`ROUNDING`).
-    `progress` is told each line as it is known. A line over its tolerance raises nothing here: see `require`. Raises
-    VerificationError where an artifact does not run, or where the pullback is zero, so that nothing is proved.
+    ONNX files run on `device`, and TorchScript on the CPU. `progress` is told each line as it is known. A line over its
+    tolerance raises nothing here: see `require`. Raises VerificationError where an artifact does not run, or where the
+    pullback is zero, so that nothing is proved, and ProviderError for a device that is not there.
     """
     folder = Path(folder)
     manifest = manifest or Bundle.open(folder).manifest
@@ -104,13 +105,15 @@ def verify(
     asked = [_Asked(problem, module, recipe.precision) for problem in problems(module, manifest, seed)]
     lines = []
     for name, artifact in manifest.artifacts.items():
-        run = _runner(folder / name, artifact)  # one at a time: each holds the weights, and packed copies of them
+        run = _runner(
+            folder / name, artifact, device
+        )  # one at a time: each holds the weights, and packed copies of them
         for one in asked:
             if one.problem.kind != Path(name).stem:
                 continue
             found = _run(name, run, one.problem.feeds)
             for quantity in one.expected:
-                line = _compare(name, quantity, one.problem, found, one.expected, manifest, tolerance)
+                line = _compare(name, quantity, one.problem, found, one.expected, manifest, tolerance, device)
                 if not line.passed and tolerance is None:
                     explained = min(ROUNDING * one.rounding.get(quantity, 0.0), MOST_ROUNDING[recipe.precision])
                     line = dataclasses.replace(line, tolerance=max(line.tolerance, explained))
@@ -154,13 +157,14 @@ def _compare(
     expected: Values,
     manifest: Manifest,
     tolerance: float | None,
+    device: str,
 ) -> Comparison:
     if quantity not in found:
         raise VerificationError(f"{name} has no output {quantity}", "Export the bundle again")
     limit = default_tolerance(manifest, problem, quantity) if tolerance is None else tolerance
     error = _error(quantity, found, expected, problem)
-    provider = "torch" if name.endswith(".ts") else "CPUExecutionProvider"
-    return Comparison(name, quantity, problem.condition, error, limit, provider)
+    where = "torch" if name.endswith(".ts") else provider(device)
+    return Comparison(name, quantity, problem.condition, error, limit, where)
 
 
 def _error(quantity: str, found: Values, expected: Values, problem: Problem) -> float:
@@ -189,24 +193,21 @@ def _run(name: str, runner: Runner, feeds: Values) -> Values:
         raise VerificationError(f"{name} does not run ({_first_line(error)})", "Export the bundle again") from error
 
 
-def _runner(path: Path, artifact: Artifact) -> Runner:
+def _runner(path: Path, artifact: Artifact, device: str) -> Runner:
     if not path.is_file():
         raise SurgeonError(f"{path} is missing", "Export the bundle again")
     try:
-        return _onnx_runner(path) if artifact.format == "onnx" else _torchscript_runner(path, artifact)
+        return _onnx_runner(path, device) if artifact.format == "onnx" else _torchscript_runner(path, artifact)
+    except ProviderError:
+        raise
     except Exception as error:
         raise VerificationError(
             f"{path.name} does not load ({_first_line(error)})", "Export the bundle again"
         ) from error
 
 
-def _onnx_runner(path: Path) -> Runner:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # torch wants the cores in between
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+def _onnx_runner(path: Path, device: str) -> Runner:
+    session = open_session(path, device, None, spinning=False)  # torch wants the cores in between
     types = {port.name: port.type for port in [*session.get_inputs(), *session.get_overridable_initializers()]}
     dtypes = {
         **{"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(bool)": torch.bool},

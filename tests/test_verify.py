@@ -17,7 +17,7 @@ import surgeon
 from surgeon.artifacts.bundle import Bundle, seal
 from surgeon.artifacts.manifest import Comparison, Recipe
 from surgeon.cli import group
-from surgeon.errors import SurgeonError, VerificationError
+from surgeon.errors import ProviderError, SurgeonError, VerificationError
 from surgeon.exporting import export
 from surgeon.problems import problems
 from surgeon.sources import Source, resolve
@@ -195,6 +195,12 @@ def test_command(copied: Path) -> None:
         damaged = runner.invoke(group, ["verify", str(copied), *options])
         assert isinstance(damaged.exception, SurgeonError)
         assert "weights.bin" in damaged.exception.message
+
+
+def test_a_device_that_is_not_there(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    result = CliRunner().invoke(group, ["verify", str(bundle), "--device", "cuda"])
+    assert isinstance(result.exception, ProviderError) and result.exception.exit_code == 5
 
 
 def test_command_without_torch(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,9 +20,16 @@ if TYPE_CHECKING:
 @click.option("--weights", metavar="FILE|NAME|random", help="Its weights.  [default: what the manifest names]")
 @click.option("--tolerance", type=options.number(above=0), help="Relative L2 error allowed.  [default: by quantity]")
 @click.option("--integrity", is_flag=True, help="Check the files against the manifest and nothing more (no torch).")
+@options.device
 @options.as_json
 def command(
-    bundle: Path, source: str | None, weights: str | None, tolerance: float | None, integrity: bool, as_json: bool
+    bundle: Path,
+    source: str | None,
+    weights: str | None,
+    tolerance: float | None,
+    integrity: bool,
+    device: str,
+    as_json: bool,
 ) -> None:
     r"""Check the files of BUNDLE against its manifest, then run its artifacts against PyTorch's autograd.
 
@@ -41,14 +48,16 @@ def command(
     if integrity:
         _print(opened, [], as_json)
         return
-    lines = _compare(opened, source, weights, tolerance)
+    lines = _compare(opened, source, weights, tolerance, device)
     _print(opened, lines, as_json)
     from surgeon.verify import require
 
     require(tuple(lines))
 
 
-def _compare(bundle: Bundle, source: str | None, weights: str | None, tolerance: float | None) -> list[Comparison]:
+def _compare(
+    bundle: Bundle, source: str | None, weights: str | None, tolerance: float | None, device: str
+) -> list[Comparison]:
     from surgeon.cli import screen
     from surgeon.errors import SurgeonError
 
@@ -70,7 +79,15 @@ def _compare(bundle: Bundle, source: str | None, weights: str | None, tolerance:
         def told(line: Comparison) -> None:
             bar.update(task, description=f"{line.artifact} {line.quantity}, {line.condition}")
 
-        return list(verify(bundle.path, network.module, manifest=bundle.manifest, tolerance=tolerance, progress=told))
+        lines = verify(
+            bundle.path,
+            network.module,
+            manifest=bundle.manifest,
+            tolerance=tolerance,
+            device=device,
+            progress=told,
+        )
+        return list(lines)
 
 
 def _print(bundle: Bundle, lines: list[Comparison], as_json: bool) -> None:
