@@ -4,13 +4,15 @@
     min(x, c) = clamp(x, -inf, c)         x > c ? c : x = clamp(x, -inf, c)     max(x, s x) = that, for 0 <= s < 1
     min(max(x, a), b) = clamp(x, a, b)    x > c ? x : v = threshold(x, c, v)    x * 1[x > c] = x > c ? x : 0
 
-and clamp(x, 0, inf) = relu(x). c is whatever no gradient flows through. Without their names they would get their
+and clamp(x, 0, inf) = relu(x), so that min(relu(x), 6) = clamp(relu(x), 0, 6) = clamp(x, 0, 6). c is whatever no
+gradient flows through, s a number or one slope for each place of a sample. Without their names they would get their
 ordinary derivative without a word. What has a corner and is none of these (the larger of two activations, say) keeps
 its exact derivative, and so does what PyTorch composes a smooth function of: a node counts where its author wrote it.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from surgeon.rules.registry import CONSTANT, aten
 Operand = Any  # a node or a number, among a node's arguments
 Named = tuple[OpOverload, tuple[Any, ...]]
 """The operator and arguments that say what a node says."""
+Edge = float | None
 
 _SAME = {aten.alias.default, aten.clone.default, aten.detach.default}
 _COPIES = {*_SAME, aten._to_copy.default}
@@ -63,27 +66,39 @@ class _Search:
     def __init__(self, graph: GraphModule) -> None:
         self._graph = graph
         self._flowing = _flowing(graph)
-        self._clamps: dict[Node, tuple[Node, float | None, float | None]] = {}
+        self._first = _first(graph)
+        self._one_sided: dict[Node, tuple[Node, Edge, Edge]] = {}
 
     def named(self, node: Node) -> Named | None:
-        """What `node` says, in the words of a gate; None where it is none."""
+        """What `node` says, in the words of a gate; None where it says it already, or is none."""
         written = node.meta.get("original_aten", node.target)
         find = _WRITTEN.get(getattr(written, "overloadpacket", None)) if node in self._flowing else None
-        found = None if find is None else find(self, node)
-        if found is not None and _alike(node, found[1][0]):
-            return found
-        self._clamps.pop(node, None)
-        return None
+        if find is None:
+            return None
+        found = find(self, node)
+        target, arguments = (node.target, node.args) if found is None else found
+        edges = _edges(target, arguments)
+        if edges is not None and (edges[1] is None) != (edges[2] is None):
+            self._one_sided[node] = edges
+        return found
+
+    def clamp(self, node: Node) -> Named | None:
+        """A clamp, or a ReLU, of a clamp."""
+        edges = _edges(node.target, node.args)
+        merged = None if edges is None else self._merged(*edges)
+        return None if merged is None else (aten.clamp.default, merged)
 
     def extremum(self, node: Node) -> Named | None:
         """The larger or smaller of x and a constant, or of x and a part of it."""
         largest = node.target in (aten.maximum.default, aten.fmax.default)
         for x, other in (node.args, node.args[::-1]):
-            if x in self._flowing and other not in self._flowing:
-                return self._clamp(node, x, other, None) if largest else self._clamp(node, x, None, other)
-            slope = self._number(self._slope(other, x)) if largest else None
-            if slope is not None and 0 <= slope < 1:
-                return aten.leaky_relu.default, (x, slope)
+            if not isinstance(x, Node) or x not in self._flowing or not _alike(node, x):
+                continue
+            if other not in self._flowing:
+                return self._clamp(x, other, None) if largest else self._clamp(x, None, other)
+            slope = self._slope(other, x) if largest else None
+            if slope is not None and self._is_part(slope):
+                return self._leaky(node, x, slope)
         return None
 
     def where(self, node: Node) -> Named | None:
@@ -119,58 +134,71 @@ class _Search:
         a, b = condition.args
         for x in (value, otherwise):
             for compared, edge, turned in ((a, b, False), (b, a, True)):  # c < x says x > c, and c <= x says x >= c
-                if x in self._flowing and _source(compared) is x and edge not in self._flowing:
+                if x in self._flowing and self._is_same(compared, x) and edge not in self._flowing:
                     branches = (value, otherwise) if above ^ turned ^ negated else (otherwise, value)
                     return Choice(x, edge, strict ^ turned, *branches)
         return None
 
     def _chosen(self, node: Node, choice: Choice | None) -> Named | None:
-        if choice is None:
+        if choice is None or not _alike(node, choice.x):
             return None
         x, edge = choice.x, choice.edge
-        if choice.above is x and self._same(choice.below, edge):
-            return self._clamp(node, x, edge, None)
-        if choice.below is x and self._same(choice.above, edge):
-            return self._clamp(node, x, None, edge)
+        if choice.above is x and self._is_same(choice.below, edge):
+            return self._clamp(x, edge, None)
+        if choice.below is x and self._is_same(choice.above, edge):
+            return self._clamp(x, None, edge)
         start, value = self._number(edge), self._number(choice.below)
         if choice.above is not x or start is None:
             return None
         if value is not None and choice.strict:
             return aten.threshold.default, (x, start, value)
         slope = self._slope(choice.below, x) if start == 0 else None
-        number = self._number(slope)
-        if number is not None:
-            return aten.leaky_relu.default, (x, number)
-        return None if slope is None else self._prelu(node, x, slope)
+        return None if slope is None else self._leaky(node, x, slope)
 
-    def _clamp(self, node: Node, x: Operand, low: Operand, high: Operand) -> Named | None:
-        assert isinstance(x, Node)
+    def _clamp(self, x: Node, low: Operand, high: Operand) -> Named:
         lower, upper = self._number(low), self._number(high)
         if (low is not None and lower is None) or (high is not None and upper is None):
             return aten.clamp.Tensor, (x, low, high)
-        inner, floor, ceiling = self._clamps.get(x, (x, None, None))
-        if (floor is None) != (lower is None) and (ceiling is None) != (upper is None):
-            lower, upper = (floor, upper) if lower is None else (lower, ceiling)
-            if lower <= upper:  # type: ignore[operator]
-                return aten.clamp.default, (inner, lower, upper)
-            return None
-        self._clamps[node] = (x, lower, upper)
+        merged = self._merged(x, lower, upper)
+        if merged is not None:
+            return aten.clamp.default, merged
         return (aten.relu.default, (x,)) if lower == 0 else (aten.clamp.default, (x, lower, upper))
 
-    def _prelu(self, node: Node, x: Node, slope: Node) -> Named | None:
-        """One slope for each channel, in dimension 1."""
-        sizes, rank = list(slope.meta["val"].shape), x.meta["val"].dim()
-        channel = [1] * (rank - len(sizes)) + sizes
-        if (
-            rank < 2
-            or len(channel) > rank
-            or not all(isinstance(size, int) and size == 1 for size in channel[:1] + channel[2:])
-        ):
+    def _merged(self, x: Node, lower: Edge, upper: Edge) -> tuple[Node, float, float] | None:
+        """clamp(x, lower, upper) as one clamp of what x is a clamp of on one side, where that makes two sides of it."""
+        inner, floor, ceiling = self._one_sided.get(x, (x, None, None))
+        if inner.target is aten.linalg_vector_norm.default:  # no gate: see `surgeon.pullback`
+            return None
+        low = max((edge for edge in (floor, lower) if edge is not None), default=None)
+        high = min((edge for edge in (ceiling, upper) if edge is not None), default=None)
+        completed = (floor is not None and upper is not None) or (ceiling is not None and lower is not None)
+        if not completed or low is None or high is None or low > high:
+            return None
+        return inner, low, high
+
+    def _leaky(self, node: Node, x: Node, slope: Operand) -> Named | None:
+        """x > 0 ? x : slope * x. PyTorch's word for several slopes has them on axis 1, so any other is moved there."""
+        number = self._number(slope)
+        if number is not None:
+            return aten.leaky_relu.default, (x, number)
+        shape = list(x.meta["val"].shape)
+        sizes = [1] * (len(shape) - slope.meta["val"].dim()) + list(slope.meta["val"].shape)
+        axes = [axis for axis, size in enumerate(sizes) if not isinstance(size, int) or size != 1]
+        if len(shape) < 2 or len(sizes) != len(shape) or 0 in axes:
             return None
         with self._graph.graph.inserting_before(node):
-            flat = self._graph.graph.call_function(aten.reshape.default, (slope, [-1]))
-        flat.meta = node.meta | {"val": slope.meta["val"].reshape(-1)}
-        return aten.prelu.default, (x, flat)
+            if len(axes) <= 1:
+                axis = axes[0] if axes else 1
+                flat = _call(node, aten.reshape.default, slope, [-1])
+                if axis == 1:
+                    return aten.prelu.default, (x, flat)
+                moved = _call(node, aten.prelu.default, _call(node, aten.transpose.int, x, 1, axis), flat)
+                return aten.transpose.int, (moved, 1, axis)
+            if not all(isinstance(size, int) for size in shape[1:]):
+                return None
+            flat = _call(node, aten.reshape.default, _call(node, aten.expand.default, slope, [1, *shape[1:]]), [-1])
+            rows = _call(node, aten.reshape.default, x, [-1, math.prod(shape[1:])])
+            return aten.reshape.default, (_call(node, aten.prelu.default, rows, flat), [-1, *shape[1:]])
 
     def _slope(self, scaled: Operand, x: Operand) -> Operand:
         """s, where `scaled` is s * x for a constant s."""
@@ -179,13 +207,22 @@ class _Search:
         a, b = scaled.args
         if scaled.target is aten.div.Tensor:
             divisor = self._number(b)
-            return 1 / divisor if a is x and divisor else None
-        other = b if a is x else a if b is x else None
+            return 1 / divisor if self._is_same(a, x) and divisor else None
+        other = b if self._is_same(a, x) else a if self._is_same(b, x) else None
         return None if other in self._flowing else other
 
-    def _same(self, a: Operand, b: Operand) -> bool:
-        numbers = self._number(a), self._number(b)
-        return numbers[0] == numbers[1] if numbers[0] is not None else a is b
+    def _is_part(self, slope: Operand) -> bool:
+        """Whether every entry of `slope` is known, and from 0 up to 1."""
+        held = torch.tensor(slope) if not isinstance(slope, Node) else self._held(slope)
+        return held is not None and bool(((held >= 0) & (held < 1)).all())
+
+    def _is_same(self, a: Operand, b: Operand) -> bool:
+        """Whether both are one number, or one value: copies count, and so does what is computed twice."""
+        number = self._number(a)
+        if number is not None:
+            return number == self._number(b)
+        a, b = _source(a), _source(b)
+        return a is b or (isinstance(a, Node) and isinstance(b, Node) and self._first[a] is self._first[b])
 
     def _number(self, value: Operand) -> float | None:
         """The one number that `value` is filled with; None where it holds several, or is computed."""
@@ -198,10 +235,15 @@ class _Search:
             return _plain(value.args[0])
         if value.target in (aten.full.default, aten.full_like.default):
             return _plain(value.args[1])
-        held = operator.attrgetter(str(value.target))(self._graph) if value.op == "get_attr" else None
-        if not isinstance(held, Tensor) or not held.numel() or not bool((held == held.flatten()[0]).all()):
+        held = self._held(value)
+        if held is None or not held.numel() or not bool((held == held.flatten()[0]).all()):
             return None
         return float(held.flatten()[0].item())
+
+    def _held(self, node: Node) -> Tensor | None:
+        """The parameter, buffer or constant that `node` reads."""
+        held = operator.attrgetter(str(node.target))(self._graph) if node.op == "get_attr" else None
+        return held.detach() if isinstance(held, Tensor) else None
 
 
 _WRITTEN: dict[Any, Callable[[_Search, Node], Named | None]] = {
@@ -209,6 +251,7 @@ _WRITTEN: dict[Any, Callable[[_Search, Node], Named | None]] = {
     **dict.fromkeys((aten.where, aten.masked_fill), _Search.where),
     aten.mul: _Search.mul,
     **dict.fromkeys((aten.index_put, aten.index_put_), _Search.index_put),
+    **dict.fromkeys((aten.relu, aten.clamp, aten.clamp_min, aten.clamp_max), _Search.clamp),
 }
 """How a node is read, by the operator that its author wrote."""
 
@@ -219,11 +262,44 @@ def _flowing(graph: GraphModule) -> set[Any]:
     for node in graph.graph.nodes:
         value = node.meta.get("val")
         values = value if isinstance(value, (tuple, list)) else [value]
-        floating = any(isinstance(item, Tensor) and item.is_floating_point() for item in values)
+        smooth = any(isinstance(item, Tensor) and (item.is_floating_point() or item.is_complex()) for item in values)
         given = node.op == "placeholder" or found.intersection(node.all_input_nodes)
-        if floating and given and node.target not in CONSTANT:
+        if smooth and given and node.target not in CONSTANT:
             found.add(node)
     return found
+
+
+def _first(graph: GraphModule) -> dict[Node, Node]:
+    """For each node the first one that computes the same from the same."""
+    found: dict[Node, Node] = {}
+    seen: dict[Any, Node] = {}
+    for node in graph.graph.nodes:
+        repeats = node.op in ("call_function", "get_attr") and not _is_random(node)
+        arguments = torch.fx.map_arg((node.args, node.kwargs), found.__getitem__)
+        found[node] = seen.setdefault((node.target, repr(arguments)) if repeats else node, node)
+    return found
+
+
+def _is_random(node: Node) -> bool:
+    return isinstance(node.target, OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+
+
+def _edges(target: Any, arguments: tuple[Any, ...]) -> tuple[Node, Edge, Edge] | None:
+    """x and the edges of a clamp between numbers, or of a ReLU."""
+    if target is aten.relu.default:
+        return arguments[0], 0.0, None
+    if target is not aten.clamp.default:
+        return None
+    x, low, high = (*arguments, None)[:3]
+    return x, _plain(low), _plain(high)
+
+
+def _call(like: Node, target: OpOverload, *arguments: Any) -> Node:
+    """A new node at the place of insertion, with the provenance of `like`."""
+    node = like.graph.call_function(target, arguments)
+    values = torch.fx.map_arg(arguments, lambda argument: argument.meta["val"])
+    node.meta = like.meta | {"val": target(*values)}
+    return node
 
 
 def _alike(node: Node, x: Node) -> bool:

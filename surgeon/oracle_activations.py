@@ -28,10 +28,11 @@ class Activation:
     upper: Any = None
     slope: Any = 0.0  # likewise, broadcast against z
     clamps: bool = False
+    merges: bool = False  # with another such, into a clamp that has both edges
 
 
 def _relu(z: Tensor) -> Activation:
-    return Activation(torch.relu, lower=0.0)
+    return Activation(torch.relu, lower=0.0, merges=True)
 
 
 def _relu6(z: Tensor) -> Activation:
@@ -46,7 +47,7 @@ def _clamp(z: Tensor, min: Any = None, max: Any = None) -> Activation:
     for edge in (min, max):
         if isinstance(edge, Tensor) and edge.requires_grad:
             raise SurgeonError("a clamp whose edge depends on the input has no pullback rule", "Use constant edges")
-    return Activation(lambda z: torch.clamp(z, min, max), lower=min, upper=max, clamps=True)
+    return Activation(lambda z: torch.clamp(z, min, max), lower=min, upper=max, clamps=True, merges=True)
 
 
 def _clamp_min(z: Tensor, min: Any) -> Activation:
@@ -105,19 +106,17 @@ ACTIVATIONS_IN_PLACE = {
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A tensor as it was when a call read it."""
+    """A tensor as it was when a call read it; one that was computed again counts as the same."""
 
     tensor: Tensor
     version: int
 
     def shows(self, x: Any) -> bool:
-        """Whether `x` is that tensor, unchanged: copies that share its memory count, such as detached ones."""
+        """Whether `x` is that tensor, unchanged, or holds the same."""
         then = self.tensor
-        return (
-            isinstance(x, Tensor)
-            and (x.data_ptr(), x.shape, x.stride()) == (then.data_ptr(), then.shape, then.stride())
-            and x._version == self.version
-        )
+        if not isinstance(x, Tensor) or then._version != self.version or x.shape != then.shape:
+            return False
+        return (x.data_ptr(), x.stride()) == (then.data_ptr(), then.stride()) or torch.equal(x, then)
 
 
 def _snapshot(value: Any) -> Any:
@@ -203,8 +202,26 @@ def hidden(call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Found | 
 
 def note_clamp(result: Tensor, x: Tensor, activation: Activation) -> None:
     """Remember on `result` that it is x, clamped on one side."""
-    if activation.clamps and (activation.lower is None) != (activation.upper is None):
+    if activation.merges and (activation.lower is None) != (activation.upper is None):
         _leave(result, Clamped(_snapshot(x), activation.lower, activation.upper))
+
+
+def merged(x: Tensor, activation: Activation) -> Found:
+    """activation(x), as one clamp of what x is a clamp of on one side, where that makes both edges of it."""
+    note = _note(x)
+    if not activation.merges or not isinstance(note, Clamped) or not note.x.shows(note.x.tensor):
+        return x, activation
+    if (activation.upper if note.upper is None else activation.lower) is None:
+        return x, activation
+    edges = [[_number(edge) for edge in pair if edge is not None] for pair in _pairs(note, activation)]
+    if any(None in pair for pair in edges):
+        return x, activation
+    low, high = max(edges[0]), min(edges[1])  # type: ignore[type-var]
+    return (note.x.tensor, _clamp(x, low, high)) if low <= high else (x, activation)  # type: ignore[operator]
+
+
+def _pairs(*clamps: Clamped | Activation) -> tuple[list[Any], list[Any]]:
+    return [clamp.lower for clamp in clamps], [clamp.upper for clamp in clamps]
 
 
 def leave_note(call: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
@@ -252,20 +269,15 @@ def _extremum(a: Tensor, b: Tensor, *, largest: bool) -> Found | None:
             return _clamped(x, other, None) if largest else _clamped(x, None, other)
         multiple = _note(other)
         if largest and isinstance(multiple, Multiple) and multiple.x.shows(x):
-            slope = _number(multiple.slope)
-            if slope is not None and 0 <= slope < 1:
-                return x, _leaky_relu(x, slope)
+            slopes = torch.as_tensor(multiple.slope)
+            if bool(((slopes >= 0) & (slopes < 1)).all()):
+                return _leaky(x, multiple.slope)
     return None
 
 
-def _clamped(x: Tensor, low: Any, high: Any) -> Found | None:
+def _clamped(x: Tensor, low: Any, high: Any) -> Found:
     """x, clamped; min(max(x, low), high) is one clamp, and not two."""
-    note = _note(x)
-    if isinstance(note, Clamped) and note.x.shows(note.x.tensor) and (note.lower is None) != (low is None):
-        lower, upper = map(_number, (note.lower, high) if low is None else (low, note.upper))
-        if lower is not None and upper is not None:
-            return (note.x.tensor, _clamp(x, lower, upper)) if lower <= upper else None
-    return x, _clamp(x, low, high)
+    return merged(x, _clamp(x, low, high))
 
 
 def _choice(condition: Any, value: Any, otherwise: Any) -> Found | None:
@@ -294,12 +306,18 @@ def _split(x: Tensor, edge: Any, above: Any, below: Any, *, strict: bool) -> Fou
         return _clamped(x, None, edge)
     multiple = _note(below)
     if above is x and isinstance(multiple, Multiple) and multiple.x.shows(x) and _equal(edge, 0):
-        number = _number(multiple.slope)
-        slope: Any = multiple.slope if number is None else number
-        shape = list(slope.shape) if isinstance(slope, Tensor) else []
-        if all(size == 1 or axis == 1 for axis, size in enumerate([1] * (x.dim() - len(shape)) + shape)):
-            return x, Activation(lambda z: torch.where(z > 0, z, slope * z), lower=0.0, slope=slope)
+        return _leaky(x, multiple.slope)
     return None
+
+
+def _leaky(x: Tensor, slope: Any) -> Found | None:
+    """x > 0 ? x : slope * x, for slopes that are the same for every sample."""
+    number = _number(slope)
+    if number is not None:
+        return x, _leaky_relu(x, number)
+    if x.dim() < 2 or (slope.dim() == x.dim() and len(slope) != 1):
+        return None
+    return x, Activation(lambda z: torch.where(z > 0, z, slope * z), lower=0.0, slope=slope)
 
 
 def _equal(a: Any, b: Any) -> bool:

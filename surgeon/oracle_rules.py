@@ -29,6 +29,7 @@ from surgeon.oracle_activations import (
     calls,
     hidden,
     leave_note,
+    merged,
     note_clamp,
 )
 from surgeon.temperatures import module_names
@@ -168,26 +169,26 @@ class Pullback(TorchFunctionMode):
             if not z.is_floating_point():
                 return plain()
             reader = ACTIVATIONS_IN_PLACE[call] if call in ACTIVATIONS_IN_PLACE else ACTIVATIONS[call]
-            return self._gated(z, reader(*args, **kwargs), plain, z if in_place else None)
+            return self._gated(*merged(z, reader(*args, **kwargs)), plain, z if in_place else None)
         found = hidden(call, args, kwargs)
         if found is None:
             result = plain()
             leave_note(call, args, kwargs, result)
             return result
-        result = self._gated(*found, plain, args[0] if call in OVERWRITING else None)
-        if call not in OVERWRITING:
-            note_clamp(result, *found)
-        return result
+        return self._gated(*found, plain, args[0] if call in OVERWRITING else None)
 
     def _gated(self, z: Tensor, activation: Activation, plain: Callable[[], Any], target: Tensor | None) -> Any:
         """activation(z), put in the place of `target` if there is one."""
         norm = type(z.grad_fn).__name__ == "LinalgVectorNormBackward0"
         if norm and activation.clamps and activation.lower is not None:
             return plain()  # the floor of a norm, which something is divided by, is no gate
-        if target is None:
-            return _Gated.apply(z, activation.plain, self._gate(activation))
         # The gate needs the value from before, and whoever reads z later must see the value from after.
-        return target.copy_(_Gated.apply(z.clone(), activation.plain, self._gate(activation)))
+        before = z if target is None else z.clone()
+        result = _Gated.apply(before, activation.plain, self._gate(activation))
+        if target is not None:
+            result = target.copy_(result)
+        note_clamp(result, before, activation)
+        return result
 
     def _gate(self, activation: Activation) -> Rule:
         if self.recipe.gate == "soft":

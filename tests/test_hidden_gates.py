@@ -41,6 +41,16 @@ def times_itself(x: Tensor) -> Tensor:
     return y
 
 
+def relu_in_place_then_clamped(x: Tensor) -> Tensor:
+    y = x * 1
+    F.relu_(y)
+    return y.clamp(max=0.6)
+
+
+def set_to_zero_then_smaller(x: Tensor) -> Tensor:
+    return torch.minimum(set_to_zero(x), torch.full_like(x, 0.6))
+
+
 def set_to_zero(x: Tensor) -> Tensor:
     y = x.clone()
     y[y < 0] = 0
@@ -65,6 +75,16 @@ FORMS: dict[str, Form] = {
         lambda x: torch.maximum(torch.minimum(x, torch.full_like(x, 0.6)), torch.full_like(x, -0.5)),
         *(clamp, (-0.5, 0.6)),
     ),
+    "minimum of a ReLU": (lambda x: torch.minimum(F.relu(x), torch.full_like(x, 0.6)), clamp, (0.0, 0.6)),
+    "clamped ReLU": (lambda x: F.relu(x).clamp(max=0.6), clamp, (0.0, 0.6)),
+    "clamped ReLU, both edges": (lambda x: F.relu(x).clamp(0, 0.6), clamp, (0.0, 0.6)),
+    "ReLU of a clamp": (lambda x: x.clamp(max=0.6).relu(), clamp, (0.0, 0.6)),
+    "clamped twice": (lambda x: x.clamp(min=-0.1).clamp(max=0.6), clamp, (-0.1, 0.6)),
+    "clamped twice, the lower edge twice": (lambda x: x.clamp(min=-0.1).clamp(-0.5, 0.6), clamp, (-0.1, 0.6)),
+    "ReLU in place, clamped": (relu_in_place_then_clamped, clamp, (0.0, 0.6)),
+    "set to zero, clamped": (set_to_zero_then_smaller, clamp, (0.0, 0.6)),
+    "mask of what is computed again": (lambda x: (x * 2 / 2) * ((x * 2 / 2) > 0), relu, ()),
+    "where, computed again": (lambda x: torch.where(x + 0.0 > 0, x + 0.0, 0.1 * (x + 0.0)), leaky, (0.1,)),
     "where": (lambda x: torch.where(x > 0, x, 0), relu, ()),
     "where, not strict": (lambda x: torch.where(x >= 0, x, torch.zeros_like(x)), relu, ()),
     "where, turned": (lambda x: torch.where(x < 0, 0.0, x), relu, ()),
@@ -79,6 +99,10 @@ FORMS: dict[str, Form] = {
         *(aten.prelu.default, (SLOPES,)),
     ),
     "maximum, slope": (lambda x: torch.max(x, 0.2 * x), leaky, (0.2,)),
+    "maximum, slopes": (
+        lambda x: torch.maximum(x, SLOPES.abs().to(x).reshape(3, 1) * x),
+        *(aten.prelu.default, (SLOPES.abs(),)),
+    ),
     "masked fill": (lambda x: x.masked_fill(x < 0, 0.0), relu, ()),
     "masked fill in place": (lambda x: (y := x * 1).masked_fill_(y <= 0, 0.0), relu, ()),
     "set to zero": (set_to_zero, relu, ()),
@@ -101,6 +125,7 @@ CORNERS: dict[str, Callable[[Tensor], Tensor]] = {
     "compared as integers": lambda x: x * (x.long() > 0),
     "smooth, of a minimum": F.logsigmoid,
     "smooth, of a choice": lambda x: torch.logaddexp(x, torch.zeros_like(x)),
+    "larger than more of itself": lambda x: torch.maximum(x, torch.tensor([0.5, 2.0, 0.1, 0.2]).to(x) * x),
     "repeated": lambda x: torch.maximum(x[:, :1], torch.zeros(3, 4).to(x)),
     "overwritten since": lambda x: (y := x * 1, mask := y > 0, y.neg_(), y * mask)[-1],
 }
@@ -122,6 +147,18 @@ def mask_overwritten(x: Tensor) -> Tensor:
     mask = (x > 0).to(x.dtype)
     mask.mul_(x)
     return mask * x
+
+
+PLACES = torch.linspace(-0.3, 0.8, 12, dtype=torch.float64).reshape(3, 4)
+SLOPED: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
+    "along the last axis": (lambda x: torch.where(x > 0, x, PLACES[0].to(x) * x), PLACES[0]),
+    "at every place": (lambda x: torch.where(x > 0, x, PLACES.to(x) * x), PLACES),
+    "larger, along the last axis": (lambda x: torch.maximum(x, PLACES[1].abs().to(x) * x), PLACES[1].abs()),
+    "as a parameter of one entry": (
+        lambda x: torch.where(x > 0, x, torch.full((1, 1), 0.3).to(x) * x),
+        torch.tensor(0.3),
+    ),
+}
 
 
 CHAINS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -180,6 +217,20 @@ def test_each_is_the_slow_rule_of_its_name(name: str, gate: str) -> None:
     function, operator, options = FORMS[name]
     expected = oracles.activation(operator, gate, IMAGE, COTANGENT, T, "lower", *options)
     assert torch.allclose(pulled(gate)[list(FORMS).index(name)], expected, rtol=1e-12, atol=1e-14)
+    assert torch.allclose(by_oracle(function, gate), expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("gate", ["soft", "hard"])
+@pytest.mark.parametrize("name", SLOPED)
+def test_a_slope_for_each_place(name: str, gate: str) -> None:
+    function, slopes = SLOPED[name]
+    open_ = torch.sigmoid(IMAGE / T) if gate == "soft" else (IMAGE > 0).double()
+    expected = (slopes + (1 - slopes) * open_) * COTANGENT
+    graph = surgeon.rewrite(Side([function]).eval(), torch.zeros(2, 3, 4, dtype=torch.float64), Recipe(gate=gate))
+    temperature = [torch.tensor(T, dtype=torch.float64)] if gate == "soft" else []
+    output, found = graph(IMAGE, COTANGENT[:, None], *temperature)
+    assert torch.equal(output[:, 0], function(IMAGE))
+    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-14)
     assert torch.allclose(by_oracle(function, gate), expected, rtol=1e-12, atol=1e-14)
 
 

@@ -51,15 +51,17 @@ def thresholded_relu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
 
 @operator("PRelu")
 def prelu(x: Tensor, slope: Tensor) -> Tensor:
-    """One slope, or one along a single axis: PyTorch has them on axis 1, so that any other is moved there."""
+    """One slope, or one along an axis: PyTorch has them on axis 1, so that any other is moved there; or a choice."""
     if slope.numel() == 1:
         return F.prelu(x, slope.reshape(1))
     sizes = [1] * (x.dim() - slope.dim()) + list(slope.shape)
     axes = [axis for axis, size in enumerate(sizes) if size != 1]
-    if len(axes) != 1 or axes[0] == 0:
+    if 0 in axes:
         raise ConversionError(
-            f"slopes of shape {list(slope.shape)} for {x.dim()} dimensions", "Use one, or one for each channel"
+            f"slopes of shape {list(slope.shape)} for {x.dim()} dimensions", "Use the same for every sample"
         )
+    if len(axes) > 1:
+        return torch.where(x > 0, x, slope * x)
     if axes[0] == 1:
         return F.prelu(x, slope.reshape(-1))
     return F.prelu(x.movedim(axes[0], 1), slope.reshape(-1)).movedim(1, axes[0])
