@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from onnx import helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import surgeon
@@ -280,6 +280,47 @@ def test_pullbacks_of_operators_that_torch_writes_otherwise(tmp_path: Path, kind
     recipe = SOFT if kind == "MaxPool" else HARD
     _, expected = reference_pullback(module, x, v, recipe=recipe, temperature=0.3)
     assert relative_error(pullback(module, x, v, recipe), expected) < 1e-8
+
+
+def relu6(*nodes: NodeProto) -> ModelProto:
+    """A convolution's output z, and y, which `nodes` make of it and of the numbers zero and six."""
+    weight = np.random.default_rng(5).standard_normal((4, 3, 3, 3)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "weight"], ["z"]),
+            *nodes,
+            helper.make_node("GlobalAveragePool", ["y"], ["out"]),
+        ],
+        "relu6",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 8, 8])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["N", 4, 1, 1])],
+        [
+            numpy_helper.from_array(weight, "weight"),
+            *(numpy_helper.from_array(np.float32(value), name) for name, value in (("zero", 0), ("six", 1.5))),
+        ],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        [("Max", ["z", "zero"]), ("Min", ["a", "six"])],
+        [("Min", ["z", "six"]), ("Max", ["a", "zero"])],
+        [("Relu", ["z"]), ("Min", ["a", "six"])],
+        [("Relu", ["z"]), ("Clip", ["a", "", "six"])],
+        [("Relu", ["z"]), ("Clip", ["a", "zero", "six"])],
+    ],
+    ids=str,
+)
+def test_a_relu6_in_other_words(tmp_path: Path, written: list[tuple[str, list[str]]]) -> None:
+    nodes = [helper.make_node(kind, read, [made]) for (kind, read), made in zip(written, ("a", "y"), strict=True)]
+    x, v = random(3, 3, 8, 8), random(3, 4, 1, 1, seed=1)
+    plain, other = (
+        pullback(import_onnx(saved(relu6(*given), tmp_path)).module, x, v, SOFT)
+        for given in ([helper.make_node("Clip", ["z", "zero", "six"], ["y"])], nodes)
+    )
+    assert torch.allclose(plain, other, rtol=1e-12, atol=1e-14)
 
 
 OPSETS = [(9, False), (11, False), (13, False), (17, False), (18, True), (20, False), (20, True)]

@@ -26,7 +26,10 @@ def clip(
     min: float | None = None,
     max: float | None = None,
 ) -> Tensor:
-    """Edges are attributes before opset 11, which have the whole range of float32 for a default."""
+    """Edges are attributes before opset 11, which have the whole range of float32 for a default.
+
+    A clamp even where it is a ReLU6: behind a Relu, as TensorFlow's converter wrote ReLU6, both are one gate then.
+    """
     lower = float(low) if low is not None else min
     upper = float(high) if high is not None else max
     limit = torch.finfo(torch.float32).max
@@ -34,8 +37,6 @@ def clip(
     upper = None if upper is None or upper >= limit else upper
     if lower is None and upper is None:
         return x
-    if lower is not None and upper is not None:
-        return F.hardtanh(x, lower, upper) if lower < upper else torch.clamp(x, lower, upper)
     return torch.clamp(x, min=lower, max=upper)
 
 
