@@ -28,20 +28,30 @@ TORCHVISION_LICENCE = "BSD-3-Clause (torchvision); terms of ImageNet may apply"
 class Pixels(nn.Module):
     """Pixels in [-1, 1], [N, C, …] -> [0, 1] -> normalised by `mean` and `std` per channel -> `network`.
 
-    `axes` are those behind the channels: two of a picture, three of a film.
+    Without `mean` the network takes them as they are. `axes` are those behind the channels: two of a picture, three of
+    a film. `channels_last` says that the network takes [N, …, C].
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], axes: int = 2) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: tuple[float, ...] | None,
+        std: tuple[float, ...] | None,
+        axes: int = 2,
+        channels_last: bool = False,
+    ) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("mean", torch.tensor(mean).reshape(-1, *[1] * axes), persistent=False)
-        self.register_buffer("std", torch.tensor(std).reshape(-1, *[1] * axes), persistent=False)
+        self._normalises, self._channels_last = mean is not None, channels_last
+        for name, values in (("mean", mean or ()), ("std", std or ())):
+            self.register_buffer(name, torch.tensor(values).reshape(-1, *[1] * axes), persistent=False)
 
     def forward(self, pixels: Tensor, *others: Tensor) -> Any:
-        return self.network(((pixels + 1) / 2 - self.mean) / self.std, *others)
+        x = ((pixels + 1) / 2 - self.mean) / self.std if self._normalises else pixels
+        return self.network(x.movedim(1, -1) if self._channels_last else x, *others)
 
 
 @dataclass(frozen=True)

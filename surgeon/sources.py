@@ -75,8 +75,9 @@ def resolve(
     `random:SEED`; without it, the published ones of a named model, and a factory's own; a file holds its own, and takes
     no others. `input_shape` is (C, H, W), or whatever the network takes, without the batch; a factory or a module may
     say it in an attribute `input_shape`, as it may its `labels` and its `image_range`. `preprocess`, of pictures, is
-    imagenet, half or none; without it, what the weights were trained with, and none for a factory or a module. `seed`
-    is for `random`. Of a network that takes several tensors, `input` names the one that is pulled back to (the first of
+    imagenet, half or none; without it, what the weights were trained with, and none for a factory or a module. With it,
+    an input of shape (H, W, C) is a picture as well, and turned inside, so that artifacts take (C, H, W). `seed` is for
+    `random`. Of a network that takes several tensors, `input` names the one that is pulled back to (the first of
     its forward), and `others` says what the others are: by name the shape of one sample, or (shape, dtype); a factory
     or a module may say it in an attribute `other_inputs`. Raises SurgeonError.
     """
@@ -95,16 +96,17 @@ def resolve(
     called, ports = network.ports[0], network.beside
     if ports is None:
         module, called, ports = arrange(module, input, others or network.others)
-    image = network.image
+    image, shape = network.image, network.input_shape
     if preprocess is not None:
-        image = _normalised(image, PREPROCESSING[preprocess], network.input_shape)
-    if image is not None and image.mean is not None and image.std is not None:
-        module = Pixels(module, image.mean, image.std).eval()
+        image, shape = (image, shape) if image is not None else _turned(shape)
+        image = _normalised(image, PREPROCESSING[preprocess], shape)
+    if image is not None and (image.mean is not None or image.channels_last):
+        module = Pixels(module, image.mean, image.std, channels_last=image.channels_last).eval()
     if drawn is not None:
-        _calibrate(module, network.input_shape, drawn, ports)
+        _calibrate(module, shape, drawn, ports)
     origin = source if isinstance(source, str) else FROM_PYTHON
     model = Model(network.name, origin, network.weights, network.licence, parameters, called, network.ports[1])
-    return Source(module, network.input_shape, network.labels, image, model, network.temperature, ports)
+    return Source(module, shape, network.labels, image, model, network.temperature, ports)
 
 
 def resolve_again(manifest: Manifest, *, source: str | None = None, weights: str | None = None) -> Source:
@@ -127,7 +129,8 @@ def resolve_again(manifest: Manifest, *, source: str | None = None, weights: str
         weights = manifest.model.weights
     image = manifest.image
     if image is not None:
-        shape: tuple[Any, ...] = (image.channels, image.height, image.width)
+        size, channels = (image.height, image.width), (image.channels,)
+        shape: tuple[Any, ...] = (*size, *channels) if image.channels_last else (*channels, *size)
     else:
         shape = next(iter(manifest.artifacts.values())).inputs[0].shape[1:]
     fixed = tuple(size for size in shape if isinstance(size, int))
@@ -145,8 +148,10 @@ def resolve_again(manifest: Manifest, *, source: str | None = None, weights: str
 
 
 def _preprocessing_name(image: Image | None, source: str) -> str | None:
-    """The name under which `image` was normalised; None for a named model's own way."""
-    if image is None or image.mean is None:
+    """The name under which `image` was normalised; None for a named model's own way, and for what is no picture."""
+    if image is None:
+        return None
+    if image.mean is None:
         return "none"
     for name, normalisation in PREPROCESSING.items():
         if normalisation is not None and (image.mean, image.std) == _for_channels(normalisation, image.channels):
@@ -249,6 +254,13 @@ def _picture(shape: tuple[int, ...], value_range: tuple[float, float]) -> Image 
         return None
     low, high = value_range
     return _resized(Image(channels=shape[0], range=(float(low), float(high))), shape)
+
+
+def _turned(shape: tuple[int, ...]) -> tuple[Image | None, tuple[int, ...]]:
+    """How a photo becomes an input of `shape`, its channels last, and the shape with them first."""
+    first = (*shape[-1:], *shape[:-1])
+    image = _picture(first, (-1.0, 1.0))
+    return (None, shape) if image is None else (replace(image, channels_last=True), first)
 
 
 def _call_factory(source: str) -> tuple[Callable[[], nn.Module], nn.Module]:

@@ -12,9 +12,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 from torch import Tensor, nn
 
 import surgeon
+from surgeon.artifacts.bundle import Bundle
 from surgeon.artifacts.manifest import Artifact, Defaults, Manifest, Port, Recipe
 from surgeon.cli import group
 from surgeon.errors import ConversionError, SurgeonError
@@ -74,11 +76,44 @@ def test_weights_beside_the_file_and_sizes_that_it_leaves_open(tmp_path: Path) -
         resolve(str(path), input_shape=(3, 9, 7))
 
 
-def test_a_picture_with_its_channels_last_is_no_picture(tmp_path: Path) -> None:
+def channels_last(folder: Path) -> Path:
     transposed = helper.make_node("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2])
     conv = helper.make_node("Conv", ["t", "layer1.0.weight"], ["c"])
-    source = resolve(str(saved(net(transposed, conv, RELU, *HEAD, shape=(8, 8, 3)), tmp_path)))
-    assert (source.input_shape, source.image) == ((8, 8, 3), None)
+    return saved(net(transposed, conv, RELU, *HEAD, shape=(8, 10, 3)), folder)
+
+
+def test_channels_last_are_no_picture_unless_a_preprocessing_says_so(tmp_path: Path) -> None:
+    path = str(channels_last(tmp_path))
+    bare, turned, normalised = (resolve(path, preprocess=given) for given in (None, "none", "imagenet"))
+    assert (bare.input_shape, bare.image) == ((8, 10, 3), None)
+    for source in (turned, normalised):
+        assert source.input_shape == (3, 8, 10) and source.image is not None
+        assert (source.image.channels, source.image.height, source.image.width) == (3, 8, 10)
+    x = torch.rand(2, 3, 8, 10)
+    assert torch.equal(turned.module(x), bare.module(x.movedim(1, -1)))
+    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (normalised.image.mean, normalised.image.std))
+    expected = bare.module((((x + 1) / 2 - mean) / std).movedim(1, -1))
+    assert torch.allclose(normalised.module(x), expected, rtol=1e-6)
+
+
+def test_a_bundle_of_channels_last_takes_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    channels_last(tmp_path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)).save("photo.png")
+    few = ["--formats", "onnx"]
+    for options in ([], ["--preprocess", "imagenet"]):
+        assert CliRunner().invoke(group, ["export", "net.onnx", "-o", "bundle", *few, *options]).exit_code == 0
+        assert CliRunner().invoke(group, ["verify", "bundle"], catch_exceptions=False).exit_code == 0
+        ran = CliRunner().invoke(group, ["run", "bundle", "photo.png", "--target", "1", "-o", "out"])
+        if options:
+            assert ran.exit_code == 0 and ports_of("bundle") == ["N", 3, 8, 10]
+        else:
+            assert isinstance(ran.exception, SurgeonError)
+            assert "is not a picture, but [N, 8, 10, 3]. Export it with --preprocess none" in str(ran.exception)
+
+
+def ports_of(bundle: str) -> list[int | str]:
+    return list(Bundle.open(bundle).manifest.artifacts["pullback.onnx"].inputs[0].shape)
 
 
 def test_one_of_several_outputs(tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ class Image:
     interpolation: str = "bilinear"
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    channels_last: bool = False  # of the network inside; the artifact takes [N, C, H, W] and turns it
 
 
 @dataclass(frozen=True)

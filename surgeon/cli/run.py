@@ -228,8 +228,13 @@ def read_photo(session: Session, photo: Path, size: options.Size | None) -> nump
 
 def image_of(session: Session) -> Any:
     """How the bundle takes photos; raises SurgeonError where its input is no picture."""
+    from surgeon.feeds import shape_text
+
     if session.manifest.image is None:
-        raise SurgeonError(f"the input of {session.bundle.path} is not a picture", "Run it from Python")
+        shape = next(iter(session.manifest.artifacts.values())).inputs[0].shape
+        turned = len(shape) == 4 and shape[-1] in (1, 3)
+        remedy = "Export it with --preprocess none, which turns photos inside" if turned else "Run it from Python"
+        raise SurgeonError(f"the input of {session.bundle.path} is not a picture, but {shape_text(shape)}", remedy)
     return session.manifest.image
 
 
