@@ -123,6 +123,22 @@ def test_a_branch_that_is_known_beforehand(tmp_path: Path) -> None:
         import_onnx(saved(net(nodes, (3, 6, 6), CONSTANTS), tmp_path))
 
 
+def test_nodes_in_any_order(tmp_path: Path) -> None:
+    nodes = [node("Neg", ["z"], ["n"]), node("Add", ["n", "z"], ["zeros"]), node("Add", ["zeros", "z"], ["sum"])]
+    sides = {
+        "then_branch": branch([node("Relu", ["sum"], ["gated"])], "gated"),
+        "else_branch": branch([node("Neg", ["sum"], ["turned"])], "turned"),
+    }
+    made = net([node("If", ["yes"], ["out"], **sides), *reversed(nodes), CONV], (3, 6, 6), CONSTANTS | {"yes": e(True)})
+    x, v = random(3, 3, 6, 6), random(3, 4, 4, 4, seed=1)
+    module = imported(tmp_path, made, x)
+    _, expected = reference_pullback(Gated(F.relu).eval(), x, v, recipe=SOFT, temperature=0.3)
+    assert relative_error(pullback(module, x, v, SOFT), expected) < 1e-12
+    circle = net([node("Add", ["x", "b"], ["a"]), node("Relu", ["a"], ["b"])], (3,), {}, outputs=("b",))
+    with pytest.raises(SurgeonError, match=r"reads a before it is computed. Mend its circle of nodes"):
+        import_onnx(saved(circle, tmp_path))
+
+
 BEST = node("ArgMax", ["x"], ["best"], axis=1, keepdims=1)
 MOST = [BEST, node("ReduceMax", ["x"], ["most"], axes=[1], keepdims=1), node("Neg", ["most"], ["less"])]
 LAST = [node("Transpose", ["x"], ["last"], perm=[1, 2, 0]), node("GatherND", ["last", "places"], ["picked"])]
