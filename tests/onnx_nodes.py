@@ -309,8 +309,15 @@ NODES: dict[str, list[Node]] = {
 """Where a list is empty, the operator is met in a graph of `test_importer.py`."""
 
 FOLDED: dict[str, list[Node]] = {
-    **{name: [n(i(3, 4), i(2))] for name in ("Add", "Sub", "Mul", "Div", "Mod", "Min", "Max", "Equal", "Less")},
+    **{name: [n(i(3, 4), i(2))] for name in ("Add", "Sub", "Mul", "Min", "Max", "Equal", "Less")},
     **{name: [n(i(3, 4), i(4))] for name in ("Greater", "LessOrEqual", "GreaterOrEqual")},
+    "Div": [n(i(3, 4), i(2)), n(i(-7, 7, -7, 0), i(2, -2, -3, -2)), n(f(-7, 7), f(2))],
+    "Mod": [
+        n(i(3, 4), i(2)),
+        n(i(-7, 7, -7, 0), i(4, -4, -4, 3), fmod=0),
+        n(i(-7, 7, -7, 0), i(4, -4, -4, 3), fmod=1),
+        n(f(-7, 7, -7.5), f(4, -4, 2), fmod=1),
+    ],
     "Pow": [n(f(3, 4), f(2))],
     **{name: [n(np.array([True, False]), np.array([True, True]))] for name in ("And", "Or")},
     "Not": [n(np.array([True, False]))],
@@ -321,6 +328,7 @@ FOLDED: dict[str, list[Node]] = {
     "Concat": [n(i(3), i(4, 5), axis=0)],
     "Slice": [n(i(3, 4, 5, 6), i(1), i(-1)), n(i(3, 4, 5, 6), i(-1), i(-100), i(0), i(-2))],
     "Squeeze": [n(i(3), i(0)), n(i(3))],
+    "Transpose": [n(i(3, 4, 5, 6).reshape(2, 2)), n(i(3, 4, 5, 6).reshape(1, 2, 2), perm=[1, 2, 0])],
     "Unsqueeze": [n(i(3, 4), i(0))],
     "Reshape": [n(i(3, 4), i(-1, 1))],
     "Expand": [n(i(3), i(4))],

@@ -195,6 +195,40 @@ def test_pullbacks_of_torch_networks(tmp_path: Path, opset: int, dynamo: bool, f
         assert relative_error(oracle, expected) < 1e-5
 
 
+def to_multiples_of_four(x: Tensor) -> Tensor:
+    return F.pad(x, (0, -x.shape[3] % 4, (4 - x.shape[2] % 4) // 2, 1), value=0.5)
+
+
+PADDINGS = {
+    "zeros": nn.ZeroPad2d((1, 2, 0, 3)),
+    "reflected": nn.ReflectionPad2d((1, 2, 0, 3)),
+    "replicated": nn.ReplicationPad2d((1, 2, 0, 3)),
+    "computed from the shape": to_multiples_of_four,
+}
+
+
+class Padded(nn.Module):
+    input_shape = (3, 9, 7)
+
+    def __init__(self, padding: Any) -> None:
+        super().__init__()
+        self.padding, self.conv = padding, nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.padding(x.square()).relu())
+
+
+@pytest.mark.parametrize("padding", PADDINGS.values(), ids=PADDINGS)
+@pytest.mark.parametrize("opset", [11, 17])
+def test_paddings_as_torch_computes_them_in_the_file(tmp_path: Path, padding: Any, opset: int) -> None:
+    network = Padded(padding).eval()
+    exported(network, tmp_path / "net.onnx", opset, dynamo=False)
+    module = import_onnx(tmp_path / "net.onnx").module
+    x, v = random(3, *Padded.input_shape), random(*network(torch.zeros(3, *Padded.input_shape)).shape, seed=1)
+    _, expected = reference_pullback(network.double(), x, v, recipe=SOFT, temperature=0.3)
+    assert relative_error(pullback(module, x, v, SOFT), expected) < 1e-12
+
+
 SLOW = [
     pytest.param(name, 224, marks=pytest.mark.slow)
     for name in ("bvlc_alexnet", "densenet121", "inception_v1", "inception_v2", "resnet50", "shufflenet", "zfnet512")

@@ -92,6 +92,28 @@ def test_the_larger_of_two_computed_values_is_no_gate(tmp_path: Path) -> None:
     assert relative_error(pullback(module, x, torch.ones(2, 4, 4, 4).double(), HARD), expected) < 1e-12
 
 
+GLOBAL_POOLS: dict[str, tuple[int, Any]] = {
+    "GlobalMaxPool": (17, lambda axes: node("GlobalMaxPool", ["x"], ["p"])),
+    "axes": (17, lambda axes: node("ReduceMax", ["x"], ["p"], axes=[2, 3, 4][:axes])),
+    "axes-dropped": (13, lambda axes: node("ReduceMax", ["x"], ["p"], axes=[2, -1, -2][:axes], keepdims=0)),
+    "input": (18, lambda axes: node("ReduceMax", ["x", "last"], ["p"])),
+    "input-dropped": (20, lambda axes: node("ReduceMax", ["x", "last"], ["p"], keepdims=0)),
+}
+
+
+@pytest.mark.parametrize(("opset", "largest"), GLOBAL_POOLS.values(), ids=GLOBAL_POOLS)
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_the_largest_of_all_places_is_a_soft_pool(tmp_path: Path, opset: int, largest: Any, axes: int) -> None:
+    shape, last = (4, *(5, 3, 2)[:axes]), i(-1, -2, -3)[:axes]
+    nodes = [largest(axes), node("Flatten", ["p"], ["out"])]
+    x, v = random(3, *shape), random(3, 4, seed=1)
+    module = imported(tmp_path, net(nodes, shape, {"last": last}, opset=opset), x)
+    pool = (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)[axes - 1]
+    reference = nn.Sequential(pool(1), nn.Flatten()).eval()
+    _, expected = reference_pullback(reference, x, v, recipe=SOFT, temperature=0.3)
+    assert relative_error(pullback(module, x, v, SOFT), expected) < 1e-12
+
+
 def branch(nodes: list[onnx.NodeProto], output: str) -> onnx.GraphProto:
     return helper.make_graph(nodes, output, [], [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)])
 
@@ -121,6 +143,22 @@ def test_a_branch_that_is_known_beforehand(tmp_path: Path) -> None:
     nodes[1:4] = [node("ReduceMax", ["z"], ["most"], keepdims=0), node("Greater", ["most", "zero"], ["known"])]
     with pytest.raises(ConversionError, match="If out: its condition is computed from the data"):
         import_onnx(saved(net(nodes, (3, 6, 6), CONSTANTS), tmp_path))
+
+
+def test_nodes_in_any_order(tmp_path: Path) -> None:
+    nodes = [node("Neg", ["z"], ["n"]), node("Add", ["n", "z"], ["zeros"]), node("Add", ["zeros", "z"], ["sum"])]
+    sides = {
+        "then_branch": branch([node("Relu", ["sum"], ["gated"])], "gated"),
+        "else_branch": branch([node("Neg", ["sum"], ["turned"])], "turned"),
+    }
+    made = net([node("If", ["yes"], ["out"], **sides), *reversed(nodes), CONV], (3, 6, 6), CONSTANTS | {"yes": e(True)})
+    x, v = random(3, 3, 6, 6), random(3, 4, 4, 4, seed=1)
+    module = imported(tmp_path, made, x)
+    _, expected = reference_pullback(Gated(F.relu).eval(), x, v, recipe=SOFT, temperature=0.3)
+    assert relative_error(pullback(module, x, v, SOFT), expected) < 1e-12
+    circle = net([node("Add", ["x", "b"], ["a"]), node("Relu", ["a"], ["b"])], (3,), {}, outputs=("b",))
+    with pytest.raises(SurgeonError, match=r"reads a before it is computed. Mend its circle of nodes"):
+        import_onnx(saved(circle, tmp_path))
 
 
 BEST = node("ArgMax", ["x"], ["best"], axis=1, keepdims=1)

@@ -15,7 +15,7 @@ from surgeon.errors import ConversionError
 from surgeon.importer.registry import FLOATING, Numbers, Value, folded, given, required
 
 BINARY: dict[str, Callable[[Any, Any], Any]] = {
-    **{"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Mod": np.mod, "Pow": np.power},
+    **{"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Pow": np.power},
     **{"Equal": np.equal, "Less": np.less, "Greater": np.greater, "LessOrEqual": np.less_equal},
     **{"GreaterOrEqual": np.greater_equal, "And": np.logical_and, "Or": np.logical_or},
 }
@@ -67,12 +67,29 @@ def ceil(x: Numbers) -> Any:
     return _each(math.ceil, x)
 
 
+def _whole(*values: Numbers) -> bool:
+    return not any(
+        value.dtype.kind == "f" or any(isinstance(number, (float, torch.SymFloat)) for number in value.flat)
+        for value in values
+    )
+
+
+def _quotient(a: Any, b: Any) -> Any:
+    """Of whole numbers, towards zero; Python's goes down."""
+    return a // b if (a < 0) == (b < 0) else -(-a // b)
+
+
 @folded("Div")
 def divide(a: Numbers, b: Numbers) -> Any:
-    whole = not any(isinstance(number, (float, torch.SymFloat)) for value in (a, b) for number in value.flat) and not (
-        a.dtype.kind == "f" or b.dtype.kind == "f"
-    )
-    return a // b if whole else a / b
+    return np.frompyfunc(_quotient, 2, 1)(a, b) if _whole(a, b) else a / b
+
+
+@folded("Mod")
+def mod(a: Numbers, b: Numbers, *, fmod: int = 0) -> Any:
+    """The remainder has the divisor's sign, or with `fmod` the dividend's."""
+    if not fmod:
+        return np.mod(a, b)
+    return a - b * divide(a, b) if _whole(a, b) else np.fmod(a, b)
 
 
 @folded("Min")
@@ -133,6 +150,11 @@ def concat(*inputs: Numbers, axis: int) -> Any:
 def squeeze(x: Numbers, over: Numbers | None = None, *, axes: list[int] | None = None) -> Any:
     chosen = given(over, axes)
     return np.squeeze(x, None if chosen is None else tuple(chosen))
+
+
+@folded("Transpose")
+def transpose(x: Numbers, *, perm: list[int] | None = None) -> Numbers:
+    return np.transpose(x, perm)
 
 
 @folded("Unsqueeze")

@@ -108,7 +108,36 @@ def _read(path: Path) -> ModelProto:
         ) from error
     if not model.graph.node:
         raise SurgeonError(f"{path} holds no network", "Check that it is an ONNX file, and whole")
+    _sort(path, model.graph)
     return model
+
+
+def _sort(path: Path, graph: GraphProto) -> None:
+    """Put each node behind those that it reads from; the order of those that are is kept.
+
+    ONNX asks for that, but ONNX Runtime does without (not within branches), and some converters to half precision
+    append the casts that the first nodes read.
+    """
+    waiting = [(node, _read_by([node])) for node in graph.node]
+    unmade = {name for node in graph.node for name in node.output if name}
+    ordered: list[NodeProto] = []
+    while waiting:
+        later = []
+        for node, read in waiting:
+            if unmade.isdisjoint(read):
+                ordered.append(node)
+                unmade.difference_update(node.output)
+            else:
+                later.append((node, read))
+        if len(later) == len(waiting):
+            raise SurgeonError(
+                f"{path} reads {later[0][0].output[0]} before it is computed", "Mend its circle of nodes"
+            )
+        waiting = later
+    if any(node is not other for node, other in zip(ordered, graph.node, strict=True)):
+        copies = GraphProto(node=ordered)
+        del graph.node[:]
+        graph.node.extend(copies.node)
 
 
 def _inputs(path: Path, graph: GraphProto, wanted: str | None) -> list[ValueInfoProto]:
@@ -250,7 +279,7 @@ def _constant(path: Path, node: NodeProto) -> Numbers:
 
 
 def _needed(graph: GraphProto, output: str) -> list[NodeProto]:
-    """The nodes that lead to `output`, in order: ONNX sorts its nodes."""
+    """The nodes that lead to `output`, in order."""
     wanted, kept = {output}, []
     for node in reversed(graph.node):
         if wanted.intersection(node.output):

@@ -9,8 +9,17 @@ from torch import Tensor
 
 from surgeon.errors import ConversionError
 from surgeon.importer.registry import Numbers, given, operator
+from surgeon.importer.windows import global_max_pool
 
 Reduction = Callable[[Tensor, list[int], bool], Tensor]
+
+
+def _largest(x: Tensor, axes: list[int], keep: bool) -> Tensor:
+    """Over all spatial axes it is a max pool, and called so: PyTorch's exporter writes adaptive ones to 1 that way."""
+    if sorted(axes) != list(range(2, x.dim())) or not 3 <= x.dim() <= 5 or not x.is_floating_point():
+        return x.amax(axes, keepdim=keep)
+    pooled = global_max_pool(x)
+    return pooled if keep else pooled.reshape(x.shape[:2])
 
 
 def _product(x: Tensor, axes: list[int], keep: bool) -> Tensor:
@@ -22,7 +31,7 @@ def _product(x: Tensor, axes: list[int], keep: bool) -> Tensor:
 REDUCTIONS: dict[str, Reduction] = {
     "ReduceMean": lambda x, axes, keep: x.mean(axes, keepdim=keep),
     "ReduceSum": lambda x, axes, keep: x.sum(axes, keepdim=keep),
-    "ReduceMax": lambda x, axes, keep: x.amax(axes, keepdim=keep),
+    "ReduceMax": _largest,
     "ReduceMin": lambda x, axes, keep: x.amin(axes, keepdim=keep),
     "ReduceProd": _product,
     "ReduceL1": lambda x, axes, keep: x.abs().sum(axes, keepdim=keep),
