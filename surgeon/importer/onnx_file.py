@@ -32,7 +32,7 @@ from surgeon.importer import (  # noqa: F401  the families fill the table
     shapes,
     windows,
 )
-from surgeon.importer.agreement import HALF_TOLERANCE, TOLERANCE, require_agreement
+from surgeon.importer.agreement import require_agreement
 from surgeon.importer.network import Graph, OnnxNetwork, branches
 from surgeon.importer.registry import FOLDED, OPERATORS, REFUSED, STANDARD, Numbers, kind_of
 from surgeon.inputs import Shapes, port, samples, split_dtype
@@ -92,7 +92,7 @@ def import_onnx(
     network = OnnxNetwork(Graph(nodes, kept, names, returned, opset, batch)).eval()
     generator = torch.Generator().manual_seed(0)
     values = [varied_input(2 * (batch or 1), shape, generator), *samples(beside, 2 * (batch or 1), generator)]
-    require_agreement(path, network, dict(zip(names, values, strict=True)), returned, batch, _tolerance(graph))
+    require_agreement(path, network, dict(zip(names, values, strict=True)), returned, batch, _in_halves(graph))
     return Imported(network, shape, given.name, returned, beside)
 
 
@@ -163,13 +163,13 @@ def _output(path: Path, graph: GraphProto, wanted: str | None) -> str:
     return wanted or names[0]
 
 
-def _tolerance(graph: GraphProto) -> float:
-    """Of the comparison with ONNX Runtime, which rounds to half precision where the file says so; this does not."""
+def _in_halves(graph: GraphProto) -> bool:
+    """Whether ONNX Runtime rounds to half precision anywhere, because the file says so."""
     halves = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
     kinds = [value.data_type for value in graph.initializer]
     kinds += [value.type.tensor_type.elem_type for value in graph.input]
     kinds += [one.i for node in graph.node if node.op_type == "Cast" for one in node.attribute if one.name == "to"]
-    return HALF_TOLERANCE if any(kind in halves for kind in kinds) else TOLERANCE
+    return any(kind in halves for kind in kinds)
 
 
 def _shape(
