@@ -225,6 +225,57 @@ def test_a_bundle_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert resolve_again(session.manifest, source="moved.onnx").input_shape == (3, 8, 8)
 
 
+def several(*names: str, kind: int = TensorProto.FLOAT, first: str = "x") -> onnx.ModelProto:
+    """The network with inputs [1, 4] besides, all of which are added at the end."""
+    made = net(CONV, RELU, HEAD[0], helper.make_node("Reshape", ["g", "flat"], ["sum 0"]))
+    for place, name in enumerate(names):
+        made.graph.input.append(helper.make_tensor_value_info(name, kind, [1, 4]))
+        made.graph.node.append(helper.make_node("Cast", [name], [f"cast {place}"], to=TensorProto.FLOAT))
+        made.graph.node.append(helper.make_node("Add", [f"sum {place}", f"cast {place}"], [f"sum {place + 1}"]))
+    made.graph.node[-1].output[0] = "out"
+    made.graph.input[0].name = made.graph.node[0].input[0] = first
+    return made
+
+
+def test_what_is_said_of_other_inputs_must_fit_the_file(tmp_path: Path) -> None:
+    path = str(saved(several("cond", "a/b"), tmp_path))
+    for others in ({}, {"cond": (4,)}, {"cond": ((4,), "float32"), "a/b": (4,)}, {"a_b": (4,)}):
+        assert [port.name for port in resolve(path, others=others).others] == ["cond", "a_b"]
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"nope": (4,)}, r"net.onnx has no input 'nope' beside .*\. It takes cond, a_b there"),
+        ({"x": (3, 8, 8)}, r"net.onnx has no input 'x' beside"),
+        ({"cond": ((4,), "int64")}, "the input cond of net.onnx is float32, not int64. Leave the dtype out"),
+        ({"cond": (4, 4)}, r"takes \[1, 4\], not an input of 4,4. Leave --also out"),
+    ]
+    for others, message in wrong:
+        with pytest.raises(SurgeonError, match=message):
+            resolve(path, others=others)
+    with pytest.raises(SurgeonError, match="Leave --also out: it takes nothing else"):
+        resolve(str(saved(net(), tmp_path)), others={"nope": ()})
+    with pytest.raises(ConversionError, match=r"is int8. Have it take float32 or int64 or int32 or bool, and cast"):
+        resolve(str(saved(several("cond", kind=TensorProto.INT8), tmp_path)))
+
+
+def test_a_dtype_that_is_not_said_is_the_files(tmp_path: Path) -> None:
+    path = saved(several("step", kind=TensorProto.INT64), tmp_path)
+    for also, code in (("step=4", 0), ("step=4:int64", 0), ("step=4:float32", 1)):
+        assert CliRunner().invoke(group, ["check", str(path), "--also", also]).exit_code == code
+
+
+NAMES = ("a/b", "a:b", "input", "input_", "0", "class", "größe", "temperature", "temperature_", "self", "torch")
+
+
+def test_other_inputs_of_any_name(tmp_path: Path) -> None:
+    path = saved(several(*NAMES, "input__", first="pixels"), tmp_path)
+    surgeon.export(str(path), tmp_path / "bundle")
+    session = surgeon.load(tmp_path / "bundle")
+    names = [port.name for port in session.others]
+    assert names[:6] == ["a_b", "a_b_", "input_", "input__", "_0", "class_"]
+    assert len({*names}) == len(NAMES) + 1 and all(name.isidentifier() and name.isascii() for name in names)
+    assert session.manifest.others[4].meaning.startswith("the network's own input 0")
+    resolve_again(session.manifest)
+
+
 class Two(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x.relu(), x
@@ -261,5 +312,7 @@ def test_programs_that_are_refused(tmp_path: Path) -> None:
     training = nn.Sequential(nn.Linear(4, 2), nn.Dropout())
     with pytest.raises(ConversionError, match="exported in training mode"):
         resolve(save_program(training, tmp_path / "training.pt2", (4,)))
+    with pytest.raises(SurgeonError, match=r"two.pt2 has no input 'nope' beside .* Leave --also out"):
+        resolve(f"{two}:relu", others={"nope": (4,)})
     with pytest.raises(SurgeonError, match=r"not \[5\]. Leave --input-shape out"):
         resolve(f"{two}:relu", input_shape=(5,))
