@@ -7,7 +7,9 @@ artifacts that depend on them, and stay as they are through an ascent: a second 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+import keyword
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -87,9 +89,37 @@ def _parameters(network: nn.Module) -> dict[str, bool] | None:
     }
 
 
-def split_dtype(stated: Any) -> tuple[tuple[int, ...], str]:
-    """What is said of an input, as the shape of one sample and a dtype."""
-    return stated if len(stated) == 2 and isinstance(stated[1], str) else (tuple(stated), "float32")
+def split_dtype(stated: Any, usual: str = "float32") -> tuple[tuple[int, ...], str]:
+    """What is said of an input, as the shape of one sample and a dtype: the `usual` one, unless it is said."""
+    return stated if len(stated) == 2 and isinstance(stated[1], str) else (tuple(stated), usual)
+
+
+def stated_shape(file: str, name: str, stated: Any, dtype: str) -> tuple[int, ...]:
+    """The shape that is said of the input `name` of a file, which knows its `dtype`; raises where another is said."""
+    shape, given = split_dtype(stated, dtype)
+    if given != dtype:
+        raise SurgeonError(f"the input {name} of {file} is {dtype}, not {given}", "Leave the dtype out")
+    return shape
+
+
+def refuse_unknown(file: str, stated: Iterable[str], known: Sequence[str]) -> None:
+    """Raise SurgeonError where something is said of an input that a file does not have beside its first."""
+    unknown = next((name for name in stated if name not in known), None)
+    if unknown is not None:
+        takes = f"It takes {', '.join(known)} there" if known else "Leave --also out: it takes nothing else"
+        raise SurgeonError(f"{file} has no input {unknown!r} beside the one that is pulled back to", takes)
+
+
+def identifiers(names: Iterable[str]) -> list[str]:
+    """`names` as words that the artifacts can call their inputs by: ASCII, no two alike, none of their own."""
+    found: list[str] = []
+    for name in names:
+        word = re.sub(r"\W", "_", name, flags=re.ASCII)
+        word = word if word.isidentifier() else f"_{word}"
+        while word in found or word in RESERVED or keyword.iskeyword(word):
+            word += "_"
+        found.append(word)
+    return found
 
 
 def port(name: str, stated: Any, called: str) -> Port:
@@ -97,10 +127,9 @@ def port(name: str, stated: Any, called: str) -> Port:
     shape, dtype = split_dtype(stated)
     if dtype not in DTYPES:
         raise SurgeonError(f"the input {name!r} cannot be {dtype}", f"Choose {', '.join(DTYPES)}")
-    if name in RESERVED:
-        raise SurgeonError(
-            f"the input {name!r} is called as one of the artifacts' own", "Give it another name in the network"
-        )
+    if name in RESERVED or not name.isascii():
+        why = "is called as one of the artifacts' own" if name.isascii() else "is not in ASCII"
+        raise SurgeonError(f"the input {name!r} {why}", "Give it another name in the network")
     return Port(name, dtype, (BATCH, *shape), f"the network's own input {called}, the same through an ascent")
 
 

@@ -200,6 +200,32 @@ def test_files_that_are_no_networks(tmp_path: Path) -> None:
             resolve(str(tmp_path / name), weights="random")
 
 
+OFFSET = numpy_helper.from_array(np.array(20000, np.float32), "offset")
+
+
+@pytest.mark.parametrize("mixing", ["ReduceMean", "ReduceMax"])
+@pytest.mark.parametrize("batch", [1, 2, "N"])
+def test_an_offset_hides_no_mixing_of_samples(tmp_path: Path, mixing: str, batch: int | str) -> None:
+    over_all = helper.make_node(mixing, ["r"], ["m"], keepdims=0)
+    scaled = helper.make_node("Mul", ["r", "m"], ["s"])
+    made = net(CONV, RELU, over_all, scaled, helper.make_node("Add", ["s", "offset"], ["out"]), batch=batch)
+    made.graph.initializer.append(OFFSET)
+    with pytest.raises(ConversionError, match=r"net.onnx mixes the samples of a batch: .* Export it without a sum"):
+        resolve(str(saved(made, tmp_path)))
+
+
+def test_an_offset_is_no_reason_to_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = net(CONV, RELU, helper.make_node("Add", ["r", "offset"], ["out"]))
+    made.graph.initializer.append(OFFSET)
+    path = saved(made, tmp_path)
+    module = resolve(str(path)).module
+    assert torch.equal(module.layer1_0_weight, torch.from_numpy(WEIGHTS["layer1.0.weight"]))  # once in float64
+    right = agreement._runtime_output
+    monkeypatch.setattr(agreement, "_runtime_output", lambda *given: (right(*given) - 20000) * 1.1 + 20000)
+    with pytest.raises(ConversionError, match="imported wrongly"):
+        resolve(str(path))
+
+
 def test_what_the_runtime_does_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = agreement._runtime_output
 
@@ -207,7 +233,7 @@ def test_what_the_runtime_does_otherwise_is_refused(tmp_path: Path, monkeypatch:
         return right(path, *given) * 1.01
 
     monkeypatch.setattr(agreement, "_runtime_output", wrong)
-    with pytest.raises(ConversionError, match=r"imported wrongly: its output is 9.9e-03 from ONNX Runtime's"):
+    with pytest.raises(ConversionError, match=r"imported wrongly: its output is 3.1e-02 from ONNX Runtime's"):
         resolve(str(saved(net(), tmp_path)))
 
 
@@ -232,6 +258,57 @@ def test_a_bundle_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(SurgeonError, match=r"net was exported from net.onnx, which is not here. Give --source FILE"):
         resolve_again(session.manifest)
     assert resolve_again(session.manifest, source="moved.onnx").input_shape == (3, 8, 8)
+
+
+def several(*names: str, kind: int = TensorProto.FLOAT, first: str = "x") -> onnx.ModelProto:
+    """The network with inputs [1, 4] besides, all of which are added at the end."""
+    made = net(CONV, RELU, HEAD[0], helper.make_node("Reshape", ["g", "flat"], ["sum 0"]))
+    for place, name in enumerate(names):
+        made.graph.input.append(helper.make_tensor_value_info(name, kind, [1, 4]))
+        made.graph.node.append(helper.make_node("Cast", [name], [f"cast {place}"], to=TensorProto.FLOAT))
+        made.graph.node.append(helper.make_node("Add", [f"sum {place}", f"cast {place}"], [f"sum {place + 1}"]))
+    made.graph.node[-1].output[0] = "out"
+    made.graph.input[0].name = made.graph.node[0].input[0] = first
+    return made
+
+
+def test_what_is_said_of_other_inputs_must_fit_the_file(tmp_path: Path) -> None:
+    path = str(saved(several("cond", "a/b"), tmp_path))
+    for others in ({}, {"cond": (4,)}, {"cond": ((4,), "float32"), "a/b": (4,)}, {"a_b": (4,)}):
+        assert [port.name for port in resolve(path, others=others).others] == ["cond", "a_b"]
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"nope": (4,)}, r"net.onnx has no input 'nope' beside .*\. It takes cond, a_b there"),
+        ({"x": (3, 8, 8)}, r"net.onnx has no input 'x' beside"),
+        ({"cond": ((4,), "int64")}, "the input cond of net.onnx is float32, not int64. Leave the dtype out"),
+        ({"cond": (4, 4)}, r"takes \[1, 4\], not an input of 4,4. Leave --also out"),
+    ]
+    for others, message in wrong:
+        with pytest.raises(SurgeonError, match=message):
+            resolve(path, others=others)
+    with pytest.raises(SurgeonError, match="Leave --also out: it takes nothing else"):
+        resolve(str(saved(net(), tmp_path)), others={"nope": ()})
+    with pytest.raises(ConversionError, match=r"is int8. Have it take float32 or int64 or int32 or bool, and cast"):
+        resolve(str(saved(several("cond", kind=TensorProto.INT8), tmp_path)))
+
+
+def test_a_dtype_that_is_not_said_is_the_files(tmp_path: Path) -> None:
+    path = saved(several("step", kind=TensorProto.INT64), tmp_path)
+    for also, code in (("step=4", 0), ("step=4:int64", 0), ("step=4:float32", 1)):
+        assert CliRunner().invoke(group, ["check", str(path), "--also", also]).exit_code == code
+
+
+NAMES = ("a/b", "a:b", "input", "input_", "0", "class", "größe", "temperature", "temperature_", "self", "torch")
+
+
+def test_other_inputs_of_any_name(tmp_path: Path) -> None:
+    path = saved(several(*NAMES, "input__", first="pixels"), tmp_path)
+    surgeon.export(str(path), tmp_path / "bundle")
+    session = surgeon.load(tmp_path / "bundle")
+    names = [port.name for port in session.others]
+    assert names[:6] == ["a_b", "a_b_", "input_", "input__", "_0", "class_"]
+    assert len({*names}) == len(NAMES) + 1 and all(name.isidentifier() and name.isascii() for name in names)
+    assert session.manifest.others[4].meaning.startswith("the network's own input 0")
+    resolve_again(session.manifest)
 
 
 class Two(nn.Module):
@@ -270,5 +347,7 @@ def test_programs_that_are_refused(tmp_path: Path) -> None:
     training = nn.Sequential(nn.Linear(4, 2), nn.Dropout())
     with pytest.raises(ConversionError, match="exported in training mode"):
         resolve(save_program(training, tmp_path / "training.pt2", (4,)))
+    with pytest.raises(SurgeonError, match=r"two.pt2 has no input 'nope' beside .* Leave --also out"):
+        resolve(f"{two}:relu", others={"nope": (4,)})
     with pytest.raises(SurgeonError, match=r"not \[5\]. Leave --input-shape out"):
         resolve(f"{two}:relu", input_shape=(5,))

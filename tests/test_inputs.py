@@ -145,8 +145,14 @@ def test_a_name_of_the_artifacts_own_is_refused() -> None:
         def forward(self, x: Tensor, cotangent: Tensor) -> Tensor:
             return x * cotangent
 
+    class Foreign(nn.Module):
+        def forward(self, x: Tensor, größe: Tensor) -> Tensor:
+            return x * größe
+
     with pytest.raises(SurgeonError, match="artifacts' own"):
         arrange(Named(), None, {"cotangent": (3,)})
+    with pytest.raises(SurgeonError, match="the input 'größe' is not in ASCII"):
+        arrange(Foreign(), None, {"größe": (3,)})
 
 
 def test_values_that_do_not_fit_are_named(bundle: Path) -> None:

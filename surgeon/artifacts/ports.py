@@ -16,7 +16,7 @@ FILES = {
 RESERVED = frozenset(
     (
         *("input", "cotangent", "temperature", "origin", "step_size", "radius", "steps", "others"),
-        *("output", "pullback", "perturbed", "score", "scores", "climbed", "none", "first_axis"),
+        *("output", "pullback", "perturbed", "score", "scores", "climbed", "none", "first_axis", "self", "torch"),
     )
 )
 """Names of values in the artifacts. A parameter of the network may have one, another input of it may not."""

@@ -107,15 +107,15 @@ def _save(
     for name, value in values.items():
         text = f"float('{value}')" if value in (float("inf"), float("-inf")) else repr(value)
         text = repr(list(value)) if isinstance(value, tuple) else text
-        lines.append(f"    {name}_ = {name} if {name} is not None else torch.tensor({text}, device=input.device)")
+        lines.append(f"    {_own(name)} = {name} if {name} is not None else torch.tensor({text}, device=input.device)")
         if isinstance(value, tuple):
-            lines.append(f"    {name}_ = {name}_.expand({len(value)})")
+            lines.append(f"    {_own(name)} = {_own(name)}.expand({len(value)})")
     # What the loop takes and the artifact does not, it does not read: any tensor will do.
     wanted = [port.name for port in inner._c._get_method("forward").schema.arguments][1:]
     spelt = {
         **dict.fromkeys(wanted, "input"),
         **{name: name for name in tensors},
-        **{name: f"{name}_" for name in values},
+        **{name: _own(name) for name in values},
     }
     spelt["others"] = f"[{', '.join(others)}]" if others else "torch.jit.annotate(List[Tensor], [])"
     given = [spelt[name] for name in wanted]
@@ -125,6 +125,11 @@ def _save(
     buffer = io.BytesIO()
     torch.jit.save(twin, buffer)
     path.write_bytes(buffer.getbuffer())
+
+
+def _own(name: str) -> str:
+    """What a forward calls the scalar `name` when its default is in; no input of a network is called so."""
+    return f"{name}_or_default"
 
 
 def _scriptable(graph: GraphModule, others: Sequence[str], objective: Objective | None = None) -> GraphModule:

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from surgeon.artifacts.manifest import Port
     from surgeon.runtime import Session
 
-Stated = tuple[str, tuple[tuple[int, ...], str]]
+Stated = tuple[str, tuple[Any, ...]]
+"""Name and shape, (1, 64, 64), or name and that with a dtype, ((1, 64, 64), "int64")."""
 
 
 class Shaped(click.ParamType[Stated]):
-    """NAME=SHAPE[:DTYPE] as (NAME, (SHAPE, DTYPE)); the shape of a number is empty."""
+    """NAME=SHAPE:DTYPE as (NAME, (SHAPE, DTYPE)), NAME=SHAPE as (NAME, SHAPE); the shape of a number is empty."""
 
     name = "NAME=SHAPE[:DTYPE]"
 
@@ -36,7 +37,7 @@ class Shaped(click.ParamType[Stated]):
             sizes = (0,)
         if not (name and equals) or min(sizes, default=1) < 1:
             self.fail(f"{value!r} is not NAME=SHAPE[:DTYPE], such as mask=1,64,64 or step=:int64.", param, ctx)
-        return name, (sizes, dtype or "float32")
+        return name, (sizes, dtype) if dtype else sizes
 
 
 def described(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ from torch.fx.graph import CodeGen
 
 from surgeon.errors import ConversionError, SurgeonError
 from surgeon.importer.onnx_file import Imported
-from surgeon.inputs import Shapes, arrange, split_dtype
+from surgeon.inputs import Shapes, arrange, refuse_unknown, stated_shape
 
 aten = torch.ops.aten
 
@@ -54,11 +54,8 @@ def import_program(
             f"the input {called} of {path.name} is no float32 tensor", "Give a network that takes one"
         )
     shape = _shape(path, called, taken.pop(called), input_shape, "--input-shape")
-    stated = {name: split_dtype(others[name])[0] for name in taken if others and name in others}
-    shapes = {
-        name: (_shape(path, name, value, stated.get(name), f"--also {name}=SHAPE"), str(value.dtype).split(".")[-1])
-        for name, value in taken.items()
-    }
+    refuse_unknown(path.name, others or {}, list(taken))
+    shapes = {name: _beside(path, name, value, (others or {}).get(name)) for name, value in taken.items()}
     module, _, ports = arrange(_plain(program, names.index(output or names[0])), called, shapes)
     return Imported(module, shape, called, output or names[0], ports)
 
@@ -69,6 +66,13 @@ def _is_float32(value: Any) -> bool:
 
 def _value(program: ExportedProgram, name: str) -> Any:
     return next(node.meta["val"] for node in program.graph.nodes if node.name == name)
+
+
+def _beside(path: Path, name: str, value: Any, stated: Any) -> tuple[tuple[int, ...], str]:
+    """Shape and dtype of an input beside the one that is pulled back to; `stated` is None where nothing is said."""
+    dtype = str(getattr(value, "dtype", None)).removeprefix("torch.")
+    wanted = None if stated is None else stated_shape(path.name, name, stated, dtype)
+    return _shape(path, name, value, wanted, f"--also {name}=SHAPE"), dtype
 
 
 def _shape(path: Path, name: str, value: Any, wanted: tuple[int, ...] | None, option: str) -> tuple[int, ...]:

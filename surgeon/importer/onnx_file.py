@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 from torch import nn
 
 from surgeon.artifacts.manifest import Port
-from surgeon.artifacts.ports import RESERVED
 from surgeon.errors import ConversionError, SurgeonError
 from surgeon.importer import (  # noqa: F401  the families fill the table
     activations,
@@ -32,10 +30,10 @@ from surgeon.importer import (  # noqa: F401  the families fill the table
     shapes,
     windows,
 )
-from surgeon.importer.agreement import HALF_TOLERANCE, TOLERANCE, require_agreement
+from surgeon.importer.agreement import require_agreement
 from surgeon.importer.network import Graph, OnnxNetwork, branches
 from surgeon.importer.registry import FOLDED, OPERATORS, REFUSED, STANDARD, Numbers, kind_of
-from surgeon.inputs import Shapes, port, samples, split_dtype
+from surgeon.inputs import DTYPES, Shapes, identifiers, port, refuse_unknown, samples, stated_shape
 from surgeon.weights import varied_input
 
 OLDEST_OPSET = 9
@@ -84,7 +82,7 @@ def import_onnx(
     given, *rest = _inputs(path, graph, input)
     returned = _output(path, graph, output)
     batch, shape = _shape(path, given, input_shape)
-    beside = tuple(_beside(path, value, batch, others or {}) for value in rest)
+    beside = _beside(path, rest, batch, others or {})
     nodes = _needed(graph, returned)
     _refuse_unknown(path, nodes)
     kept = _constants(path, graph, _read_by(nodes))
@@ -92,7 +90,7 @@ def import_onnx(
     network = OnnxNetwork(Graph(nodes, kept, names, returned, opset, batch)).eval()
     generator = torch.Generator().manual_seed(0)
     values = [varied_input(2 * (batch or 1), shape, generator), *samples(beside, 2 * (batch or 1), generator)]
-    require_agreement(path, network, dict(zip(names, values, strict=True)), returned, batch, _tolerance(graph))
+    require_agreement(path, network, dict(zip(names, values, strict=True)), returned, batch, _in_halves(graph))
     return Imported(network, shape, given.name, returned, beside)
 
 
@@ -158,21 +156,34 @@ def _inputs(path: Path, graph: GraphProto, wanted: str | None) -> list[ValueInfo
     return [chosen[0], *(value for value in inputs if value is not chosen[0])]
 
 
-def _beside(path: Path, value: ValueInfoProto, batch: int | None, stated: Shapes) -> Port:
-    """An input that stands beside the one that is pulled back to, under its name as a word."""
-    kind, name = value.type.tensor_type.elem_type, re.sub(r"\W", "_", value.name)
+def _beside(path: Path, values: Sequence[ValueInfoProto], batch: int | None, stated: Shapes) -> tuple[Port, ...]:
+    """The inputs that stand beside the one that is pulled back to, under their names as words.
+
+    What is `stated` of one may go by that, or by the name that it has in the file.
+    """
+    words = identifiers(value.name for value in values)
+    own = {value.name: word for value, word in zip(values, words, strict=True) if value.name not in words}
+    by_word = {own.get(name, name): said for name, said in stated.items()}
+    refuse_unknown(path.name, by_word, words)
+    return tuple(_port(path, value, word, batch, by_word.get(word)) for value, word in zip(values, words, strict=True))
+
+
+def _port(path: Path, value: ValueInfoProto, name: str, batch: int | None, stated: Any) -> Port:
+    """One of them, called `name`; `stated` is None where nothing is said of it."""
+    kind = value.type.tensor_type.elem_type
     if kind not in _DTYPES:
         raise ConversionError(
-            f"the input {value.name} of {path.name} is {_type_name(kind)}", f"Choose {', '.join(_DTYPES.values())}"
+            f"the input {value.name} of {path.name} is {_type_name(kind)}",
+            f"Have it take {' or '.join(DTYPES)}, and cast that inside",
         )
-    shape, _ = split_dtype(stated[name]) if name in stated else (None, "")
+    shape = None if stated is None else stated_shape(path.name, name, stated, _DTYPES[kind])
     rows, shape = _shape(path, value, shape, f"--also {name}=SHAPE")
     if rows != batch:
         raise ConversionError(
             f"the input {value.name} of {path.name} has another batch than the one that is pulled back to",
             "Export both with the same, best a dynamic one",
         )
-    return port(f"{name}_" if name in RESERVED else name, (shape, _DTYPES[kind]), value.name)
+    return port(name, (shape, _DTYPES[kind]), value.name)
 
 
 def _type_name(kind: int) -> str:
@@ -192,13 +203,13 @@ def _output(path: Path, graph: GraphProto, wanted: str | None) -> str:
     return wanted or names[0]
 
 
-def _tolerance(graph: GraphProto) -> float:
-    """Of the comparison with ONNX Runtime, which rounds to half precision where the file says so; this does not."""
+def _in_halves(graph: GraphProto) -> bool:
+    """Whether ONNX Runtime rounds to half precision anywhere, because the file says so."""
     halves = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
     kinds = [value.data_type for value in graph.initializer]
     kinds += [value.type.tensor_type.elem_type for value in graph.input]
     kinds += [one.i for node in graph.node if node.op_type == "Cast" for one in node.attribute if one.name == "to"]
-    return HALF_TOLERANCE if any(kind in halves for kind in kinds) else TOLERANCE
+    return any(kind in halves for kind in kinds)
 
 
 def _shape(
