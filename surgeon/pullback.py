@@ -206,6 +206,10 @@ class Pullback(nn.Module):
             return Step(node, _no_rule, None, "exact")
         if any(argument in self._active for argument in _nodes(list(node.kwargs.values()))):
             raise ConversionError(f"{where(node)} takes the cotangent through a keyword", "Write a rule for it")
+        if any(value.is_complex() for value in _tensors(node)):  # a product's rule, say, would lack a conjugate
+            raise ConversionError(
+                f"no pullback rule for {where(node)}, which computes complex numbers", "Leave these operators out"
+            )
         known = RULES.get(node.target) if isinstance(node.target, OpOverload) else None
         if known is not None:
             if known.kind == "gate" and _is_floor_of_norm(node):
@@ -349,10 +353,15 @@ def _is_floor_of_norm(node: Node) -> bool:
 
 
 def _is_floating(node: Node) -> bool:
-    """Whether the node's value, or one of its values, is a floating-point tensor: indices and masks are not."""
+    """Whether the node's value, or one of its values, is a tensor of real or complex numbers: indices are not."""
+    return any(value.is_floating_point() or value.is_complex() for value in _tensors(node))
+
+
+def _tensors(node: Node) -> list[Tensor]:
+    """The node's value, or its values, as far as they are tensors."""
     value = node.meta.get("val")
     values = value if isinstance(value, (tuple, list)) else [value]
-    return any(isinstance(item, Tensor) and item.is_floating_point() for item in values)
+    return [item for item in values if isinstance(item, Tensor)]
 
 
 def where(node: Node) -> str:

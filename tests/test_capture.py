@@ -218,6 +218,13 @@ REFUSED: dict[str, tuple[Callable[[Tensor], object] | nn.Module, str]] = {
         lambda x: x.mode(3).values + x.mode(3).values + torch.erfinv(x)[..., 0],
         r"no pullback rule for aten.mode.default \(.*\) and 1 more; no pullback rule for aten.erfinv",
     ),
+    "a complex way beside a real one": (
+        lambda x: x.relu() + torch.fft.fft2(x).abs().relu(),
+        r"no pullback rule for aten._fft_c2c.default \(.*\), which computes complex numbers",
+    ),
+    "a complex way alone": (lambda x: torch.fft.rfft2(x).abs(), r"no pullback rule for aten._fft_r2c.default"),
+    "a complex product of the input": (lambda x: (x * (1 + 2j)).abs(), r"aten.mul.Tensor .*, which computes complex"),
+    "a complex output": (lambda x: torch.fft.rfft2(x), r"no pullback rule for aten._fft_r2c.default"),
     "another batch": (lambda x: x.flatten(0, 1), r"which has another batch"),
     "one number": (lambda x: x.sum(), r"which has another batch"),
     "an operator without rule": (
