@@ -23,7 +23,7 @@ class Objective(nn.Module):
 
     logit: sum(c * output), whose cotangent is c, usually one-hot. cross-entropy: minus the cross-entropy to the target
     distribution c, sum(c * log softmax(output)), over the classes (dimension 1). energy: |output|^2 / 2, for which c
-    is not read.
+    is not read. An output [N] has no classes.
     """
 
     __constants__ = ("kind",)  # TorchScript's word for attributes that the compiler may take for granted
@@ -36,11 +36,16 @@ class Objective(nn.Module):
 
     def forward(self, output: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor]:
         if self.kind == "logit":
-            return (cotangent * output).flatten(1).sum(1), cotangent
+            return _per_sample(cotangent * output), cotangent
         if self.kind == "energy":
-            return 0.5 * (output * output).flatten(1).sum(1), output
-        score = (cotangent * torch.log_softmax(output, 1)).flatten(1).sum(1)
+            return 0.5 * _per_sample(output * output), output
+        score = _per_sample(cotangent * torch.log_softmax(output, 1))
         return score, cotangent - torch.softmax(output, 1) * cotangent.sum(1, keepdim=True)
+
+
+def _per_sample(value: Tensor) -> Tensor:
+    """The sum over each sample, [N]; an output [N] is one number for each already."""
+    return value.flatten(1).sum(1) if value.dim() > 1 else value
 
 
 class Step(nn.Module):

@@ -85,6 +85,8 @@ def export(
         stage("rewrite")
         network = _Half(source.module) if recipe.precision == "fp16" else source.module
         program, pullback = rewrite_program(network, example(source.input_shape, source.others), recipe)
+        if recipe.objective == "cross-entropy" and not pullback.output_shape:
+            raise SurgeonError("cross-entropy is over classes, and the output is one number", "Give --objective logit")
         beside = [source.others[place] for place in pullback.read]
         manifest = Manifest(
             model=source.model,

@@ -8,7 +8,7 @@ module that is called several times, the last call counts.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -75,9 +75,13 @@ def cut(module: nn.Module, names: Sequence[str], everything: bool = False) -> It
     modules = {name: part for name in names if (part := find(module, name)) is not None}
     kept: dict[nn.Module, Any] = {}
 
-    def keep(part: nn.Module, _input: Any, output: Any) -> None:
-        # A copy, since the next layer may overwrite it in place.
-        kept[part] = output.clone() if isinstance(output, Tensor) else output
+    def keeper(part: nn.Module) -> Callable[..., None]:
+        # Not the module that a hook is handed: torch.export puts copies in the place of one that has several names.
+        def keep(_part: nn.Module, _input: Any, output: Any) -> None:
+            # A copy, since the next layer may overwrite it in place.
+            kept[part] = output.clone() if isinstance(output, Tensor) else output
+
+        return keep
 
     def give(_module: nn.Module, inputs: tuple[Any, ...], returned: Any) -> Any:
         values = [named(name, returned) for name in names]
@@ -99,7 +103,7 @@ def cut(module: nn.Module, names: Sequence[str], everything: bool = False) -> It
             raise SurgeonError(f"the layer {name!r} does not run", "Choose one that the forward pass calls")
         return only_tensor(kept[modules[name]], f"the layer {name}")
 
-    handles = [part.register_forward_hook(keep) for part in dict.fromkeys(modules.values())]
+    handles = [part.register_forward_hook(keeper(part)) for part in dict.fromkeys(modules.values())]
     handles.append(module.register_forward_hook(give))
     try:
         yield

@@ -111,14 +111,19 @@ def reference_step(
 def objective_score(output: Tensor, cotangent: Tensor | None, objective: str) -> Tensor:
     """The objective's value per sample, [N]: what an ascent raises. Classes are on axis 1."""
     if objective == "energy":
-        return 0.5 * output.square().flatten(1).sum(1)
+        return 0.5 * _total(output.square())
     if cotangent is None:
         raise SurgeonError(f"objective {objective} without a cotangent", "Pass the cotangent")
     if objective == "logit":
-        return (cotangent * output).flatten(1).sum(1)
+        return _total(cotangent * output)
     if objective == "cross-entropy":
-        return (cotangent * output.log_softmax(1)).flatten(1).sum(1)
+        return _total(cotangent * output.log_softmax(1))
     raise SurgeonError(f"no objective {objective!r}", "Choose logit, cross-entropy or energy")
+
+
+def _total(value: Tensor) -> Tensor:
+    """[N, …] -> [N], also where a sample has one number without an axis."""
+    return value.reshape(len(value), -1).sum(1)
 
 
 def objective_gradient(output: Tensor, cotangent: Tensor | None, objective: str) -> Tensor:

@@ -203,6 +203,8 @@ def input_shape(manifest: Manifest) -> tuple[int, ...]:
 
 def _cotangent(objective: str, output: Tensor, generator: torch.Generator) -> Tensor:
     """One class per sample, the top one (a last ReLU may have shut others); for cross-entropy a distribution."""
+    if output.dim() == 1:
+        return torch.ones(output.shape)
     if objective == "cross-entropy":
         return torch.randn(output.shape, generator=generator).softmax(1)
     return torch.zeros(output.shape).scatter_(1, output.argmax(1, keepdim=True), 1.0)

@@ -120,7 +120,7 @@ class Session:
         """Shape of one sample's output; raises SurgeonError where it varies with the input's."""
         shape = self._output_sizes
         fixed = tuple(size for size in shape if isinstance(size, int))
-        if not fixed or len(fixed) != len(shape):
+        if len(fixed) != len(shape):
             raise SurgeonError(
                 f"the output of {self.bundle.path} has no fixed shape ({shape_text(shape)} for one sample)",
                 "Give the cotangent itself, from Python",

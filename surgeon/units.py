@@ -16,7 +16,7 @@ Array = numpy.ndarray[Any, numpy.dtype[Any]]
 
 Unit = tuple[int | str, ...]
 """(channel,) for all positions of a channel, or with a position for each axis; of several layers with the layer's name
-before: ("layer3", 17, 6, 6)."""
+before: ("layer3", 17, 6, 6). Of one number for each sample, (0,)."""
 
 
 def parse(text: str, layers: Sequence[Layer]) -> Unit:
@@ -38,8 +38,9 @@ def check(unit: Unit, layers: Sequence[Layer]) -> tuple[Layer, tuple[int, ...]]:
     if not found:
         raise SurgeonError(f"the bundle has no layer {unit[0]!r}", f"There are {described(layers)}")
     layer, place = found[0], tuple(part for part in unit if isinstance(part, int))
-    fits = all(at >= 0 and (isinstance(size, str) or at < size) for at, size in zip(place, layer.shape, strict=False))
-    if len(place) not in (1, len(layer.shape)) or not fits:
+    shape = layer.shape or (1,)
+    fits = all(at >= 0 and (isinstance(size, str) or at < size) for at, size in zip(place, shape, strict=False))
+    if len(place) not in (1, len(shape)) or not fits:
         raise SurgeonError(f"there is no unit {_text(unit)}", f"There are {described([layer])}")
     return layer, place
 
@@ -49,9 +50,9 @@ def at(units: Sequence[Unit], layers: Sequence[Layer]) -> Array:
     rows = []
     for unit in units:
         layer, place = check(unit, layers)
-        own = numpy.zeros((1, *_sizes(layer)), numpy.float32)
-        own[(0, *place)] = 1
-        rows.append(join({layer.name: own}, layers))
+        own = numpy.zeros(_sizes(layer) or (1,), numpy.float32)
+        own[place] = 1
+        rows.append(join({layer.name: own.reshape(1, *_sizes(layer))}, layers))
     return numpy.concatenate(rows) if rows else numpy.zeros((0, *_output_sizes(layers)), numpy.float32)
 
 

@@ -158,6 +158,20 @@ def test_the_pullback_starts_at_a_layer(network: type[nn.Module], name: str) -> 
         assert (pulled - gradient).norm() <= 1e-10 * gradient.norm() > 0
 
 
+@pytest.mark.parametrize("name", ["0", "1", "2", "3", "4"])
+def test_a_layer_of_a_network_in_which_one_module_has_two_names(name: str) -> None:
+    relu = nn.ReLU(inplace=True)
+    layers = nn.Conv2d(3, 4, 3), relu, nn.Conv2d(4, 5, 3), relu, nn.Conv2d(5, 2, 1)
+    module, x = nn.Sequential(*layers).double().eval(), images()
+    recipe = Recipe(gate="hard", at=(name,))
+    last = 3 if name == "1" else int(name)  # the last call counts, whatever the name
+    expected = module[: last + 1](x)
+    g = torch.randn_like(expected)
+    output, pulled = rewrite(module, x, recipe)(x, g)
+    assert torch.allclose(output, expected, rtol=1e-12)
+    assert relative_error(pulled, reference_pullback(module, x, g, recipe=recipe, temperature=1.0)[1]) < 1e-12
+
+
 def test_soft_gates_below_a_layer_agree_with_the_oracle() -> None:
     module, x = deep().double(), images(3)
     recipe = Recipe(at=("relu",))

@@ -380,3 +380,37 @@ def test_two_layers_of_resnet18_against_autograd() -> None:
     output, pulled = graph(x, g, torch.tensor(0.5, dtype=x.dtype))
     same, expected = reference_pullback(module, x, g, recipe=recipe, temperature=0.5)
     assert relative_error(output, same) < 1e-12 and relative_error(pulled, expected) < 1e-10
+
+
+class OneNumber(nn.Sequential):
+    """A discriminator: [N, 3, 8, 8] -> [N]."""
+
+    input_shape = (3, 8, 8)
+
+    def __init__(self) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(4)
+            super().__init__(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, 6), nn.Flatten(0))
+
+
+@pytest.mark.parametrize("objective", ["logit", "energy"])
+def test_one_number_for_each_sample(objective: str, tmp_path: Path) -> None:
+    bundle = export(OneNumber(), tmp_path / "one", Recipe(objective=objective))
+    assert {line.artifact for line in bundle.manifest.verification} == set(bundle.manifest.artifacts)
+    session, x = surgeon.load(bundle.path), torch.rand(2, 3, 8, 8).numpy()
+    cotangent = None
+    if objective == "logit":
+        cotangent = session.at_units([session.unit("0"), (0,)])
+        assert numpy.array_equal(cotangent, [1, 1])
+        assert session.pullback(x, cotangent).output.shape == (2,)
+    score = session.ascent(x, cotangent, steps=2).score
+    assert score.shape == (3, 2) and (score[-1] > score[0]).all()
+    assert session.output_shape == () and session.label((0,)) == "channel 0"
+    for call in (lambda: session.classes, lambda: session.unit("1"), lambda: session.at_units((-1,))):
+        with pytest.raises(SurgeonError, match="channels 0 to 0"):
+            call()
+
+
+def test_one_number_has_no_classes(tmp_path: Path) -> None:
+    with pytest.raises(SurgeonError, match="cross-entropy is over classes"):
+        export(OneNumber(), tmp_path / "one", Recipe(objective="cross-entropy"))
