@@ -93,7 +93,9 @@ class Windows:
     def soft(self, g: Tensor, values: Tensor, x: Tensor, coldness: Tensor) -> Tensor:
         """The softened backward. g and values: [N, C, out…]; x: [N, C, size…]; the result is shaped as x."""
         channels, count = x.shape[1], self._count()
-        one_hot = torch.eye(count, dtype=x.dtype, device=x.device).reshape(count, 1, *self.kernel)
+        places = torch.arange(count, device=x.device)
+        zero, one = (torch.full((), value, dtype=x.dtype, device=x.device) for value in (0.0, 1.0))
+        one_hot = torch.where(places.unsqueeze(1) == places, one, zero).reshape(count, 1, *self.kernel)
         kernels = one_hot.repeat(channels, *[1] * (self.axes + 1))
         maximum = values
         if any(self.padding):
@@ -107,7 +109,7 @@ class Windows:
         if is_symbolic(*self.size) and any(self.beyond):
             for axis, length in enumerate(self.out):  # a window that would start in the padding is left out
                 unfolded = unfolded.narrow(2 + axis, 0, length)
-        y = (unfolded.unflatten(1, (channels, count)) - maximum.unsqueeze(2)) * coldness
+        y = (unfolded.reshape(-1, channels, count, *unfolded.shape[2:]) - maximum.unsqueeze(2)) * coldness
         if y.dtype == torch.float16:
             # There a distant value over a small T is minus infinity, and its y e^y no number.
             y = y.clamp(min=_NEVER)
@@ -117,10 +119,9 @@ class Windows:
         weighted = e * y
         total = e.sum(2, keepdim=True)
         share = g.unsqueeze(2) / total
-        spread = e * (share * (1 - weighted.sum(2, keepdim=True) / total)) + weighted * share
-        return transposed_convolve(
-            spread.flatten(1, 2), kernels, self.size, self.stride, self.padding, self.dilation, channels
-        )
+        spread = e * (share * (one - weighted.sum(2, keepdim=True) / total)) + weighted * share
+        folded = spread.reshape(-1, channels * count, *unfolded.shape[2:])
+        return transposed_convolve(folded, kernels, self.size, self.stride, self.padding, self.dilation, channels)
 
     def _count(self) -> int:
         count = 1
@@ -140,7 +141,7 @@ class Windows:
             ok = self._positions(axis, x) < self.size[axis] + self.padding[axis]
             shape = [1] * 2 * self.axes
             shape[axis], shape[self.axes + axis] = self.kernel[axis], self.out[axis]
-            inside = inside & ok.reshape(shape)
+            inside = torch.logical_and(inside, ok.reshape(shape))
         return inside.reshape(self._count(), *self.out)
 
     def _padding_value(self, values: Tensor) -> Tensor:
@@ -148,12 +149,11 @@ class Windows:
         touches = torch.zeros([1] * self.axes, dtype=torch.bool, device=values.device)
         for axis in range(self.axes):
             positions = self._positions(axis, values)
-            outside = (positions < 0) | (
-                (positions >= self.size[axis]) & (positions < self.size[axis] + self.padding[axis])
-            )
+            behind = torch.logical_and(positions >= self.size[axis], positions < self.size[axis] + self.padding[axis])
+            outside = torch.logical_or(positions < 0, behind)
             shape = [1] * self.axes
             shape[axis] = self.out[axis]
-            touches = touches | outside.any(0).reshape(shape)
+            touches = torch.logical_or(touches, outside.any(0).reshape(shape))
         low = torch.full((), torch.finfo(values.dtype).min, dtype=values.dtype, device=values.device)
         return torch.where(touches, torch.zeros_like(low), low)
 
