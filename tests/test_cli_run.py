@@ -271,6 +271,8 @@ def test_group_help_version_and_near_commands(surgeon):
     assert code == 2 and err == "error: There is no command 'rum'. Did you mean 'run'? See `surgeon --help`.\n"
     assert surgeon()[0] == 2
     assert "_SURGEON_COMPLETE" in surgeon("completion", "zsh")[1]
+    code, _, told = surgeon("completion")
+    assert (code, told.count("\n")) == (2, 1)
 
 
 @pytest.mark.parametrize("name", ["run", "figure", "inspect", "check", "completion"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +277,16 @@ def test_other_inputs_of_any_name(tmp_path: Path) -> None:
     resolve_again(session.manifest)
 
 
+def test_weights_and_nodes_of_any_name(tmp_path: Path) -> None:
+    made = net()
+    weight = next(value for value in made.graph.initializer if value.name != "flat")
+    for name, node in (("权重", "激活"), ("class", "class"), ("import", "größe")):
+        weight.name = made.graph.node[0].input[1] = name
+        made.graph.node[1].name = node
+        bundle = surgeon.export(str(saved(made, tmp_path)), tmp_path / "bundle")  # verified
+        assert bundle.manifest.gates[0].module.isascii()
+
+
 class Two(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x.relu(), x
@@ -300,6 +311,26 @@ def test_programs_that_torch_export_saved(tmp_path: Path) -> None:
     assert relative_error(found[0], output) < 1e-6 and relative_error(found[1], expected) < 1e-6
     graph = surgeon.rewrite(module, x)
     assert relative_error(graph(x, v, torch.tensor(0.3, dtype=torch.float64))[1], found[1]) < 1e-10
+
+
+def test_files_that_are_no_programs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "net.pt2"
+    whole = Path(save_program(nn.Linear(4, 2), tmp_path / "whole.pt2", (4,))).read_bytes()
+    torch.save(nn.Linear(4, 2).state_dict(), path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        torch.jit.save(torch.jit.script(nn.Linear(4, 2)), tmp_path / "script.pt2")
+    script = (tmp_path / "script.pt2").read_bytes()
+    for data, reason in (
+        (path.read_bytes(), "a file of torch.save, such as a state dict"),
+        (script, "a TorchScript file"),
+        (whole[: len(whole) // 2], "no zip archive, or not the whole of one"),
+        (b"", "no zip archive, or not the whole of one"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(SurgeonError, match=rf"net.pt2 cannot be read as a .* \({reason}\). Save it with"):
+            resolve(str(path))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_programs_that_are_refused(tmp_path: Path) -> None:

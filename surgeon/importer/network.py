@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,9 +69,10 @@ class Call(nn.Module):
 class OnnxNetwork(nn.Module):
     """forward(input [N, …], the graph's other inputs) -> the chosen output of `graph`, by plain torch calls.
 
-    Weights are parameters (statistics of batch norms buffers), under the file's names with other signs than letters,
-    digits and underscores replaced. Whole numbers, and what the file computes from them and from shapes, stay numbers,
-    so that N stays dynamic under torch.export. Raises ConversionError that names the node where one cannot be called.
+    Weights are parameters (statistics of batch norms buffers), under the file's names with other signs than ASCII's
+    letters, digits and underscores replaced. Whole numbers, and what the file computes from them and from shapes, stay
+    numbers, so that N stays dynamic under torch.export. Raises ConversionError that names the node where one cannot be
+    called.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -107,9 +109,9 @@ class OnnxNetwork(nn.Module):
 
     def _free_name(self, name: str) -> str:
         """`name` as an attribute of this module that is not taken yet."""
-        plain = re.sub(r"\W+", "_", name).strip("_") or "value"
+        plain = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_") or "value"
         plain = plain if not plain[0].isdigit() else f"_{plain}"
-        while hasattr(self, plain):
+        while hasattr(self, plain) or keyword.iskeyword(plain):
             plain += "_"
         return plain
 
