@@ -115,6 +115,12 @@ class OnnxNetwork(nn.Module):
             plain += "_"
         return plain
 
+    def called(self, name: str) -> Call | None:
+        """The node that the file calls `name`, or the one whose single output is a tensor of that name."""
+        calls = [part for part in self.children() if isinstance(part, Call)]
+        named = [call for call in calls if call.title == name]
+        return next(iter([*named, *(call for call in calls if call.outputs == [name])]), None)
+
     def forward(self, input: Tensor, *others: Tensor) -> Tensor:
         tensors: dict[str, Tensor] = {name: getattr(self, own) for name, own in self._names.items()}
         tensors |= zip(self._graph_inputs, (input, *others), strict=True)
