@@ -203,12 +203,85 @@ def test_what_the_runtime_does_otherwise_is_refused(tmp_path: Path, monkeypatch:
         resolve(str(saved(net(), tmp_path)))
 
 
+def invoked(*command: str) -> tuple[int, str, str]:
+    """Exit code, standard output, and the message of what was raised."""
+    result = CliRunner().invoke(group, command)
+    code = getattr(result.exception, "exit_code", result.exit_code)
+    return code, result.stdout, str(result.exception)
+
+
+def test_check_lists_what_cannot_be_imported(tmp_path: Path) -> None:
+    kinds = ("Det", "LSTM", "Det")
+    nodes = [helper.make_node(kind, [f"v{i}"], [f"v{i + 1}"], name=f"/{kind} {i}") for i, kind in enumerate(kinds)]
+    nodes[0].input[0], nodes[-1].output[0] = "r", "out"
+    path = str(saved(net(CONV, RELU, *nodes), tmp_path))
+    code, out, message = invoked("check", path, "--json")
+    told = json.loads(out)
+    assert (code, told["convertible"], told["totals"]["unsupported"]) == (4, False, 3)
+    assert message.startswith(f"{told['reason']}. ") and "cannot import: Det (2), LSTM (1: recurrent)" in message
+    assert [(one["operator"], one["count"]) for one in told["operators"]] == [("Det", 2), ("LSTM", 1)]
+    assert told["operators"][1]["places"] == [
+        {"node": "/LSTM 1", "module": "/LSTM 1", "line": "", "reason": "/LSTM 1: recurrent"}
+    ]
+    table = invoked("check", path)[1]
+    assert "/Det 0: surgeon cannot import it; also in /Det 2" in table and "3 operators: 3 unsupported" in table
+    mixing = net(CONV, helper.make_node("ReduceMean", ["c"], ["m"]), helper.make_node("Mul", ["c", "m"], ["out"]))
+    code, out, _ = invoked("check", str(saved(mixing, tmp_path)), "--json")
+    assert code == 4 and "mixes the samples" in json.loads(out)["reason"]
+
+
+def test_a_failed_export_reports_what_was_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    saved(net(), tmp_path)
+    code, out, message = invoked("export", "net.onnx", "--formats", "onnx", "--tolerance", "1e-12", "--json")
+    told = json.loads(out)
+    assert (code, told["bundle"], told["passed"]) == (3, None, False)
+    assert f" of {len(told['verification'])} comparisons" in message and not (tmp_path / "exported").exists()
+
+
+def test_layers_of_a_file_go_by_its_own_names(tmp_path: Path) -> None:
+    path = str(saved(net(), tmp_path))
+    listed = json.loads(invoked("inspect", path, "--layers", "--json")[1])["layers"]
+    assert [(layer["name"], layer["kind"], layer["shape"]) for layer in listed[:2]] == [
+        ("layer1_layer1_0_Conv", "Conv", ["N", 4, 6, 6]),
+        ("relu", "Relu", ["N", 4, 6, 6]),
+    ]
+    source = resolve(path)
+    x = torch.randn(2, 3, 8, 8)
+    for name in ("layer1_layer1_0_Conv", "/layer1/layer1.0/Conv", "c"):
+        graph = surgeon.rewrite(source.module, x, Recipe(at=(name,)))
+        expected = torch.nn.functional.conv2d(x, source.module.layer1_0_weight)
+        assert torch.allclose(graph(x, torch.zeros(2, 4, 6, 6))[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("check", "net.ONNX:"), "net.ONNX: names no output. Write net.ONNX:OUTPUT, or net.ONNX alone"),
+        (("check", "net.h5"), "net.h5 is no network: surgeon reads files that end in .onnx or .pt2. Give one of those"),
+        (("check", "nets.py:make"), "nets.py:make is no network: surgeon reads files"),
+        (("check", "my/nets"), "my/nets is no network: surgeon reads files"),
+        (("check", "lost.onnx"), "there is no file lost.onnx. Give the path of an .onnx or .pt2 file"),
+        (("inspect", "lost.onnx"), "there is no bundle or file lost.onnx. Give the path of a bundle or an .onnx file"),
+    ],
+)
+def test_what_is_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    saved(net(), tmp_path).rename("net.ONNX")
+    code, _, told = invoked(*command)
+    assert code == 1 and told.startswith(message)
+    assert resolve("net.ONNX").model.name == "net"
+
+
 def test_a_bundle_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = saved(net(), tmp_path)
     command = ["export", "net.onnx", "-o", "bundle", "--formats", "onnx", "--json"]
     told = json.loads(CliRunner().invoke(group, command, catch_exceptions=False).stdout)
     assert (told["model"], told["weights"], told["gates"]) == ("net", IN_FILE, 1)
+    assert told["passed"]
     session = surgeon.load(tmp_path / "bundle")
     assert session.manifest.gates[0].module == "relu"
     assert (session.manifest.model.input, session.manifest.model.output) == ("x", "out")
