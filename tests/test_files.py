@@ -111,6 +111,11 @@ def test_one_of_several_outputs(tmp_path: Path) -> None:
             "Relu out: the attribute colour",
         ),
         (net(batch=1, shape=()), ConversionError, "without a batch"),
+        (
+            net(helper.make_node("Constant", [], ["k"]), helper.make_node("Add", ["x", "k"], ["out"])),
+            ConversionError,
+            "the constant k of net.onnx has no value",
+        ),
         (net(HEAD[0], CONV, HEAD[1]), SurgeonError, "its input r is not computed"),
         (
             net(CONV, RELU, helper.make_node("ReduceMean", ["r"], ["out"], axes=[0, 2, 3], keepdims=0)),
@@ -178,6 +183,17 @@ def test_an_offset_hides_no_mixing_of_samples(tmp_path: Path, mixing: str, batch
     made.graph.initializer.append(OFFSET)
     with pytest.raises(ConversionError, match=r"net.onnx mixes the samples of a batch: .* Export it without a sum"):
         resolve(str(saved(made, tmp_path)))
+
+
+def test_what_is_checked_in_float64_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    squeezed = (CONV, RELU, HEAD[0], helper.make_node("Squeeze", ["g"], ["out"]))
+    assert resolve(str(saved(net(*squeezed, batch="N"), tmp_path))).module(torch.zeros(2, 3, 8, 8)).shape == (2, 4)
+    filled = helper.make_node("ConstantOfShape", ["s"], ["ones"], value=numpy_helper.from_array(np.float32([1])))
+    product = helper.make_node("MatMul", ["ones", "weight"], ["p"])
+    nodes = (helper.make_node("Shape", ["x"], ["s"]), filled, product, helper.make_node("Add", ["p", "x"], ["out"]))
+    made = net(*nodes, batch="N")
+    made.graph.initializer.append(numpy_helper.from_array(w(8, 8), "weight"))
+    assert resolve(str(saved(made, tmp_path))).module(torch.zeros(2, 3, 8, 8)).shape == (2, 3, 8, 8)
 
 
 def test_an_offset_is_no_reason_to_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
