@@ -30,6 +30,14 @@ class ConversionError(SurgeonError):
     exit_code = 4
 
 
+class UnknownOperators(ConversionError):
+    """A file holds operators that cannot be imported: of each, the names of its nodes, and why."""
+
+    def __init__(self, message: str, remedy: str, nodes: dict[str, list[str]], reasons: dict[str, str]) -> None:
+        super().__init__(message, remedy)
+        self.nodes, self.reasons = nodes, reasons
+
+
 class ProviderError(SurgeonError):
     """The execution provider that was asked for is not there; nothing falls back to another one."""
 

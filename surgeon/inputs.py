@@ -134,7 +134,10 @@ def port(name: str, stated: Any, called: str) -> Port:
 
 
 def samples(ports: Sequence[Port], batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Random values for `ports`: numbers as of an image, in [-1, 1]; integers 0 and 1, which any table has."""
+    """Random values for `ports`: numbers as of an image, in [-1, 1]; integers 0 and 1, which any table has.
+
+    The first integer of every second sample is 1, from the first sample on: what is scaled by zeros alone is zero.
+    """
     found = []
     for port in ports:
         shape = tuple(int(size) for size in port.shape[1:])
@@ -142,7 +145,9 @@ def samples(ports: Sequence[Port], batch: int, generator: torch.Generator) -> tu
         if dtype.is_floating_point:
             found.append(varied_input(batch, shape, generator).to(dtype))
         else:
-            found.append(torch.randint(0, 2, (batch, *shape), generator=generator).to(dtype))
+            drawn = torch.randint(0, 2, (batch, *shape), generator=generator)
+            drawn.view(batch, -1)[::2, :1] = 1
+            found.append(drawn.to(dtype))
     return tuple(found)
 
 

@@ -71,11 +71,12 @@ def inspect(path: str | Path) -> Inspection:
     if target.is_dir() or target.name == MANIFEST:
         return _inspect_bundle(Bundle.open(target.parent if target.name == MANIFEST else target))
     if not target.exists():
+        file = target.suffix.lower() in (".onnx", ".pt2", ".json") or len(target.parts) > 1
+        export = f"For a model, export it first: `surgeon export {target} -o exported/{target.name}`"
         raise SurgeonError(
-            f"there is no bundle or file {target}",
-            f"For a model, export it first: `surgeon export {target} -o exported/{target.name}`",
+            f"there is no bundle or file {target}", "Give the path of a bundle or an .onnx file" if file else export
         )
-    if target.suffix != ".onnx":
+    if target.suffix.lower() != ".onnx":
         raise SurgeonError(f"{target} is neither a bundle's folder nor an .onnx file", "Give one of those")
     model = _load(target)
     text = next((entry.value for entry in model.metadata_props if entry.key == "surgeon"), None)

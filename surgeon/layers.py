@@ -1,8 +1,9 @@
 """The layers that take the cotangent in the place of the network's output: `--at`.
 
-A layer is a module, by its dotted name; or an entry of what the network returns, by its key, field or index, with dots
-between those of nested ones; or a node of the captured graph, by its own name. A name is looked up in this order. Of a
-module that is called several times, the last call counts.
+A layer is a module, by its dotted name, or by the name that an ONNX file has for the node or its tensor; or an entry of
+what the network returns, by its key, field or index, with dots between those of nested ones; or a node of the captured
+graph, by its own name. A name is looked up in this order. Of a module that is called several times, the last call
+counts.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.graph import CodeGen
 
 from surgeon.errors import ConversionError, SurgeonError
+from surgeon.importer.network import OnnxNetwork
 
 _AROUND = ("", "network.", "network.network.", "network.network.network.")
 """What stands before a name of the user's where preprocessing or a change of precision is wrapped around."""
@@ -27,9 +29,10 @@ _SHOWN = 6
 
 
 def find(module: nn.Module, name: str) -> nn.Module | None:
-    """The module called `name`, seen from `module` or from the network that it is wrapped around."""
+    """The module called `name`, seen from `module` or from the network that it is wrapped around, or in a file."""
     named = dict(module.named_modules(remove_duplicate=False))
-    found = (named.get(before + name) for before in _AROUND if name)
+    found = [named.get(before + name) for before in _AROUND if name]
+    found += [part.called(name) for part in named.values() if isinstance(part, OnnxNetwork)]
     return next((layer for layer in found if layer is not None), None)
 
 

@@ -1,4 +1,4 @@
-"""How much memory a run of an artifact takes, measured in a process of its own. Torch-free.
+"""How much memory there is, and how much a run of an artifact takes, measured in a process of its own. Torch-free.
 
 The process has Python, numpy, ONNX Runtime and the inputs when it begins to count, so what is counted is the session,
 its weights among it, and one run: what a program that runs the artifact needs on top of its own.
@@ -6,6 +6,7 @@ its weights among it, and one run: what a program that runs the artifact needs o
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,14 @@ def peak(path: Path, feeds: Mapping[str, Array], threads: int) -> int | None:
         told = (ran.stderr.strip().splitlines() or [f"it ended with {ran.returncode}"])[-1]
         raise SurgeonError(f"the memory of {path.name} could not be measured: {told}", "Free some memory first")
     return int(ran.stdout)
+
+
+def installed() -> int | None:
+    """Bytes of memory in this machine; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None
 
 
 def _measure(path: Path, given: Path, threads: int) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.capture import GATE_MODULES, evaluating, record, source_module
+from surgeon.importer.network import Call
 from surgeon.inputs import Example, tensors
 from surgeon.layers import cut, entries
 from surgeon.published import Pixels
@@ -23,7 +24,7 @@ class Layer:
     """One thing that `--at` can name."""
 
     name: str
-    kind: str  # the module's class, "entry", or the node's operator
+    kind: str  # the module's class, "entry", or the node's operator, also of a node of an ONNX file
     shape: Shape | None  # of its last output, the batch called N; None where that is not one tensor
     calls: int  # in one forward pass
     gates: int  # gates and max pools inside it
@@ -45,7 +46,7 @@ def layers(module: nn.Module, example: Example) -> tuple[Layer, ...]:
     for name, (calls, shape) in seen.items():
         inside = sum(owner == name or owner.startswith(f"{name}.") for _, owner in within)
         shown = name.removeprefix(f"{wrapped}.") if wrapped else name
-        found.append(Layer(shown, type(parts[name]).__name__, shape, calls, inside))
+        found.append(Layer(shown, _kind(parts[name]), shape, calls, inside))
     found += [Layer(name, "entry", _shape(tensor), 1, len(gates)) for name, tensor in entries(returned).items()]
     for node, owner in within:
         if not isinstance(parts.get(owner), GATE_MODULES):
@@ -72,5 +73,11 @@ def _calls(
     return {name: seen[name] for name in parts if name in seen}, returned
 
 
+def _kind(part: nn.Module) -> str:
+    return part.kind if isinstance(part, Call) else type(part).__name__
+
+
 def _shape(value: Any) -> Shape | None:
+    inside = entries(value)
+    value = next(iter(inside.values())) if len(inside) == 1 else value
     return ("N", *value.shape[1:]) if isinstance(value, Tensor) and value.dim() else None

@@ -307,6 +307,12 @@ def _active(captured: Captured) -> set[Node]:
         if node in reached and node not in leading:
             leading.add(node)
             pending += node.all_input_nodes
+    if captured.outputs == (captured.input,):
+        name = next(iter(captured.layers), "")
+        raise ConversionError(
+            f"{f'the layer {name}' if name else 'the output'} is the input itself, whose pullback is the cotangent",
+            "There is nothing to convert: choose another layer or output",
+        )
     given = captured.input.meta["val"]
     for node, name in itertools.zip_longest(captured.outputs, captured.layers):
         if node not in reached:

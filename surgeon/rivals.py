@@ -63,7 +63,7 @@ class Rivals:
             )
         if manifest.others:
             raise SurgeonError(
-                "opponents are given one input, and the bundle's network takes several", "--against none"
+                "opponents are given one input, and the bundle's network takes several", "Give --against none"
             )
         self.names = tuple(dict.fromkeys(names))
         self._folder, self._device, self._threads = folder, device, threads

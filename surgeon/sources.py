@@ -173,6 +173,12 @@ def _build(
     file, output = _file(source)
     if file is not None:
         return _from_file(file, output, weights, input_shape, input, others)
+    module, colon, _ = source.partition(":")
+    if os.sep in module or module.endswith(".py") or ("." in module and not colon):
+        raise SurgeonError(
+            f"{source} is no network: surgeon reads files that end in .onnx or .pt2",
+            "Give one of those, or package.module:factory, which runs from the folder that holds it",
+        )
     if ":" in source:
         return _from_factory(source, weights, input_shape)
     return named(source, weights)
@@ -180,7 +186,7 @@ def _build(
 
 def _file(source: str) -> tuple[Path | None, str | None]:
     """FILE.onnx or FILE.pt2, and the output that FILE:OUTPUT names; no path where `source` is something else."""
-    found = re.fullmatch(r"(.+?\.(?:onnx|pt2))(?::(.+))?", source)
+    found = re.fullmatch(r"(.+?\.(?:onnx|pt2))(?::(.*))?", source, flags=re.IGNORECASE)
     return (Path(found[1]), found[2]) if found else (None, None)
 
 
@@ -194,9 +200,11 @@ def _from_file(
 ) -> Network:
     if weights is not None:
         raise SurgeonError(f"{path.name} has its weights, and takes no others ({weights})", "Leave --weights out")
+    if output == "":
+        raise SurgeonError(f"{path}: names no output", f"Write {path}:OUTPUT, or {path} alone")
     if not path.is_file():
         raise SurgeonError(f"there is no file {path}", "Give the path of an .onnx or .pt2 file")
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         from surgeon.importer.onnx_file import import_onnx as read
     else:
         from surgeon.importer.exported_program import import_program as read

@@ -14,7 +14,7 @@ from torch.fx import Node
 
 from surgeon.artifacts.manifest import Recipe
 from surgeon.capture import capture, evaluating, record, source_line, source_module
-from surgeon.errors import ConversionError
+from surgeon.errors import ConversionError, UnknownOperators
 from surgeon.inputs import Example, tensors
 from surgeon.optimise import optimise
 from surgeon.pullback import Pullback, Unsupported
@@ -112,6 +112,17 @@ def check(module: nn.Module, example: Example, recipe: Recipe | None = None) -> 
     found = [Operator(name, treatment, tuple(places)) for (name, treatment), places in alike.items()]
     found.sort(key=lambda one: (TREATMENTS.index(one.treatment), -len(one.places), one.operator))
     return Support(tuple(found), refusal)
+
+
+def not_imported(error: ConversionError) -> Support:
+    """What is known of a file that `error` keeps from becoming a network: of its operators, those at fault."""
+    if not isinstance(error, UnknownOperators):
+        return Support((), error)
+    found = [
+        Operator(kind, "unsupported", tuple(Place(name, name, "", f"{name}: {error.reasons[kind]}") for name in names))
+        for kind, names in error.nodes.items()
+    ]
+    return Support(tuple(sorted(found, key=lambda one: (-len(one.places), one.operator))), error)
 
 
 def _treatments(steps: Any) -> dict[Node, str]:

@@ -245,6 +245,8 @@ def test_layout_is_square_until_it_is_too_wide():
 def test_a_size_that_the_network_does_not_take(surgeon, bundles, photos):
     code, _, err = surgeon("figure", bundles / "free", photos[0], "--size", "9", "-o", "grid.png")
     assert code == 1 and "[1, 3, 9, 9]" in err and "give a size that the network takes" in err
+    code, _, err = surgeon("run", bundles / "free", photos[0], "--size", "9000000")
+    assert (code, err.count("\n")) == (1, 1) and "an input of 9000000x9000000 takes 972000 GB, and this" in err
     code, _, err = surgeon("run", bundles / "free", photos[0], "--size", "2,9")
     assert code == 1 and err == "error: nothing is left of an input of 2x9 at hidden. Give a larger one.\n"
     code, out, err = surgeon("figure", bundles / "free", photos[0], "--size", "8", "-o", "grid.png", "--json")
@@ -271,6 +273,8 @@ def test_group_help_version_and_near_commands(surgeon):
     assert code == 2 and err == "error: There is no command 'rum'. Did you mean 'run'? See `surgeon --help`.\n"
     assert surgeon()[0] == 2
     assert "_SURGEON_COMPLETE" in surgeon("completion", "zsh")[1]
+    code, _, told = surgeon("completion")
+    assert (code, told.count("\n")) == (2, 1)
 
 
 @pytest.mark.parametrize("name", ["run", "figure", "inspect", "check", "completion"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,11 @@ def test_one_of_several_outputs(tmp_path: Path) -> None:
             "Relu out: the attribute colour",
         ),
         (net(batch=1, shape=()), ConversionError, "without a batch"),
+        (
+            net(helper.make_node("Constant", [], ["k"]), helper.make_node("Add", ["x", "k"], ["out"])),
+            ConversionError,
+            "the constant k of net.onnx has no value",
+        ),
         (net(HEAD[0], CONV, HEAD[1]), SurgeonError, "its input r is not computed"),
         (
             net(CONV, RELU, helper.make_node("ReduceMean", ["r"], ["out"], axes=[0, 2, 3], keepdims=0)),
@@ -214,6 +220,17 @@ def test_an_offset_hides_no_mixing_of_samples(tmp_path: Path, mixing: str, batch
         resolve(str(saved(made, tmp_path)))
 
 
+def test_what_is_checked_in_float64_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    squeezed = (CONV, RELU, HEAD[0], helper.make_node("Squeeze", ["g"], ["out"]))
+    assert resolve(str(saved(net(*squeezed, batch="N"), tmp_path))).module(torch.zeros(2, 3, 8, 8)).shape == (2, 4)
+    filled = helper.make_node("ConstantOfShape", ["s"], ["ones"], value=numpy_helper.from_array(np.float32([1])))
+    product = helper.make_node("MatMul", ["ones", "weight"], ["p"])
+    nodes = (helper.make_node("Shape", ["x"], ["s"]), filled, product, helper.make_node("Add", ["p", "x"], ["out"]))
+    made = net(*nodes, batch="N")
+    made.graph.initializer.append(numpy_helper.from_array(w(8, 8), "weight"))
+    assert resolve(str(saved(made, tmp_path))).module(torch.zeros(2, 3, 8, 8)).shape == (2, 3, 8, 8)
+
+
 def test_an_offset_is_no_reason_to_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = net(CONV, RELU, helper.make_node("Add", ["r", "offset"], ["out"]))
     made.graph.initializer.append(OFFSET)
@@ -237,12 +254,85 @@ def test_what_the_runtime_does_otherwise_is_refused(tmp_path: Path, monkeypatch:
         resolve(str(saved(net(), tmp_path)))
 
 
+def invoked(*command: str) -> tuple[int, str, str]:
+    """Exit code, standard output, and the message of what was raised."""
+    result = CliRunner().invoke(group, command)
+    code = getattr(result.exception, "exit_code", result.exit_code)
+    return code, result.stdout, str(result.exception)
+
+
+def test_check_lists_what_cannot_be_imported(tmp_path: Path) -> None:
+    kinds = ("Det", "LSTM", "Det")
+    nodes = [helper.make_node(kind, [f"v{i}"], [f"v{i + 1}"], name=f"/{kind} {i}") for i, kind in enumerate(kinds)]
+    nodes[0].input[0], nodes[-1].output[0] = "r", "out"
+    path = str(saved(net(CONV, RELU, *nodes), tmp_path))
+    code, out, message = invoked("check", path, "--json")
+    told = json.loads(out)
+    assert (code, told["convertible"], told["totals"]["unsupported"]) == (4, False, 3)
+    assert message.startswith(f"{told['reason']}. ") and "cannot import: Det (2), LSTM (1: recurrent)" in message
+    assert [(one["operator"], one["count"]) for one in told["operators"]] == [("Det", 2), ("LSTM", 1)]
+    assert told["operators"][1]["places"] == [
+        {"node": "/LSTM 1", "module": "/LSTM 1", "line": "", "reason": "/LSTM 1: recurrent"}
+    ]
+    table = invoked("check", path)[1]
+    assert "/Det 0: surgeon cannot import it; also in /Det 2" in table and "3 operators: 3 unsupported" in table
+    mixing = net(CONV, helper.make_node("ReduceMean", ["c"], ["m"]), helper.make_node("Mul", ["c", "m"], ["out"]))
+    code, out, _ = invoked("check", str(saved(mixing, tmp_path)), "--json")
+    assert code == 4 and "mixes the samples" in json.loads(out)["reason"]
+
+
+def test_a_failed_export_reports_what_was_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    saved(net(), tmp_path)
+    code, out, message = invoked("export", "net.onnx", "--formats", "onnx", "--tolerance", "1e-12", "--json")
+    told = json.loads(out)
+    assert (code, told["bundle"], told["passed"]) == (3, None, False)
+    assert f" of {len(told['verification'])} comparisons" in message and not (tmp_path / "exported").exists()
+
+
+def test_layers_of_a_file_go_by_its_own_names(tmp_path: Path) -> None:
+    path = str(saved(net(), tmp_path))
+    listed = json.loads(invoked("inspect", path, "--layers", "--json")[1])["layers"]
+    assert [(layer["name"], layer["kind"], layer["shape"]) for layer in listed[:2]] == [
+        ("layer1_layer1_0_Conv", "Conv", ["N", 4, 6, 6]),
+        ("relu", "Relu", ["N", 4, 6, 6]),
+    ]
+    source = resolve(path)
+    x = torch.randn(2, 3, 8, 8)
+    for name in ("layer1_layer1_0_Conv", "/layer1/layer1.0/Conv", "c"):
+        graph = surgeon.rewrite(source.module, x, Recipe(at=(name,)))
+        expected = torch.nn.functional.conv2d(x, source.module.layer1_0_weight)
+        assert torch.allclose(graph(x, torch.zeros(2, 4, 6, 6))[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("check", "net.ONNX:"), "net.ONNX: names no output. Write net.ONNX:OUTPUT, or net.ONNX alone"),
+        (("check", "net.h5"), "net.h5 is no network: surgeon reads files that end in .onnx or .pt2. Give one of those"),
+        (("check", "nets.py:make"), "nets.py:make is no network: surgeon reads files"),
+        (("check", "my/nets"), "my/nets is no network: surgeon reads files"),
+        (("check", "lost.onnx"), "there is no file lost.onnx. Give the path of an .onnx or .pt2 file"),
+        (("inspect", "lost.onnx"), "there is no bundle or file lost.onnx. Give the path of a bundle or an .onnx file"),
+    ],
+)
+def test_what_is_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    saved(net(), tmp_path).rename("net.ONNX")
+    code, _, told = invoked(*command)
+    assert code == 1 and told.startswith(message)
+    assert resolve("net.ONNX").model.name == "net"
+
+
 def test_a_bundle_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = saved(net(), tmp_path)
     command = ["export", "net.onnx", "-o", "bundle", "--formats", "onnx", "--json"]
     told = json.loads(CliRunner().invoke(group, command, catch_exceptions=False).stdout)
     assert (told["model"], told["weights"], told["gates"]) == ("net", IN_FILE, 1)
+    assert told["passed"]
     session = surgeon.load(tmp_path / "bundle")
     assert session.manifest.gates[0].module == "relu"
     assert (session.manifest.model.input, session.manifest.model.output) == ("x", "out")
@@ -311,6 +401,16 @@ def test_other_inputs_of_any_name(tmp_path: Path) -> None:
     resolve_again(session.manifest)
 
 
+def test_weights_and_nodes_of_any_name(tmp_path: Path) -> None:
+    made = net()
+    weight = next(value for value in made.graph.initializer if value.name != "flat")
+    for name, node in (("权重", "激活"), ("class", "class"), ("import", "größe")):
+        weight.name = made.graph.node[0].input[1] = name
+        made.graph.node[1].name = node
+        bundle = surgeon.export(str(saved(made, tmp_path)), tmp_path / "bundle")  # verified
+        assert bundle.manifest.gates[0].module.isascii()
+
+
 class Two(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x.relu(), x
@@ -335,6 +435,26 @@ def test_programs_that_torch_export_saved(tmp_path: Path) -> None:
     assert relative_error(found[0], output) < 1e-6 and relative_error(found[1], expected) < 1e-6
     graph = surgeon.rewrite(module, x)
     assert relative_error(graph(x, v, torch.tensor(0.3, dtype=torch.float64))[1], found[1]) < 1e-10
+
+
+def test_files_that_are_no_programs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "net.pt2"
+    whole = Path(save_program(nn.Linear(4, 2), tmp_path / "whole.pt2", (4,))).read_bytes()
+    torch.save(nn.Linear(4, 2).state_dict(), path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        torch.jit.save(torch.jit.script(nn.Linear(4, 2)), tmp_path / "script.pt2")
+    script = (tmp_path / "script.pt2").read_bytes()
+    for data, reason in (
+        (path.read_bytes(), "a file of torch.save, such as a state dict"),
+        (script, "a TorchScript file"),
+        (whole[: len(whole) // 2], "no zip archive, or not the whole of one"),
+        (b"", "no zip archive, or not the whole of one"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(SurgeonError, match=rf"net.pt2 cannot be read as a .* \({reason}\). Save it with"):
+            resolve(str(path))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_programs_that_are_refused(tmp_path: Path) -> None:

@@ -193,6 +193,17 @@ def test_the_command_line_takes_photos_numbers_and_arrays(bundle: Path, tmp_path
         assert told in str(result.exception) + result.output
 
 
+class Scaled(nn.Module):
+    def forward(self, x: Tensor, step: Tensor) -> Tensor:
+        return x.relu().mean((2, 3)) * step[:, None]
+
+
+def test_verification_draws_integers_that_are_not_zero(tmp_path: Path) -> None:
+    others = {"step": ((), "int64")}
+    bundle = surgeon.export(Scaled(), tmp_path / "b", input_shape=SHAPE, others=others, formats=("onnx",))
+    assert all(line.passed for line in bundle.manifest.verification)
+
+
 def test_a_factory_says_itself_what_it_takes() -> None:
     described = ["check", "tests.test_inputs:network", "--input", "moving", "--json"]
     result = CliRunner().invoke(group, described)

@@ -74,6 +74,28 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+class Foreign(nn.Module):
+    """A layer and a weight as one may call them who does not write in English."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.größe, self.权重 = nn.Conv2d(3, 4, 3), nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.größe(x)).mean((2, 3)) * self.权重
+
+
+def test_names_that_are_not_ascii(tmp_path: Path) -> None:
+    bundle = export(Foreign(), tmp_path / "bundle", defaults=SCALARS, input_shape=(3, 6, 6))
+    assert bundle.manifest.artifacts.keys() >= {"pullback.ts", "ascent.onnx"}
+
+
+@pytest.mark.parametrize(("network", "at"), [(nn.Identity(), ()), (nn.Sequential(nn.Dropout(), nn.ReLU()), ("0",))])
+def test_an_output_that_is_the_input_is_refused(tmp_path: Path, network: nn.Module, at: tuple[str, ...]) -> None:
+    with pytest.raises(ConversionError, match="is the input itself, whose pullback is the cotangent"):
+        export(network, tmp_path / "bundle", Recipe(at=at), input_shape=(3, 6, 6))
+
+
 def built(function: Callable[[Tensor], Tensor]) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     return After(function).double().eval(), torch.randn(2, 3, 6, 6, dtype=torch.float64)

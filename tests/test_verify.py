@@ -178,7 +178,7 @@ def test_relative_error() -> None:
     assert relative_error(one, torch.zeros(4)) == math.inf
 
 
-def test_command(copied: Path) -> None:
+def test_command(copied: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = CliRunner()
     fine = runner.invoke(group, ["verify", str(copied), "--json"], catch_exceptions=False)
     report = json.loads(fine.stdout)
@@ -187,6 +187,12 @@ def test_command(copied: Path) -> None:
     assert "19 of 19 comparisons" in table.stdout
     other = runner.invoke(group, ["verify", str(copied), "--weights", "random"])
     assert isinstance(other.exception, VerificationError) and other.exception.exit_code == 3
+    (copied / "pullback.ts").write_bytes(b"")
+    monkeypatch.setattr(Bundle, "check", lambda bundle: None)
+    broken = runner.invoke(group, ["verify", str(copied), "--json"])
+    assert isinstance(broken.exception, VerificationError) and not json.loads(broken.stdout)["passed"]
+    monkeypatch.undo()
+    shutil.copy(bundle / "pullback.ts", copied)
     integrity = runner.invoke(group, ["verify", str(copied), "--integrity"], catch_exceptions=False)
     assert "files as exported" in integrity.stdout
     weights = copied / "weights.bin"

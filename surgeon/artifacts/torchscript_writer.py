@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
 from surgeon.artifacts.manifest import Recipe
 from surgeon.ascent import Objective, Step
@@ -135,10 +135,10 @@ def _own(name: str) -> str:
 def _scriptable(graph: GraphModule, others: Sequence[str], objective: Objective | None = None) -> GraphModule:
     """`graph` in a form that TorchScript compiles; with an objective, also between output and cotangent.
 
-    TorchScript knows ATen's operators by packet, not by overload, and sizes as methods. The last inputs, `others`,
-    become one list.
+    TorchScript knows ATen's operators by packet, not by overload, and sizes as methods; what it saves, it does not load
+    where a weight's name is not in ASCII. The last inputs, `others`, become one list.
     """
-    copied = GraphModule(graph, copy.deepcopy(graph.graph), "Pullback")
+    copied = GraphModule(*_with_ascii_names(graph), "Pullback")
     nodes = copied.graph
     placeholders = [node for node in nodes.nodes if node.op == "placeholder"]
     with nodes.inserting_after(placeholders[-1]):
@@ -169,6 +169,18 @@ def _scriptable(graph: GraphModule, others: Sequence[str], objective: Objective 
         result.args = ((output, pullback, score),)
     copied.recompile()
     return copied
+
+
+def _with_ascii_names(graph: GraphModule) -> tuple[dict[str, Any], Graph]:
+    """What `graph` reads, by name, and a copy of its nodes that reads it so: numbered where a name is not in ASCII."""
+    nodes = copy.deepcopy(graph.graph)
+    values: dict[str, Any] = {}
+    for node in nodes.find_nodes(op="get_attr"):
+        value = operator.attrgetter(str(node.target))(graph)
+        if not str(node.target).isascii():
+            node.target = f"weight_{len(values)}"
+        values[str(node.target)] = value
+    return values, nodes
 
 
 @contextmanager

@@ -94,7 +94,7 @@ def invoke(arguments: list[str] | None = None) -> int:
         return error.exit_code
     except click.ClickException as error:
         path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "surgeon"
-        _say("error", _ended(error.format_message()), f"See `{path} --help`.")
+        _say("error", _ended(" ".join(error.format_message().split())), f"See `{path} --help`.")
         return error.exit_code
     except SurgeonError as error:
         _say("error", _ended(error.message), _ended(error.remedy))

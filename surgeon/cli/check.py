@@ -8,6 +8,7 @@ import click
 
 from surgeon.cli import options, others
 from surgeon.cli.export import Shape
+from surgeon.errors import ConversionError
 
 if TYPE_CHECKING:
     from surgeon.support import Operator, Support
@@ -40,7 +41,8 @@ def command(
 
     Nothing is written; a named model gets random weights. Exit code 0 where the network converts, 4 where it does not;
     then the smallest module that fails is named, where one fails on its own. Batch norms and padding that an export
-    folds into convolutions are not listed. Operators that ONNX has no word for are found at export.
+    folds into convolutions are not listed. Operators that ONNX has no word for are found at export. Of a file that
+    cannot be imported, only the operators at fault are listed.
     """
     from surgeon.cli import screen
 
@@ -62,7 +64,12 @@ def _check(
     input: str | None,
     also: tuple[others.Stated, ...],
 ) -> Support:
-    source, example = options.network(model, input_shape, input, also)
+    try:
+        source, example = options.network(model, input_shape, input, also)
+    except ConversionError as error:  # of a file
+        from surgeon.support import not_imported
+
+        return not_imported(error)
     from surgeon.artifacts.manifest import Recipe
     from surgeon.support import check
 

@@ -10,6 +10,7 @@ import click
 
 from surgeon.cli import comparisons, options, others
 from surgeon.cli.screen import console, print_json, progress, size_text
+from surgeon.errors import SurgeonError, VerificationError
 
 if TYPE_CHECKING:
     from surgeon.artifacts.bundle import Bundle
@@ -164,9 +165,20 @@ def command(model: str, output: Path | None, no_verify: bool, as_json: bool, **c
     """
     started = time.perf_counter()
     lines: list[Comparison] = []
-    with progress() as bar:
-        task = bar.add_task("load torch", total=None)
-        bundle = _export(model, output, not no_verify, choices, lambda text: bar.update(task, description=text), lines)
+    try:
+        with progress() as bar:
+            task = bar.add_task("load torch", total=None)
+
+            def stage(text: str) -> None:
+                bar.update(task, description=text)
+
+            bundle = _export(model, output, not no_verify, choices, stage, lines)
+    except VerificationError:
+        if as_json:
+            print_json({"bundle": None, "model": model, "passed": False, "verification": comparisons.facts(lines)})
+        elif lines:
+            console(error=True).print(comparisons.table(lines))
+        raise
     if as_json:
         print_json(_facts(bundle, time.perf_counter() - started))
     else:
@@ -178,7 +190,6 @@ def _export(model: str, output: Path | None, check: bool, choices: dict[str, Any
     import dataclasses
 
     from surgeon.artifacts.manifest import Defaults, Recipe
-    from surgeon.errors import SurgeonError, VerificationError
 
     try:
         from surgeon.exporting import export
@@ -208,23 +219,18 @@ def _export(model: str, output: Path | None, check: bool, choices: dict[str, Any
         radius=choices["radius"],
         steps=choices["steps"],
     )
-    try:
-        return export(
-            source,
-            output or Path("exported") / source.model.name,
-            recipe,
-            defaults,
-            formats=choices["formats"],
-            single_file=choices["single_file"],
-            check=check,
-            tolerance=choices["tolerance"],
-            stage=stage,
-            report=lines.append,
-        )
-    except VerificationError:
-        if lines:
-            console(error=True).print(comparisons.table(lines))
-        raise
+    return export(
+        source,
+        output or Path("exported") / source.model.name,
+        recipe,
+        defaults,
+        formats=choices["formats"],
+        single_file=choices["single_file"],
+        check=check,
+        tolerance=choices["tolerance"],
+        stage=stage,
+        report=lines.append,
+    )
 
 
 def _print(bundle: Bundle, seconds: float) -> None:
@@ -255,6 +261,7 @@ def _facts(bundle: Bundle, seconds: float) -> dict[str, Any]:
         "gates": len(manifest.gates),
         "temperature": manifest.defaults.temperature,
         "files": {name: file.bytes for name, file in manifest.files.items()},
+        "passed": all(line.passed for line in manifest.verification) if manifest.verification else None,
         "verification": comparisons.facts(manifest.verification),
         "seconds": round(seconds, 2),
     }

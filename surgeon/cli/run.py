@@ -222,8 +222,25 @@ def read_photo(session: Session, photo: Path, size: options.Size | None) -> nump
             "Leave --size out, or export it with --dynamic-size",
         )
     if isinstance(size, tuple):
+        _refuse_hopeless(image.channels, *size)
         return load_photo(photo, at_size(image, *size))
     return load_photo(photo, image, native=True)
+
+
+def _refuse_hopeless(channels: int, height: int, width: int) -> None:
+    """Raise SurgeonError for a size whose input alone is more than there is memory: the system would end the process.
+
+    A run needs many times as much, and how many, nobody knows beforehand.
+    """
+    from surgeon.cli.screen import size_text
+    from surgeon.memory import installed
+
+    needed, there = 4 * channels * height * width, installed()
+    if there is not None and needed > there:
+        raise SurgeonError(
+            f"an input of {height}x{width} takes {size_text(needed)}, and this machine has {size_text(there)}",
+            "Give a smaller --size",
+        )
 
 
 def image_of(session: Session) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from surgeon.cli import options
+from surgeon.errors import SurgeonError, VerificationError
 
 if TYPE_CHECKING:
     from surgeon.artifacts.bundle import Bundle
@@ -48,7 +49,12 @@ def command(
     if integrity:
         _print(opened, [], as_json)
         return
-    lines = _compare(opened, source, weights, tolerance, device)
+    lines: list[Comparison] = []
+    try:
+        _compare(opened, source, weights, tolerance, device, lines)
+    except VerificationError:
+        _print(opened, lines, as_json, finished=False)
+        raise
     _print(opened, lines, as_json)
     from surgeon.verify import require
 
@@ -56,10 +62,15 @@ def command(
 
 
 def _compare(
-    bundle: Bundle, source: str | None, weights: str | None, tolerance: float | None, device: str
-) -> list[Comparison]:
+    bundle: Bundle,
+    source: str | None,
+    weights: str | None,
+    tolerance: float | None,
+    device: str,
+    lines: list[Comparison],
+) -> None:
+    """Append to `lines` each comparison as it is made."""
     from surgeon.cli import screen
-    from surgeon.errors import SurgeonError
 
     try:
         import torch
@@ -78,8 +89,9 @@ def _compare(
 
         def told(line: Comparison) -> None:
             bar.update(task, description=f"{line.artifact} {line.quantity}, {line.condition}")
+            lines.append(line)
 
-        lines = verify(
+        verify(
             bundle.path,
             network.module,
             manifest=bundle.manifest,
@@ -87,10 +99,9 @@ def _compare(
             device=device,
             progress=told,
         )
-        return list(lines)
 
 
-def _print(bundle: Bundle, lines: list[Comparison], as_json: bool) -> None:
+def _print(bundle: Bundle, lines: list[Comparison], as_json: bool, finished: bool = True) -> None:
     from surgeon.cli import comparisons, screen
 
     files = list(bundle.manifest.files)
@@ -99,7 +110,7 @@ def _print(bundle: Bundle, lines: list[Comparison], as_json: bool) -> None:
             {
                 "bundle": str(bundle.path),
                 "files": files,
-                "passed": all(line.passed for line in lines),
+                "passed": finished and all(line.passed for line in lines),
                 "verification": comparisons.facts(lines),
             }
         )

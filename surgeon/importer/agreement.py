@@ -90,8 +90,9 @@ def _require_apart(path: Path, network: nn.Module, values: Sequence[Tensor]) -> 
         together: Numbers = network(*wide).numpy()
         allowed = APART * _variation(together) + _ROUNDED[torch.float64] * _norm(together)
         for place in (slice(0, 1), slice(-1, None)):
-            alone = network(*(value[place] for value in wide)).numpy()
-            if alone.shape != together[place].shape or _distance(alone, together[place]) > allowed:
+            alone, among = network(*(value[place] for value in wide)).numpy(), together[place]
+            # An axis of one sample may be squeezed, which it is not where the batch is free.
+            if alone.size != among.size or _distance(alone.reshape(among.shape), among) > allowed:
                 raise ConversionError(
                     f"{path.name} mixes the samples of a batch: the output of one depends on the others",
                     "Export it without a sum, mean or norm over the batch",

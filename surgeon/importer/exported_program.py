@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.fx.graph import CodeGen
 
+from surgeon.capture import silent_torch
 from surgeon.errors import ConversionError, SurgeonError
 from surgeon.importer.onnx_file import Imported
 from surgeon.inputs import Shapes, arrange, refuse_unknown, stated_shape
@@ -29,13 +31,7 @@ def import_program(
     `output`, `input_shape`, `input` and `others` are as in `import_onnx`. Raises SurgeonError for a damaged file, and
     ConversionError where it holds something else, or was exported with a fixed batch or in training mode.
     """
-    try:
-        program = torch.export.load(path)
-    except Exception as error:  # zip, JSON, pickle and schema errors have no common base
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise SurgeonError(
-            f"{path} cannot be read as a saved torch.export program ({reason})", "Save it with torch.export.save"
-        ) from error
+    program = _read(path)
     given, returned = program.graph_signature.user_inputs, list(program.graph_signature.user_outputs)
     taken = {str(name): _value(program, str(name)) for name in given}
     if input is not None and input not in taken:
@@ -58,6 +54,29 @@ def import_program(
     shapes = {name: _beside(path, name, value, (others or {}).get(name)) for name, value in taken.items()}
     module, _, ports = arrange(_plain(program, names.index(output or names[0])), called, shapes)
     return Imported(module, shape, called, output or names[0], ports)
+
+
+def _read(path: Path) -> ExportedProgram:
+    try:
+        with silent_torch():
+            return torch.export.load(path)
+    except Exception as error:  # zip, JSON, pickle and schema errors have no common base
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise SurgeonError(
+            f"{path} cannot be read as a saved torch.export program ({_foreign(path) or reason})",
+            "Save it with torch.export.save, and see that the file is whole",
+        ) from error
+
+
+def _foreign(path: Path) -> str:
+    """What `path` is, where it is plainly something else; else nothing."""
+    if not zipfile.is_zipfile(path):
+        return "no zip archive, or not the whole of one"
+    with zipfile.ZipFile(path) as archive:
+        names = {Path(name).name for name in archive.namelist()}
+    if "data.pkl" in names:
+        return "a TorchScript file" if "constants.pkl" in names else "a file of torch.save, such as a state dict"
+    return ""
 
 
 def _is_float32(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,9 +69,10 @@ class Call(nn.Module):
 class OnnxNetwork(nn.Module):
     """forward(input [N, …], the graph's other inputs) -> the chosen output of `graph`, by plain torch calls.
 
-    Weights are parameters (statistics of batch norms buffers), under the file's names with other signs than letters,
-    digits and underscores replaced. Whole numbers, and what the file computes from them and from shapes, stay numbers,
-    so that N stays dynamic under torch.export. Raises ConversionError that names the node where one cannot be called.
+    Weights are parameters (statistics of batch norms buffers), under the file's names with other signs than ASCII's
+    letters, digits and underscores replaced. Whole numbers, and what the file computes from them and from shapes, stay
+    numbers, so that N stays dynamic under torch.export. Raises ConversionError that names the node where one cannot be
+    called.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -107,11 +109,17 @@ class OnnxNetwork(nn.Module):
 
     def _free_name(self, name: str) -> str:
         """`name` as an attribute of this module that is not taken yet."""
-        plain = re.sub(r"\W+", "_", name).strip("_") or "value"
+        plain = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_") or "value"
         plain = plain if not plain[0].isdigit() else f"_{plain}"
-        while hasattr(self, plain):
+        while hasattr(self, plain) or keyword.iskeyword(plain):
             plain += "_"
         return plain
+
+    def called(self, name: str) -> Call | None:
+        """The node that the file calls `name`, or the one whose single output is a tensor of that name."""
+        calls = [part for part in self.children() if isinstance(part, Call)]
+        named = [call for call in calls if call.title == name]
+        return next(iter([*named, *(call for call in calls if call.outputs == [name])]), None)
 
     def forward(self, input: Tensor, *others: Tensor) -> Tensor:
         tensors: dict[str, Tensor] = {name: getattr(self, own) for name, own in self._names.items()}

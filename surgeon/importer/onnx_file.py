@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 from torch import nn
 
 from surgeon.artifacts.manifest import Port
-from surgeon.errors import ConversionError, SurgeonError
+from surgeon.errors import ConversionError, SurgeonError, UnknownOperators
 from surgeon.importer import (  # noqa: F401  the families fill the table
     activations,
     arithmetic,
@@ -280,6 +279,8 @@ def _constants(path: Path, graph: GraphProto, read: set[str]) -> dict[str, Numbe
 
 def _constant(path: Path, node: NodeProto) -> Numbers:
     """A Constant node's value, in whichever of its attributes it is kept."""
+    if len(node.attribute) != 1:
+        raise ConversionError(f"the constant {node.output[0]} of {path.name} has no value", "Mend the file")
     (attribute,) = node.attribute
     value: Any = helper.get_attribute_value(attribute)
     if isinstance(value, TensorProto):
@@ -310,11 +311,16 @@ def _read_by(nodes: Iterable[NodeProto]) -> set[str]:
 
 
 def _refuse_unknown(path: Path, nodes: list[NodeProto]) -> None:
-    unknown = Counter(kind for kind in map(kind_of, nodes) if kind not in {*OPERATORS, *FOLDED, "Constant", "If"})
+    unknown: dict[str, list[str]] = {}
+    for node in nodes:
+        if kind_of(node) not in {*OPERATORS, *FOLDED, "Constant", "If"}:
+            unknown.setdefault(kind_of(node), []).append(node.name or node.output[0])
     if unknown:
-        reasons = {kind: f": {REFUSED[kind]}" for kind in unknown if kind in REFUSED}
-        listed = ", ".join(f"{kind} ({count}{reasons.get(kind, '')})" for kind, count in sorted(unknown.items()))
-        raise ConversionError(
-            f"{path.name} holds operators that surgeon cannot import: {listed}",
+        reasons = {kind: f": {REFUSED[kind]}" if kind in REFUSED else "" for kind in unknown}
+        told = [f"{kind} ({len(unknown[kind])}{reasons[kind]})" for kind in sorted(unknown)]
+        raise UnknownOperators(
+            f"{path.name} holds operators that surgeon cannot import: {', '.join(told)}",
             "Export the network with others, or add them in surgeon/importer",
+            unknown,
+            {kind: REFUSED.get(kind, "surgeon cannot import it") for kind in unknown},
         )

@@ -155,12 +155,12 @@ def trilu(x: Tensor, k: Numbers | None = None, *, upper: int = 1) -> Tensor:
 
 
 @operator("ConstantOfShape")
-def constant_of_shape(sizes: Numbers, *, value: Numbers | None = None) -> Tensor | Numbers:
+def constant_of_shape(sizes: Numbers, *, value: Numbers | None = None, context: Context) -> Tensor | Numbers:
     fill = 0.0 if value is None else value[0].item()
     numbers = sizes.tolist()
     if not isinstance(fill, float) and all(isinstance(number, int) for number in numbers):
         return np.full(numbers, fill)
-    return torch.full(numbers, fill)
+    return torch.full(numbers, fill, dtype=context.dtype if isinstance(fill, float) else None)
 
 
 @operator("Pad")
