@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+import surgeon
+from surgeon.artifacts.manifest import Recipe
 from surgeon.errors import ConversionError, SurgeonError
 from surgeon.importer.onnx_file import import_onnx
 from surgeon.oracle import reference_pullback
@@ -159,6 +161,67 @@ def test_nodes_in_any_order(tmp_path: Path) -> None:
     circle = net([node("Add", ["x", "b"], ["a"]), node("Relu", ["a"], ["b"])], (3,), {}, outputs=("b",))
     with pytest.raises(SurgeonError, match=r"reads a before it is computed. Mend its circle of nodes"):
         import_onnx(saved(circle, tmp_path))
+
+
+HALVED = [node("MaxPool", ["r"], ["half"], kernel_shape=[2, 2], strides=[2, 2]), node("Shape", ["half"], ["s0"])]
+HALVED += [
+    node("Shape", ["r"], ["s"]),
+    node("Slice", ["s0", "i0", "i2"], ["nc"]),
+    node("Slice", ["s", "i2", "i4"], ["hw"]),
+]
+HALVED += [node("Concat", ["nc", "hw"], ["size"], axis=0)]
+ASYMMETRIC = {"coordinate_transformation_mode": "asymmetric"}
+ANY_SIZE: dict[str, list[onnx.NodeProto]] = {
+    "nearest": [
+        node("Resize", ["r", "", "twice"], ["a"]),
+        node("Resize", ["a", "", "smaller"], ["b"]),
+        node("Resize", ["b", "", "twice"], ["y"], nearest_mode="ceil", **ASYMMETRIC),
+    ],
+    "to-another-size": [*HALVED, node("Resize", ["half", "", "", "size"], ["y"], nearest_mode="floor", **ASYMMETRIC)],
+    "to-its-own-size": [node("Shape", ["r"], ["s"]), node("Resize", ["r", "", "", "s"], ["y"], mode="linear")],
+    "linear": [
+        node("Resize", ["r", "", "twice"], ["a"], mode="linear", **ASYMMETRIC),
+        node("Resize", ["a", "", "smaller"], ["y"], mode="linear"),
+    ],
+    "paddings": [
+        node("Pad", ["r", "sides"], ["a"], mode="reflect"),
+        node("Pad", ["a", "sides"], ["b"], mode="edge"),
+        node("Pad", ["b", "sides"], ["y"], mode="wrap"),
+    ],
+    "pools": [
+        node("MaxPool", ["r"], ["a"], kernel_shape=[3, 2], strides=[2, 2], auto_pad="SAME_UPPER"),
+        node("MaxPool", ["a"], ["y"], kernel_shape=[2, 3], strides=[2, 1], auto_pad="SAME_LOWER"),
+    ],
+    "blocks": [node("SpaceToDepth", ["r"], ["y"], blocksize=2)],
+}
+
+
+@pytest.mark.parametrize("nodes", ANY_SIZE.values(), ids=ANY_SIZE)
+def test_files_for_any_size(tmp_path: Path, nodes: list[onnx.NodeProto]) -> None:
+    constants = {
+        "weight": WEIGHT,
+        "twice": f(1, 1, 2, 3),
+        "smaller": f(1, 1, 0.5, 0.7),
+        "sides": i(0, 0, 1, 2, 0, 0, 3, 1),
+    }
+    constants |= {"i0": i(0), "i2": i(2), "i4": i(4)}
+    nodes = [CONV, node("Relu", ["z"], ["r"]), *nodes, node("Mul", ["y", "y"], ["out"])]
+    path = saved(net(nodes, (3, "H", "W"), constants, opset=19), tmp_path)
+    module = import_onnx(path, input_shape=(3, 14, 12)).module.double()
+    recipe = Recipe(dynamic_size=True)
+    graph = surgeon.rewrite(module, random(2, 3, 14, 12), recipe)
+    for size in (
+        (14, 12),
+        (12, 14),
+        *(() if "SpaceToDepth" in {one.op_type for one in nodes} else ((13, 17), (20, 11))),
+    ):
+        x = random(3, 3, *size)
+        expected = runtime(path, x.float().numpy())
+        v = random(*expected.shape, seed=1)
+        output, pulled = graph(x, v, torch.tensor(0.3, dtype=torch.float64))
+        assert np.allclose(output.numpy(), expected, rtol=1e-4, atol=1e-4)
+        _, reference = reference_pullback(module, x, v, recipe=recipe, temperature=0.3)
+        assert relative_error(pulled, reference) < 1e-6  # of a known size, PyTorch makes a factor of its own
 
 
 BEST = node("ArgMax", ["x"], ["best"], axis=1, keepdims=1)
