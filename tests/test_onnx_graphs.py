@@ -330,6 +330,16 @@ def test_shapes_computed_in_the_file_keep_the_batch_open(tmp_path: Path) -> None
         ),
         ([node("Scaler", ["x"], ["out"], domain="ai.onnx.ml")], ConversionError, r"ai.onnx.ml::Scaler \(1\)"),
         ([node("Attention", ["x"], ["out"], **FUSED)], ConversionError, r"com.microsoft::Attention \(1\)"),
+        (
+            [node("Constant", [], ["c"]), node("Add", ["x", "c"], ["out"])],
+            SurgeonError,
+            "the constant c of net.onnx has no value. Mend the file",
+        ),
+        (
+            [node("QuantizeLinear", ["x", "six"], ["q"]), node("DequantizeLinear", ["q", "six"], ["out"])],
+            ConversionError,
+            r"QuantizeLinear \(1: rounds to whole numbers, which have no gradient\)",
+        ),
         ([node("NonZero", ["x"], ["out"])], ConversionError, "NonZero out: its inputs are computed from the data"),
         (
             [node("FusedConv", ["x", "weight"], ["out"], activation="Mish", **FUSED)],

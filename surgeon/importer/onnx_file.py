@@ -269,6 +269,8 @@ def _constants(path: Path, graph: GraphProto, read: set[str]) -> dict[str, Numbe
 
 def _constant(path: Path, node: NodeProto) -> Numbers:
     """A Constant node's value, in whichever of its attributes it is kept."""
+    if len(node.attribute) != 1:
+        raise SurgeonError(f"the constant {node.output[0]} of {path.name} has no value", "Mend the file")
     (attribute,) = node.attribute
     value: Any = helper.get_attribute_value(attribute)
     if isinstance(value, TensorProto):
