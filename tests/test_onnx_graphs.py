@@ -289,6 +289,28 @@ def test_weights_and_inputs_in_other_precisions(tmp_path: Path) -> None:
         import_onnx(saved(double, tmp_path))
 
 
+def test_weights_that_are_stored_as_whole_numbers(tmp_path: Path) -> None:
+    """For each channel in another scale, and for all in one; what is computed from the data is refused still."""
+    whole = np.round(WEIGHT * 50).astype(np.int8)
+    constants = {"q": whole, "scales": f(0.01, 0.02, 0.03, 0.04), "zeros": np.array([3, -4, 0, 1], np.int8)}
+    constants |= {"b": np.array([100, -200, 3, 4], np.int32), "scale": e(0.01), "zero": np.array(3, np.int8)}
+    nodes = [
+        node("DequantizeLinear", ["q", "scales", "zeros"], ["w"], axis=0),
+        node("DequantizeLinear", ["b", "scale"], ["bias"]),
+        node("Conv", ["x", "w", "bias"], ["z"]),
+        node("Relu", ["z"], ["out"]),
+    ]
+    x = random(3, 3, 6, 6)
+    module = imported(tmp_path, net(nodes, (3, 6, 6), constants), x)
+    assert [tuple(weight.shape) for weight in module.parameters()] == [(4, 3, 3, 3), (4,)]
+    nodes[0] = node("DequantizeLinear", ["q", "scale", "zero"], ["w"])
+    imported(tmp_path, net(nodes, (3, 6, 6), constants), x)
+    nodes[3:] = [node("QuantizeLinear", ["z", "scale", "zero"], ["r"])]
+    nodes += [node("DequantizeLinear", ["r", "scale", "zero"], ["out"])]
+    with pytest.raises(ConversionError, match=r"DequantizeLinear \(1: rounds to whole numbers"):
+        import_onnx(saved(net(nodes, (3, 6, 6), constants), tmp_path))
+
+
 def test_shapes_computed_in_the_file_keep_the_batch_open(tmp_path: Path) -> None:
     nodes = [
         CONV,
