@@ -147,6 +147,37 @@ def test_a_branch_that_is_known_beforehand(tmp_path: Path) -> None:
         import_onnx(saved(net(nodes, (3, 6, 6), CONSTANTS), tmp_path))
 
 
+def test_branches_that_use_the_same_names(tmp_path: Path) -> None:
+    """Of which the second gives what the first made of the data as a known number."""
+    gated = branch([node("Relu", ["z"], ["inner"])], "inner")
+    known = branch([node("Add", ["six", "zero"], ["inner"])], "inner")
+    other = branch([node("Neg", ["z"], ["other"])], "other")
+    nodes = [CONV, node("If", ["yes"], ["a"], then_branch=gated, else_branch=other)]
+    nodes += [node("If", ["yes"], ["b"], then_branch=known, else_branch=other), node("Add", ["a", "b"], ["out"])]
+    constants = CONSTANTS | {"yes": e(True)}
+    imported(tmp_path, net(nodes, (3, 6, 6), constants), random(2, 3, 6, 6))
+
+
+def test_which_values_are_infinite(tmp_path: Path) -> None:
+    nodes = [node("Relu", ["x"], ["r"]), node("Sub", ["x", "r"], ["low"]), node("Reciprocal", ["low"], ["i"])]
+    nodes += [node("Sub", ["r", "x"], ["high"]), node("Reciprocal", ["high"], ["j"]), node("Add", ["x", "one"], ["s"])]
+    kinds = {"a": {}, "b": {"detect_negative": 0}, "c": {"detect_positive": 0}}
+    for name, options in kinds.items():
+        for value in ("i", "j"):
+            nodes += [node("IsInf", [value], [f"{name}{value}"], **options)]
+            nodes += [node("Where", [f"{name}{value}", "x", "s"], [f"{name}{value}x"])]
+    nodes += [node("Concat", [f"{name}{value}x" for name in kinds for value in ("i", "j")], ["out"], axis=1)]
+    imported(tmp_path, net(nodes, (5,), {"one": e(1.0)}), random(3, 5))
+
+
+def test_statistics_of_a_single_sample(tmp_path: Path) -> None:
+    """By default over the batch as well, which is freed where the file fixes one of 1, and otherwise is not."""
+    nodes, x = [node("MeanVarianceNormalization", ["x"], ["out"])], random(3, 2, 4, 5)
+    imported(tmp_path, net(nodes, (2, 4, 5), {}, batch=1), x)
+    with pytest.raises(ConversionError, match="imported wrongly"):
+        import_onnx(saved(net(nodes, (2, 4, 5), {}), tmp_path))
+
+
 def test_nodes_in_any_order(tmp_path: Path) -> None:
     nodes = [node("Neg", ["z"], ["n"]), node("Add", ["n", "z"], ["zeros"]), node("Add", ["zeros", "z"], ["sum"])]
     sides = {
@@ -317,7 +348,9 @@ def test_shapes_computed_in_the_file_keep_the_batch_open(tmp_path: Path) -> None
         node("Relu", ["z"], ["r"]),
         node("Shape", ["r"], ["sizes"]),
         node("Size", ["r"], ["all"]),
-        node("Gather", ["sizes", "first"], ["n"]),
+        node("Cast", ["sizes"], ["real"], to=TensorProto.FLOAT),
+        node("Gather", ["real", "first"], ["real_n"]),
+        node("Cast", ["real_n"], ["n"], to=TensorProto.INT64),
         node("Div", ["all", "n"], ["each"]),
         node("Unsqueeze", ["n", "zero"], ["n1"]),
         node("Unsqueeze", ["each", "zero"], ["each1"]),

@@ -94,17 +94,23 @@ def conv_transpose(
     pads: list[int] | None = None,
     strides: list[int] | None = None,
 ) -> Tensor:
-    """Paddings cut the result: `begin` rows at its beginning, `end` at its end."""
+    """Paddings cut the result: `begin` rows at its beginning, `end` at its end.
+
+    It is as large as it is where `auto_pad` wants more, as ONNX Runtime has it.
+    """
     w = windows(x, weight.shape[2:], strides, pads, dilations, "VALID" if auto_pad.startswith("SAME") else auto_pad)
     axes = x.dim() - 2
     extra = list(output_padding or [0] * axes)
     sizes = list(x.shape[2:])
-    if output_shape is None and auto_pad.startswith("SAME"):
+    fitted = output_shape is None and auto_pad.startswith("SAME")
+    if fitted:
         output_shape = [size * s for size, s in zip(sizes, w.stride, strict=True)]
     if output_shape is not None:
         for i, wanted in enumerate(output_shape[-axes:]):
             total = (sizes[i] - 1) * w.stride[i] + extra[i] + (w.kernel[i] - 1) * w.dilation[i] + 1 - wanted
-            extra[i], total = extra[i] + max(-total, 0), max(total, 0)
+            if not fitted:
+                extra[i] += max(-total, 0)
+            total = max(total, 0)
             w.begin[i] = total // 2 if auto_pad == "SAME_UPPER" else total - total // 2
             w.end[i] = total - w.begin[i]
     transposed = TRANSPOSED[axes - 1]
