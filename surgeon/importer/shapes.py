@@ -89,7 +89,12 @@ def tile(x: Tensor, repeats: Numbers) -> Tensor:
 
 
 @operator("Concat")
-def concat(*inputs: Tensor, axis: int) -> Tensor:
+def concat(*inputs: Tensor, axis: int, context: Context) -> Tensor:
+    """What the file has one of, for its batch of 1, each sample gets: a class token, coordinates."""
+    single = [isinstance(x.shape[0], int) and x.shape[0] == 1 for x in inputs]
+    if context.fixed == 1 and axis % inputs[0].dim() and not all(single):
+        sizes = [[context.batch if one else -1, *x.shape[1:]] for x, one in zip(inputs, single, strict=True)]
+        inputs = tuple(x.expand(size) for x, size in zip(inputs, sizes, strict=True))
     return torch.cat(inputs, axis)
 
 
