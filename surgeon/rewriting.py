@@ -6,7 +6,7 @@ import warnings
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.fx import traceback as fx_traceback
@@ -77,17 +77,21 @@ def _refuse_static(captured: Captured) -> None:
 
 
 def _read_sizes_of_output(program: ExportedProgram) -> None:
-    """Read no size of the cotangent, which ascents compute from the output: the output has the same, or the input."""
+    """Read no size of the cotangent, which ascents compute from the output: an earlier value has the same.
+
+    It is the input, or the first that is computed, since the network itself may ask for that size before its output.
+    """
     graph, names = program.graph, program.graph_signature.user_inputs
     image, cotangent = (node for name in names[:2] for node in graph.nodes if node.name == name)
     output = next(node for node in graph.nodes if node.name == program.graph_signature.user_outputs[0])
-    sizes = [str(size) for size in image.meta["val"].shape]
+    computed = [node for node in graph.nodes if node.op == "call_function" and isinstance(node.meta.get("val"), Tensor)]
+    shapes = {value: [str(size) for size in value.meta["val"].shape] for value in (image, *computed)}
     for node in [user for user in cotangent.users if user.target is torch.ops.aten.sym_size.int]:
         size = str(node.meta["val"])
-        place = node if size in sizes else output.next
-        source = (image, sizes.index(size)) if size in sizes else (output, node.args[1])
-        with graph.inserting_before(place):
-            read = graph.call_function(node.target, source)
+        places = [(value, shape.index(size)) for value, shape in shapes.items() if size in shape]
+        source, axis = [*places, (output, node.args[1])][0]
+        with graph.inserting_before(node if source is image else source.next):
+            read = graph.call_function(node.target, (source, axis))
         read.meta = dict(node.meta)
         node.replace_all_uses_with(read)
         graph.erase_node(node)

@@ -56,7 +56,7 @@ def _outputs(
         try:
             with torch.no_grad():
                 output = network(example.new_zeros(shape))
-        except (RuntimeError, ValueError):  # the network does not take this size, whoever runs it
+        except (RuntimeError, ValueError, ConversionError):  # the network does not take this size, whoever runs it
             continue
         yield shape, output
 

@@ -74,6 +74,7 @@ NODES: dict[str, list[Node]] = {
     "Acosh": [n(x(3, 5, scale=0.1, shift=3))],
     "Mish": [n(x(3, 5), opset=18)],
     "IsNaN": [n(x(3, 5))],
+    "IsInf": [],
     "Not": [],  # with Less, below
     # activations
     "Clip": [
@@ -93,6 +94,7 @@ NODES: dict[str, list[Node]] = {
         n(x(5, 5, 3), w(1, 1, 3)),
         n(x(3, 5, 5), w(3, 5, 5)),
     ],
+    "Shrink": [n(x(6)), n(x(6), bias=0.3, lambd=0.4)],
     "HardSigmoid": [n(x(6, scale=3)), n(x(6, scale=3), alpha=1 / 6, beta=0.5), n(x(6), alpha=0.4, beta=0.3)],
     "Gelu": [n(x(6), opset=20), n(x(6), opset=20, approximate="tanh")],
     "Softmax": [n(x(3, 5)), n(x(3, 5), axis=1), n(x(3, 5), opset=11), n(x(3, 5, 2), opset=11, axis=2)],
@@ -136,6 +138,7 @@ NODES: dict[str, list[Node]] = {
         n(x(6, 5, 4), w(2), w(2), num_groups=2, opset=18),
         n(x(6, 5, 4), w(6), w(6), num_groups=3, opset=21, epsilon=0.1),
     ],
+    "MeanVarianceNormalization": [n(x(3, 5, 4), axes=[2, 3]), n(x(3, 5, 4), axes=[1, 2, -1], opset=9)],
     "LpNormalization": [n(x(3, 5)), n(x(3, 5), axis=1, p=1)],
     "LRN": [n(x(7, 4, 4), size=3, alpha=0.5), n(x(7, 4, 4), size=5, alpha=0.5, beta=0.6, bias=2.0)],
     # reductions
@@ -181,6 +184,7 @@ NODES: dict[str, list[Node]] = {
         n(x(4, 5, 6), w(4, 3, 3, 3), w(6), group=2, strides=[2, 3], pads=[0, 1, 2, 1]),
         n(x(2, 5, 5), w(2, 3, 3, 3), strides=[2, 2], auto_pad="SAME_UPPER"),
         n(x(2, 5, 5), w(2, 3, 3, 3), strides=[2, 2], auto_pad="SAME_LOWER"),
+        n(x(2, 5, 5), w(2, 3, 2, 1), strides=[3, 2], auto_pad="SAME_UPPER"),
         n(x(2, 5, 5), w(2, 3, 3, 3), strides=[3, 2], output_shape=[14, 12]),
         n(x(2, 5, 5), w(2, 3, 2, 2), dilations=[2, 1]),
         n(x(1, 3, 4, 3), w(1, 2, 2, 2, 2), strides=[2, 1, 2]),
@@ -250,7 +254,11 @@ NODES: dict[str, list[Node]] = {
     "ScatterND": [],  # below, with axes in another order, as the next two
     "ScatterElements": [],
     "Scatter": [],
-    "TopK": [n(x(4, 6), i(3), axis=1, outputs=2), n(x(4, 6), i(2), axis=-1, largest=0, outputs=2)],
+    "TopK": [
+        n(x(4, 6), axis=1, k=3, outputs=2, opset=9),
+        n(x(4, 6), i(3), axis=1, outputs=2),
+        n(x(4, 6), i(2), axis=-1, largest=0, outputs=2),
+    ],
     "OneHot": [],
     "ConstantOfShape": [],
     "Pad": [
@@ -306,7 +314,7 @@ NODES: dict[str, list[Node]] = {
     "com.microsoft::QuickGelu": [n(x(5)), n(x(5), alpha=1.0)],
     "com.microsoft::BiasGelu": [n(x(3, 5), w(5))],
 }
-"""Where a list is empty, the operator is met in a graph of `test_importer.py`."""
+"""Where a list is empty, the operator is met in a graph of `test_importer.py` or `test_onnx_graphs.py`."""
 
 FOLDED: dict[str, list[Node]] = {
     **{name: [n(i(3, 4), i(2))] for name in ("Add", "Sub", "Mul", "Min", "Max", "Equal", "Less")},

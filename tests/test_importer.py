@@ -283,7 +283,7 @@ class TensorFlowStyle(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weights = [torch.from_numpy(value).double() for value in (w(6, 3, 3, 3), w(6, shift=2), w(6, 4), w(4))]
         y = F.relu(F.conv2d(F.pad(x.movedim(-1, 1), (1, 1, 0, 1)), weights[0], stride=2))
-        y = F.max_pool2d(y, 3, 2, (0, 1), ceil_mode=True)  # 6 by 7: padding (0, 1) and (1, 1)
+        y = F.max_pool2d(F.pad(y, (1, 1, 0, 1), value=-1e30), 3, 2)  # 6 by 7: padding (0, 1) and (1, 1)
         return F.relu6(y.movedim(1, -1) * weights[1]).mean((1, 2)) @ weights[2] + weights[3]
 
 

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+import surgeon
+from surgeon.artifacts.manifest import Recipe
 from surgeon.errors import ConversionError, SurgeonError
 from surgeon.importer.onnx_file import import_onnx
 from surgeon.oracle import reference_pullback
@@ -145,6 +147,51 @@ def test_a_branch_that_is_known_beforehand(tmp_path: Path) -> None:
         import_onnx(saved(net(nodes, (3, 6, 6), CONSTANTS), tmp_path))
 
 
+def test_branches_that_use_the_same_names(tmp_path: Path) -> None:
+    """Of which the second gives what the first made of the data as a known number."""
+    gated = branch([node("Relu", ["z"], ["inner"])], "inner")
+    known = branch([node("Add", ["six", "zero"], ["inner"])], "inner")
+    other = branch([node("Neg", ["z"], ["other"])], "other")
+    nodes = [CONV, node("If", ["yes"], ["a"], then_branch=gated, else_branch=other)]
+    nodes += [node("If", ["yes"], ["b"], then_branch=known, else_branch=other), node("Add", ["a", "b"], ["out"])]
+    constants = CONSTANTS | {"yes": e(True)}
+    imported(tmp_path, net(nodes, (3, 6, 6), constants), random(2, 3, 6, 6))
+
+
+def test_which_values_are_infinite(tmp_path: Path) -> None:
+    nodes = [node("Relu", ["x"], ["r"]), node("Sub", ["x", "r"], ["low"]), node("Reciprocal", ["low"], ["i"])]
+    nodes += [node("Neg", ["i"], ["j"]), node("Add", ["x", "one"], ["s"])]
+    kinds = {"a": {}, "b": {"detect_negative": 0}, "c": {"detect_positive": 0}}
+    for name, options in kinds.items():
+        for value in ("i", "j"):
+            nodes += [node("IsInf", [value], [f"{name}{value}"], **options)]
+            nodes += [node("Where", [f"{name}{value}", "x", "s"], [f"{name}{value}x"])]
+    nodes += [node("Concat", [f"{name}{value}x" for name in kinds for value in ("i", "j")], ["out"], axis=1)]
+    imported(tmp_path, net(nodes, (5,), {"one": e(1.0)}), random(3, 5))
+
+
+def test_statistics_of_a_single_sample(tmp_path: Path) -> None:
+    """By default over the batch as well, which is freed where the file fixes one of 1, and otherwise is not."""
+    nodes, x = [node("MeanVarianceNormalization", ["x"], ["out"])], random(3, 2, 4, 5)
+    imported(tmp_path, net(nodes, (2, 4, 5), {}, batch=1), x)
+    with pytest.raises(ConversionError, match="imported wrongly"):
+        import_onnx(saved(net(nodes, (2, 4, 5), {}), tmp_path))
+
+
+@pytest.mark.parametrize("batch", [1, "N"])
+def test_a_constant_beside_the_channels_of_each_sample(tmp_path: Path, batch: int | str) -> None:
+    """As class tokens and coordinates are joined on where the file fixes a batch of 1; of a free one it is refused."""
+    nodes = [node("Concat", ["coordinates", "x"], ["a"], axis=1), node("Concat", ["a", "row"], ["out"], axis=-1)]
+    made = net(nodes, (3, 6), {"coordinates": w(1, 2, 6), "row": w(1, 5, 1)}, batch=batch)
+    if batch == 1:
+        x, v = random(3, 3, 6), random(3, 5, 7, seed=1)
+        module = imported(tmp_path, made, x)
+        assert torch.equal(pullback(module, x, v, HARD), v[:, 2:, :6])
+        return
+    with pytest.raises(ConversionError, match="Concat"):
+        import_onnx(saved(made, tmp_path))
+
+
 def test_nodes_in_any_order(tmp_path: Path) -> None:
     nodes = [node("Neg", ["z"], ["n"]), node("Add", ["n", "z"], ["zeros"]), node("Add", ["zeros", "z"], ["sum"])]
     sides = {
@@ -159,6 +206,67 @@ def test_nodes_in_any_order(tmp_path: Path) -> None:
     circle = net([node("Add", ["x", "b"], ["a"]), node("Relu", ["a"], ["b"])], (3,), {}, outputs=("b",))
     with pytest.raises(SurgeonError, match=r"reads a before it is computed. Mend its circle of nodes"):
         import_onnx(saved(circle, tmp_path))
+
+
+HALVED = [node("MaxPool", ["r"], ["half"], kernel_shape=[2, 2], strides=[2, 2]), node("Shape", ["half"], ["s0"])]
+HALVED += [
+    node("Shape", ["r"], ["s"]),
+    node("Slice", ["s0", "i0", "i2"], ["nc"]),
+    node("Slice", ["s", "i2", "i4"], ["hw"]),
+]
+HALVED += [node("Concat", ["nc", "hw"], ["size"], axis=0)]
+ASYMMETRIC = {"coordinate_transformation_mode": "asymmetric"}
+ANY_SIZE: dict[str, list[onnx.NodeProto]] = {
+    "nearest": [
+        node("Resize", ["r", "", "twice"], ["a"]),
+        node("Resize", ["a", "", "smaller"], ["b"]),
+        node("Resize", ["b", "", "twice"], ["y"], nearest_mode="ceil", **ASYMMETRIC),
+    ],
+    "to-another-size": [*HALVED, node("Resize", ["half", "", "", "size"], ["y"], nearest_mode="floor", **ASYMMETRIC)],
+    "to-its-own-size": [node("Shape", ["r"], ["s"]), node("Resize", ["r", "", "", "s"], ["y"], mode="linear")],
+    "linear": [
+        node("Resize", ["r", "", "twice"], ["a"], mode="linear", **ASYMMETRIC),
+        node("Resize", ["a", "", "smaller"], ["y"], mode="linear"),
+    ],
+    "paddings": [
+        node("Pad", ["r", "sides"], ["a"], mode="reflect"),
+        node("Pad", ["a", "sides"], ["b"], mode="edge"),
+        node("Pad", ["b", "sides"], ["y"], mode="wrap"),
+    ],
+    "pools": [
+        node("MaxPool", ["r"], ["a"], kernel_shape=[3, 2], strides=[2, 2], auto_pad="SAME_UPPER"),
+        node("MaxPool", ["a"], ["y"], kernel_shape=[2, 3], strides=[2, 1], auto_pad="SAME_LOWER"),
+    ],
+    "blocks": [node("SpaceToDepth", ["r"], ["y"], blocksize=2)],
+}
+
+
+@pytest.mark.parametrize("nodes", ANY_SIZE.values(), ids=ANY_SIZE)
+def test_files_for_any_size(tmp_path: Path, nodes: list[onnx.NodeProto]) -> None:
+    constants = {
+        "weight": WEIGHT,
+        "twice": f(1, 1, 2, 3),
+        "smaller": f(1, 1, 0.5, 0.7),
+        "sides": i(0, 0, 1, 2, 0, 0, 3, 1),
+    }
+    constants |= {"i0": i(0), "i2": i(2), "i4": i(4)}
+    nodes = [CONV, node("Relu", ["z"], ["r"]), *nodes, node("Mul", ["y", "y"], ["out"])]
+    path = saved(net(nodes, (3, "H", "W"), constants, opset=19), tmp_path)
+    module = import_onnx(path, input_shape=(3, 14, 12)).module.double()
+    recipe = Recipe(dynamic_size=True)
+    graph = surgeon.rewrite(module, random(2, 3, 14, 12), recipe)
+    for size in (
+        (14, 12),
+        (12, 14),
+        *(() if "SpaceToDepth" in {one.op_type for one in nodes} else ((13, 17), (20, 11))),
+    ):
+        x = random(3, 3, *size)
+        expected = runtime(path, x.float().numpy())
+        v = random(*expected.shape, seed=1)
+        output, pulled = graph(x, v, torch.tensor(0.3, dtype=torch.float64))
+        assert np.allclose(output.numpy(), expected, rtol=1e-4, atol=1e-4)
+        _, reference = reference_pullback(module, x, v, recipe=recipe, temperature=0.3)
+        assert relative_error(pulled, reference) < 1e-6  # of a known size, PyTorch makes a factor of its own
 
 
 BEST = node("ArgMax", ["x"], ["best"], axis=1, keepdims=1)
@@ -226,13 +334,37 @@ def test_weights_and_inputs_in_other_precisions(tmp_path: Path) -> None:
         import_onnx(saved(double, tmp_path))
 
 
+def test_weights_that_are_stored_as_whole_numbers(tmp_path: Path) -> None:
+    """For each channel in another scale, and for all in one; what is computed from the data is refused still."""
+    whole = np.round(WEIGHT * 50).astype(np.int8)
+    constants = {"q": whole, "scales": f(0.01, 0.02, 0.03, 0.04), "zeros": np.array([3, -4, 0, 1], np.int8)}
+    constants |= {"b": np.array([100, -200, 3, 4], np.int32), "scale": e(0.01), "zero": np.array(3, np.int8)}
+    nodes = [
+        node("DequantizeLinear", ["q", "scales", "zeros"], ["w"], axis=0),
+        node("DequantizeLinear", ["b", "scale"], ["bias"]),
+        node("Conv", ["x", "w", "bias"], ["z"]),
+        node("Relu", ["z"], ["out"]),
+    ]
+    x = random(3, 3, 6, 6)
+    module = imported(tmp_path, net(nodes, (3, 6, 6), constants), x)
+    assert [tuple(weight.shape) for weight in module.parameters()] == [(4, 3, 3, 3), (4,)]
+    nodes[0] = node("DequantizeLinear", ["q", "scale", "zero"], ["w"])
+    imported(tmp_path, net(nodes, (3, 6, 6), constants), x)
+    nodes[3:] = [node("QuantizeLinear", ["z", "scale", "zero"], ["r"])]
+    nodes += [node("DequantizeLinear", ["r", "scale", "zero"], ["out"])]
+    with pytest.raises(ConversionError, match=r"DequantizeLinear \(1: rounds to whole numbers"):
+        import_onnx(saved(net(nodes, (3, 6, 6), constants), tmp_path))
+
+
 def test_shapes_computed_in_the_file_keep_the_batch_open(tmp_path: Path) -> None:
     nodes = [
         CONV,
         node("Relu", ["z"], ["r"]),
         node("Shape", ["r"], ["sizes"]),
         node("Size", ["r"], ["all"]),
-        node("Gather", ["sizes", "first"], ["n"]),
+        node("Cast", ["sizes"], ["real"], to=TensorProto.FLOAT),
+        node("Gather", ["real", "first"], ["real_n"]),
+        node("Cast", ["real_n"], ["n"], to=TensorProto.INT64),
         node("Div", ["all", "n"], ["each"]),
         node("Unsqueeze", ["n", "zero"], ["n1"]),
         node("Unsqueeze", ["each", "zero"], ["each1"]),
@@ -267,6 +399,16 @@ def test_shapes_computed_in_the_file_keep_the_batch_open(tmp_path: Path) -> None
         ),
         ([node("Scaler", ["x"], ["out"], domain="ai.onnx.ml")], ConversionError, r"ai.onnx.ml::Scaler \(1\)"),
         ([node("Attention", ["x"], ["out"], **FUSED)], ConversionError, r"com.microsoft::Attention \(1\)"),
+        (
+            [node("Constant", [], ["c"]), node("Add", ["x", "c"], ["out"])],
+            SurgeonError,
+            "the constant c of net.onnx has no value. Mend the file",
+        ),
+        (
+            [node("QuantizeLinear", ["x", "six"], ["q"]), node("DequantizeLinear", ["q", "six"], ["out"])],
+            ConversionError,
+            r"QuantizeLinear \(1: rounds to whole numbers, which have no gradient\)",
+        ),
         ([node("NonZero", ["x"], ["out"])], ConversionError, "NonZero out: its inputs are computed from the data"),
         (
             [node("FusedConv", ["x", "weight"], ["out"], activation="Mish", **FUSED)],

@@ -170,12 +170,24 @@ class Cells(Small):
         return F.adaptive_max_pool2d(x.relu(), 4).flatten(1)
 
 
+class Enlarged(Small):
+    """Back to a size that is neither the input's nor known before its first layer, and is the output's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).relu()
+        return F.interpolate(F.max_pool2d(y, 2), y.shape[2:])
+
+
 def made(kind: type[nn.Module]) -> nn.Module:
     torch.manual_seed(0)
     return kind().eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("kind", [ResNetLike, UNetLike, Pools, Pyramid, Cropped])
+@pytest.mark.parametrize("kind", [ResNetLike, UNetLike, Pools, Pyramid, Cropped, Enlarged])
 def test_one_graph_is_right_at_every_size(kind: type[Small]) -> None:
     module = made(kind).double()
     graph = rewrite(module, torch.randn(2, *kind.input_shape, dtype=torch.float64), ANY)

@@ -50,6 +50,12 @@ def thresholded_relu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
     return F.threshold(x, alpha, 0.0)
 
 
+@operator("Shrink")
+def shrink(x: Tensor, *, bias: float = 0.0, lambd: float = 0.5) -> Tensor:
+    """Zero in [-lambd, lambd], and beyond it `bias` closer to zero."""
+    return torch.where(x.abs() > lambd, x - bias * torch.sign(x), 0.0)
+
+
 @operator("PRelu")
 def prelu(x: Tensor, slope: Tensor) -> Tensor:
     """One slope, or one along an axis: PyTorch has them on axis 1, so that any other is moved there; or a choice."""

@@ -113,6 +113,14 @@ def cast(x: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up", conte
     return x.to(whole[to])
 
 
+@operator("IsInf")
+def is_infinite(x: Tensor, *, detect_negative: int = 1, detect_positive: int = 1) -> Tensor:
+    found = torch.isinf(x)
+    if not detect_negative:
+        found = found & (x > 0)
+    return found if detect_positive else found & (x < 0)
+
+
 @operator("CastLike")
 def cast_like(x: Tensor, target: Tensor, *, saturate: int = 1, round_mode: str = "up") -> Tensor:
     return x.to(target.dtype)

@@ -115,13 +115,19 @@ def cast(x: Numbers, *, to: int, saturate: int = 1, round_mode: str = "up") -> A
 
 
 def _real(number: Any) -> Any:
-    return number * 1.0 if isinstance(number, torch.SymInt) else float(number)
+    if not isinstance(number, torch.SymInt):
+        return float(number)
+    real = torch.sym_float(number)
+    real.whole = number  # type: ignore[attr-defined]  # torch.export would not find the way back
+    return real
 
 
 def _integer(number: Any) -> Any:
     if isinstance(number, torch.SymInt):
         return number
-    return torch.sym_int(number) if isinstance(number, torch.SymFloat) else int(number)
+    if isinstance(number, torch.SymFloat):
+        return number.whole if hasattr(number, "whole") else torch.sym_int(number)
+    return int(number)
 
 
 def _each(function: Callable[[Any], Any], x: Numbers) -> Numbers:

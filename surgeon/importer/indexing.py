@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from surgeon.errors import ConversionError
-from surgeon.importer.registry import Context, Numbers, operator
+from surgeon.importer.registry import Numbers, operator, required
 
 
 @operator("Gather")
@@ -59,12 +59,17 @@ def _require_sum(reduction: str) -> None:
 
 @operator("TopK")
 def top_k(
-    x: Tensor, k: Numbers | None = None, *, axis: int = -1, largest: int = 1, sorted: int = 1, context: Context
+    x: Tensor,
+    count: Numbers | None = None,
+    *,
+    axis: int = -1,
+    k: int | None = None,
+    largest: int = 1,
+    sorted: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Values and indices."""
-    if k is None:
-        raise ConversionError("k is missing", "Mend the file")
-    return torch.topk(x, int(k.item()), axis, bool(largest), True)
+    """Values and indices. How many is an attribute before opset 10, and an input since."""
+    (length,) = required(count, None if k is None else [k])
+    return torch.topk(x, int(length), axis, bool(largest), True)
 
 
 @operator("OneHot")

@@ -141,9 +141,7 @@ class OnnxNetwork(nn.Module):
                 branch = call.branches[_condition(call, numbers)]
                 self._run(branch.calls, tensors, numbers, input)
                 for name, inner in zip(call.outputs, branch.outputs, strict=True):
-                    for values in (tensors, numbers):
-                        if inner in values:
-                            values[name] = values[inner]  # type: ignore[assignment]
+                    _assign(name, tensors.get(inner), numbers.get(inner), tensors, numbers)
                 continue
             context = Context(self._opset, len(call.outputs), input.shape[0], self._fixed, input.dtype)
             try:
@@ -158,9 +156,23 @@ class OnnxNetwork(nn.Module):
                 ) from error
             for name, value in zip(call.outputs, found, strict=False):
                 if isinstance(value, Tensor):
-                    tensors[name] = value
+                    _assign(name, value, None, tensors, numbers)
                 else:
-                    numbers[name] = np.asarray(value)
+                    _assign(name, None, np.asarray(value), tensors, numbers)
+
+
+def _assign(
+    name: str,
+    tensor: Tensor | None,
+    known: Numbers | None,
+    tensors: dict[str, Tensor],
+    numbers: dict[str, Numbers],
+) -> None:
+    """Nothing is left of an earlier value: branches may give their own the same names."""
+    for value, values in ((tensor, tensors), (known, numbers)):
+        values.pop(name, None)
+        if value is not None:
+            values[name] = value  # type: ignore[assignment]
 
 
 def branches(node: NodeProto) -> dict[bool, GraphProto]:

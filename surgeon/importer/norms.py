@@ -61,6 +61,15 @@ def group_normalization(
     return F.group_norm(x, num_groups, scale, bias, epsilon)
 
 
+@operator("MeanVarianceNormalization")
+def mean_variance_normalization(x: Tensor, *, axes: list[int] | None = None, context: Context) -> Tensor:
+    """Over the batch, too, unless the axes say otherwise; one that the file fixes to a single sample is left out."""
+    over = [axis % x.dim() for axis in axes or (0, 2, 3)]
+    over = [axis for axis in over if axis or context.fixed != 1]
+    centred = x - x.mean(over, keepdim=True)
+    return centred / (centred.square().mean(over, keepdim=True).sqrt() + 1e-9)
+
+
 @operator("LpNormalization")
 def lp_normalization(x: Tensor, *, axis: int = -1, p: int = 2) -> Tensor:
     return F.normalize(x, p, axis)

@@ -83,8 +83,11 @@ def import_onnx(
     batch, shape = _shape(path, given, input_shape)
     beside = _beside(path, rest, batch, others or {})
     nodes = _needed(graph, returned)
-    _refuse_unknown(path, nodes)
     kept = _constants(path, graph, _read_by(nodes))
+    nodes = _dequantised(nodes, kept)
+    _refuse_unknown(path, nodes)
+    read = _read_by(nodes)
+    kept = {name: value for name, value in kept.items() if name in read}
     names = [value.name for value in (given, *rest)]
     network = OnnxNetwork(Graph(nodes, kept, names, returned, opset, batch)).eval()
     generator = torch.Generator().manual_seed(0)
@@ -288,6 +291,28 @@ def _constant(path: Path, node: NodeProto) -> Numbers:
     if attribute.name in ("value_float", "value_floats", "value_int", "value_ints"):
         return np.array(value, np.float32 if "float" in attribute.name else np.int64)
     raise ConversionError(f"the constant {node.output[0]} is kept as {attribute.name}", "Keep it as a tensor")
+
+
+def _dequantised(nodes: list[NodeProto], constants: dict[str, Numbers]) -> list[NodeProto]:
+    """Add to `constants` weights that are stored as whole numbers, (x - zero) * scale; `nodes` without what makes them.
+
+    Scale and zero are one for all, or one for each place along an axis.
+    """
+    others = []
+    for node in nodes:
+        options = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        given = [constants.get(name) for name in node.input if name]
+        stored = kind_of(node) == "DequantizeLinear" and all(value is not None for value in given)
+        if not stored or options.get("block_size"):
+            others.append(node)
+            continue
+        x, *spread = (value for value in given if value is not None)
+        axis = options.get("axis", 1) if x.ndim else 0
+        shape = [-1 if place == axis % x.ndim else 1 for place in range(x.ndim)]
+        scale, *zero = (value.reshape(shape if value.size > 1 else [1] * x.ndim) for value in spread)
+        whole = x.astype(np.int64) - zero[0] if zero else x
+        constants[node.output[0]] = whole.astype(scale.dtype) * scale
+    return others
 
 
 def _needed(graph: GraphProto, output: str) -> list[NodeProto]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,47 +14,84 @@ from torch import Tensor
 
 from surgeon.errors import ConversionError
 from surgeon.importer.registry import Context, Numbers, operator, required
+from surgeon.sizes import is_same, is_symbolic
 
-NEAREST: dict[str, Callable[[float], int]] = {
-    "round_prefer_floor": lambda place: math.ceil(place - 0.5),
-    "round_prefer_ceil": lambda place: math.floor(place + 0.5),
-    "floor": math.floor,
-    "ceil": math.ceil,
+NEAREST: dict[str, Callable[[Any], Any]] = {
+    "round_prefer_floor": lambda place: -((0.5 - place) // 1),
+    "round_prefer_ceil": lambda place: (place + 0.5) // 1,
+    "floor": lambda place: place // 1,
+    "ceil": lambda place: -(-place // 1),
 }
+"""Of NumPy's arrays and of tensors."""
+
 SMOOTH = {("linear", 1): "linear", ("linear", 2): "bilinear", ("linear", 3): "trilinear", ("cubic", 2): "bicubic"}
 
 
 @dataclass(frozen=True)
 class Axis:
-    """How one axis is resized: `place` of the result comes from `original(place)`, between the input's elements."""
+    """How one axis is resized: `place` of the result comes from `original(place)`, between the input's elements.
 
-    length: int
-    wanted: int
-    factor: float
+    Lengths, and the factor between them, are symbols where the network is recorded for any height and width.
+    """
+
+    length: Any
+    wanted: Any
+    factor: Any
     coordinates: str
+    sized: bool  # the factor is what the lengths make of it
 
-    def original(self, place: int) -> float:
+    def original(self, place: Any) -> Any:
+        """Of a number, or of each in an array or a tensor."""
         scaled = (place + 0.5) / self.factor
         match self.coordinates:
             case "half_pixel":
                 return scaled - 0.5
             case "pytorch_half_pixel":
-                return scaled - 0.5 if self.wanted > 1 else 0.0
+                return scaled - 0.5 if self.wanted > 1 else 0.0 * place
             case "half_pixel_symmetric":
                 exact = self.length * self.factor
                 return self.length / 2 * (1 - self.wanted / exact) + scaled - 0.5
             case "asymmetric":
                 return place / self.factor
             case "align_corners":
-                return place * (self.length - 1) / (self.wanted - 1) if self.wanted > 1 else 0.0
+                return place * (self.length - 1) / (self.wanted - 1) if self.wanted > 1 else 0.0 * place
             case "tf_half_pixel_for_nn":
                 return scaled
         raise ConversionError(f"resizing in {self.coordinates} coordinates", "Use half_pixel or asymmetric ones")
 
-    def nearest(self, rounding: str) -> list[int]:
+    @property
+    def whole(self) -> bool:
+        """Whether the factor makes of the length exactly what is wanted."""
+        if self.sized or float(self.factor).is_integer():
+            return True
+        return not is_symbolic(self.length) and abs(self.factor * self.length - self.wanted) < 1e-3
+
+    def nearest(self, rounding: str) -> Tensor:
         """The index that each place takes its value from."""
-        places = [NEAREST[rounding](round(self.original(place), 6)) for place in range(self.wanted)]
-        return [min(max(place, 0), self.length - 1) for place in places]
+        if is_symbolic(self.length, self.wanted):
+            return self._rounded(torch.arange(self.wanted, dtype=torch.float64), rounding).long()
+        return torch.tensor(self._known(rounding))
+
+    def _known(self, rounding: str) -> list[int]:
+        return [int(place) for place in self._rounded(np.arange(self.wanted, dtype=np.float64), rounding)]
+
+    def _rounded(self, places: Any, rounding: str) -> Any:
+        return self._near(places, rounding).clip(0, self.length - 1)
+
+    def _near(self, places: Any, rounding: str) -> Any:
+        """Also beyond the edges. What is a hair's breadth from a whole number, or a half, is taken for it."""
+        return NEAREST[rounding]((self.original(places) * 1e6 + 0.5) // 1 / 1e6)
+
+    def is_torchs(self, rounding: str) -> bool:
+        """Whether the nearest is PyTorch's, at floor(place * length / wanted)."""
+        if not is_symbolic(self.length, self.wanted):
+            return self._known(rounding) == [place * self.length // self.wanted for place in range(self.wanted)]
+        if self.sized:
+            return self.coordinates == "asymmetric" and rounding == "floor"
+        if not float(self.factor).is_integer() or self.coordinates == "align_corners":
+            return False
+        # In other coordinates, every `factor` places in a row are as the first ones, one element further.
+        return not self._near(np.arange(self.factor), rounding).any()
 
 
 @dataclass(frozen=True)
@@ -64,24 +102,24 @@ class Filter:
     a: float = -0.75
     exclude_outside: bool = False
 
-    def at(self, distance: float) -> float:
-        d = abs(distance)
+    def at(self, distance: Tensor) -> Tensor:
+        d = distance.abs()
         if not self.cubic:
-            return max(1 - d, 0.0)
-        if d <= 1:
-            return (self.a + 2) * d**3 - (self.a + 3) * d**2 + 1
-        return self.a * (d**3 - 5 * d**2 + 8 * d - 4) if d < 2 else 0.0
+            return (1 - d).clamp(min=0)
+        near = (self.a + 2) * d**3 - (self.a + 3) * d**2 + 1
+        far = self.a * (d**3 - 5 * d**2 + 8 * d - 4)
+        return torch.where(d <= 1, near, torch.where(d < 2, far, 0.0))
 
     def matrix(self, axis: Axis) -> Tensor:
         """Weights [wanted, length]: elements beyond an edge are the one at the edge, or do not count."""
-        weights = np.zeros((axis.wanted, axis.length))
-        for place in range(axis.wanted):
-            original = axis.original(place)
-            for index in range(math.floor(original) - 1, math.floor(original) + 3):
-                inside = min(max(index, 0), axis.length - 1)
-                if inside == index or not self.exclude_outside:
-                    weights[place, inside] += self.at(index - original)
-        return torch.from_numpy(weights / weights.sum(1, keepdims=True))
+        original = axis.original(torch.arange(axis.wanted, dtype=torch.float64)).unsqueeze(1)
+        weights = torch.zeros(1, dtype=torch.float64)
+        for tap in range(-1, 3):
+            index = original.floor() + tap
+            inside = index.clamp(0, axis.length - 1)
+            counted = (index == inside) | (not self.exclude_outside)
+            weights = weights + self.at(index - original) * counted * (inside == torch.arange(axis.length))
+        return weights / weights.sum(1, keepdim=True)
 
 
 @operator("Upsample")
@@ -118,41 +156,42 @@ def resize(
     if sizes is None:
         wanted = _scaled(places, required(third, None))
     else:
-        ratios = {axis: size / x.shape[axis] for axis, size in zip(places, sizes, strict=True) if axis}
+        wanted = {axis: (size, None) for axis, size in zip(places, sizes, strict=True) if axis}
         if keep_aspect_ratio_policy != "stretch":
-            ratio = (min if keep_aspect_ratio_policy == "not_larger" else max)(ratios.values())
-            wanted = {axis: (math.floor(x.shape[axis] * ratio + 0.5), ratio) for axis in ratios}
-        else:
-            wanted = {axis: (size, ratios[axis]) for axis, size in zip(places, sizes, strict=True) if axis}
+            ratios = [size / x.shape[axis] for axis, (size, _) in wanted.items()]
+            ratio = (min if keep_aspect_ratio_policy == "not_larger" else max)(ratios)
+            wanted = {axis: (math.floor(x.shape[axis] * ratio + 0.5), ratio) for axis in wanted}
     smooth = Filter(mode == "cubic", cubic_coeff_a, bool(exclude_outside))
     return _resize(x, wanted, mode, coordinate_transformation_mode, nearest_mode, smooth)
 
 
-def _scaled(axes: list[int], scales: list[float]) -> dict[int, tuple[int | None, float]]:
+def _scaled(axes: list[int], scales: list[float]) -> dict[int, tuple[Any, Any]]:
     return {axis: (None, scale) for axis, scale in zip(axes, scales, strict=True)}
 
 
 def _resize(
     x: Tensor,
-    wanted: Mapping[int, tuple[int | None, float]],
+    wanted: Mapping[int, tuple[Any, Any]],
     mode: str,
     coordinates: str,
     rounding: str,
     smooth: Filter | None = None,
 ) -> Tensor:
-    """Resize the axes that change to a size (None: what the factor makes of it) by a factor.
+    """Resize the axes that change to a size (None: what the factor makes of it) by a factor (None: what follows).
 
     The batch never changes, whatever the file says of its size.
     """
     axes = {}
     for axis, (size, factor) in wanted.items():
-        if factor != 1:
-            made = math.floor(x.shape[axis] * factor) if size is None else size
-            axes[axis] = Axis(x.shape[axis], made, factor, coordinates)
+        length = x.shape[axis]
+        if factor == 1 or (factor is None and is_same(size, length)):
+            continue
+        made = _scaled_length(length, factor) if size is None else size
+        axes[axis] = Axis(length, made, made / length if factor is None else factor, coordinates, factor is None)
     if not axes:
         return x
     if mode == "nearest":
-        return _nearest(x, {axis: one.nearest(rounding) for axis, one in axes.items()})
+        return _nearest(x, axes, rounding)
     smooth = smooth or Filter(mode == "cubic")
     kind = SMOOTH.get((mode, x.dim() - 2))
     if kind and _as_torch_does(axes, smooth):
@@ -163,6 +202,11 @@ def _resize(
     return x
 
 
+def _scaled_length(length: Any, factor: Any) -> Any:
+    """floor(length * factor), which ONNX Runtime computes in float32: 0.7 times 10 is 7, though its 0.7 is less."""
+    return length * int(factor) if float(factor).is_integer() else math.floor(length * (factor * (1 + 2**-24)))
+
+
 def _as_torch_does(axes: Mapping[int, Axis], smooth: Filter) -> bool:
     """Whether PyTorch's interpolation is the same."""
     half = all(
@@ -170,20 +214,16 @@ def _as_torch_does(axes: Mapping[int, Axis], smooth: Filter) -> bool:
         for one in axes.values()
     )
     aligned = all(one.coordinates == "align_corners" for one in axes.values())
-    whole = all(abs(one.factor * one.length - one.wanted) < 1e-3 for one in axes.values())
+    whole = all(one.whole for one in axes.values())
     plain = smooth == Filter(smooth.cubic, smooth.a) and (not smooth.cubic or abs(smooth.a + 0.75) < 1e-6)
     return plain and min(axes) >= 2 and (aligned or (half and whole))
 
 
-def _nearest(x: Tensor, taken: Mapping[int, list[int]]) -> Tensor:
+def _nearest(x: Tensor, axes: Mapping[int, Axis], rounding: str) -> Tensor:
     """By torch's interpolation where it takes the same neighbours, else by picking them."""
-    plain = all(
-        neighbours == [place * x.shape[axis] // len(neighbours) for place in range(len(neighbours))]
-        for axis, neighbours in taken.items()
-    )
-    if plain and min(taken) >= 2 and 3 <= x.dim() <= 5:
-        size = [len(taken[axis]) if axis in taken else x.shape[axis] for axis in range(2, x.dim())]
+    if min(axes) >= 2 and 3 <= x.dim() <= 5 and all(one.is_torchs(rounding) for one in axes.values()):
+        size = [axes[axis].wanted if axis in axes else x.shape[axis] for axis in range(2, x.dim())]
         return F.interpolate(x, size, mode="nearest")
-    for axis, neighbours in taken.items():
-        x = x.index_select(axis, torch.tensor(neighbours))
+    for axis, one in axes.items():
+        x = x.index_select(axis, one.nearest(rounding))
     return x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from surgeon.errors import ConversionError
 from surgeon.importer.registry import Context, Numbers, Value, folded, given, operator, required
+from surgeon.sizes import is_symbolic
 
 
 @operator("Shape")
@@ -87,7 +89,12 @@ def tile(x: Tensor, repeats: Numbers) -> Tensor:
 
 
 @operator("Concat")
-def concat(*inputs: Tensor, axis: int) -> Tensor:
+def concat(*inputs: Tensor, axis: int, context: Context) -> Tensor:
+    """What the file has one of, for its batch of 1, each sample gets: a class token, coordinates."""
+    single = [isinstance(x.shape[0], int) and x.shape[0] == 1 for x in inputs]
+    if context.fixed == 1 and axis % inputs[0].dim() and not all(single):
+        sizes = [[context.batch if one else -1, *x.shape[1:]] for x, one in zip(inputs, single, strict=True)]
+        inputs = tuple(x.expand(size) for x, size in zip(inputs, sizes, strict=True))
     return torch.cat(inputs, axis)
 
 
@@ -163,6 +170,17 @@ def constant_of_shape(sizes: Numbers, *, value: Numbers | None = None, context: 
     return torch.full(numbers, fill, dtype=context.dtype if isinstance(fill, float) else None)
 
 
+MIRRORED: dict[str, Callable[[Any, Any], Any]] = {
+    "reflect": lambda place, length: length - 1 - abs(length - 1 - place % max(2 * (length - 1), 1)),
+    "edge": lambda place, length: place.clip(0, length - 1),
+    "wrap": lambda place, length: place % length,
+}
+"""Where places of an axis that goes on beyond its edges take their values from; of NumPy's arrays and of tensors."""
+
+TORCHS = {"reflect": "reflect", "edge": "replicate"}
+"""What PyTorch calls the modes that it has."""
+
+
 @operator("Pad")
 def pad(
     x: Tensor,
@@ -179,29 +197,43 @@ def pad(
     axes = [axis % x.dim() for axis in given(over, None) or range(x.dim())]
     begin = dict(zip(axes, both[: len(axes)], strict=True))
     end = dict(zip(axes, both[len(axes) :], strict=True))
+    order = [side for axis in reversed(range(x.dim())) for side in (begin.get(axis, 0), end.get(axis, 0))]
+    while order and not any(map(_may_pad, order[-2:])):
+        del order[-2:]
+    if not order:
+        return x
     if mode == "constant":
         fill = float(constant) if constant is not None and constant.size else value
-        order = [side for axis in reversed(range(x.dim())) for side in (begin.get(axis, 0), end.get(axis, 0))]
-        while len(order) > 2 and order[-2:] == [0, 0]:
-            del order[-2:]
-        return F.pad(x, order, value=fill) if any(order) else x
+        return F.pad(x, order, value=fill)
+    if mode not in MIRRORED:
+        raise ConversionError(f"padding mode {mode}", f"Use constant, {', '.join(MIRRORED)}")
+    if mode in TORCHS and _is_torchs(x, order, mode):
+        spatial = order + [0] * (2 * x.dim() - 4 - len(order))
+        return F.pad(x, spatial, mode=TORCHS[mode])
     for axis in axes:
-        if begin[axis] or end[axis]:
-            x = x.index_select(axis, torch.tensor(_mirrored(mode, x.shape[axis], begin[axis], end[axis])))
+        if _may_pad(begin[axis]) or _may_pad(end[axis]):
+            x = x.index_select(axis, _mirrored(mode, x.shape[axis], begin[axis], end[axis]))
     return x
 
 
-def _mirrored(mode: str, length: int, begin: int, end: int) -> list[int]:
+def _may_pad(side: Any) -> bool:
+    """Asked whether it is zero, a symbol would be specialised."""
+    return is_symbolic(side) or side != 0
+
+
+def _is_torchs(x: Tensor, order: list[Any], mode: str) -> bool:
+    """Whether PyTorch pads that way: only spatial axes, none is cut, and what is reflected is there."""
+    if not 3 <= x.dim() <= 5 or len(order) > 2 * x.dim() - 4 or any(side < 0 for side in order):
+        return False
+    lengths = [x.shape[-1 - at // 2] for at in range(len(order))]
+    return mode == "edge" or all(side < length for side, length in zip(order, lengths, strict=True))
+
+
+def _mirrored(mode: str, length: Any, begin: Any, end: Any) -> Tensor:
     """Where each place of a padded axis takes its value from."""
-    places = range(-begin, length + end)
-    if mode == "edge":
-        return [min(max(place, 0), length - 1) for place in places]
-    if mode == "wrap":
-        return [place % length for place in places]
-    if mode == "reflect":
-        period = max(2 * (length - 1), 1)
-        return [min(place % period, period - place % period) if length > 1 else 0 for place in places]
-    raise ConversionError(f"padding mode {mode}", "Use constant, reflect, edge or wrap")
+    if is_symbolic(length, begin, end):
+        return MIRRORED[mode](torch.arange(-begin, length + end), length)
+    return torch.from_numpy(MIRRORED[mode](np.arange(-begin, length + end), length))
 
 
 @operator("DepthToSpace")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from surgeon.errors import ConversionError
 from surgeon.importer.registry import operator
+from surgeon.sizes import is_same, is_symbolic
 
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
@@ -33,7 +34,7 @@ class Windows:
 
     @property
     def symmetric(self) -> bool:
-        return self.begin == self.end
+        return all(is_same(before, after) for before, after in zip(self.begin, self.end, strict=True))
 
     def padding(self) -> list[int]:
         """What F.pad takes: the last axis first."""
@@ -50,7 +51,7 @@ def windows(x: Tensor, kernel: Sequence[int], strides: Any, pads: Any, dilations
     begin, end = [0] * axes, [0] * axes
     if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
         for i, (size, k, s, d) in enumerate(zip(x.shape[2:], kernel, stride, dilation, strict=True)):
-            total = max((math.ceil(size / s) - 1) * s + (k - 1) * d + 1 - size, 0)
+            total = (k - 1) * d if s == 1 else max((math.ceil(size / s) - 1) * s + (k - 1) * d + 1 - size, 0)
             begin[i] = total // 2 if auto_pad == "SAME_UPPER" else total - total // 2
             end[i] = total - begin[i]
     elif auto_pad == "NOTSET" and pads:
@@ -93,17 +94,23 @@ def conv_transpose(
     pads: list[int] | None = None,
     strides: list[int] | None = None,
 ) -> Tensor:
-    """Paddings cut the result: `begin` rows at its beginning, `end` at its end."""
+    """Paddings cut the result: `begin` rows at its beginning, `end` at its end.
+
+    It is as large as it is where `auto_pad` wants more, as ONNX Runtime has it.
+    """
     w = windows(x, weight.shape[2:], strides, pads, dilations, "VALID" if auto_pad.startswith("SAME") else auto_pad)
     axes = x.dim() - 2
     extra = list(output_padding or [0] * axes)
     sizes = list(x.shape[2:])
-    if output_shape is None and auto_pad.startswith("SAME"):
+    fitted = output_shape is None and auto_pad.startswith("SAME")
+    if fitted:
         output_shape = [size * s for size, s in zip(sizes, w.stride, strict=True)]
     if output_shape is not None:
         for i, wanted in enumerate(output_shape[-axes:]):
             total = (sizes[i] - 1) * w.stride[i] + extra[i] + (w.kernel[i] - 1) * w.dilation[i] + 1 - wanted
-            extra[i], total = extra[i] + max(-total, 0), max(total, 0)
+            if not fitted:
+                extra[i] += max(-total, 0)
+            total = max(total, 0)
             w.begin[i] = total // 2 if auto_pad == "SAME_UPPER" else total - total // 2
             w.end[i] = total - w.begin[i]
     transposed = TRANSPOSED[axes - 1]
@@ -125,28 +132,34 @@ def max_pool(
     storage_order: int = 0,
     strides: list[int] | None = None,
 ) -> tuple[Tensor]:
-    """The indices, a second output, are not given."""
+    """The indices, a second output, are not given.
+
+    Padding that is the same before and after at every size is torch's; any other takes no part in a soft pool, so that
+    it does not depend on the size whether it does.
+    """
     w = windows(x, kernel_shape, strides, pads, dilations, auto_pad)
     pool = MAX_POOLS[x.dim() - 3]
-    if w.symmetric:
+    fitted = auto_pad.startswith("SAME") and any(stride != 1 for stride in w.stride)
+    if w.symmetric and not (fitted and any(is_symbolic(side) or side for side in w.begin)):
         return (pool(x, w.kernel, w.stride, w.begin, w.dilation, bool(ceil_mode)),)
-    if not ceil_mode and _count(x, w, False) == _count(x, w, True):
-        return (pool(x, w.kernel, w.stride, w.begin, w.dilation, True),)
+    behind = not ceil_mode and not is_symbolic(*x.shape[2:]) and not any(w.begin)
+    if behind and _count(x, w, False) == _count(x, w, True):
+        return (pool(x, w.kernel, w.stride, 0, w.dilation, True),)
     # Finite, and far from overflow: softmax pooling multiplies it by a weight of zero.
     lowest = -1e30 if torch.finfo(x.dtype).max > 1e38 else torch.finfo(x.dtype).min / 2
     return (pool(F.pad(x, w.padding(), value=lowest), w.kernel, w.stride, 0, w.dilation, bool(ceil_mode)),)
 
 
 def _count(x: Tensor, w: Windows, ceil: bool) -> list[int]:
-    """Windows along each axis: with both paddings, or with `begin` on both sides in torch's ceil mode."""
+    """Windows along each axis: with the padding behind, or without it in torch's ceil mode."""
     counts = []
     for i, size in enumerate(x.shape[2:]):
         extent = (w.kernel[i] - 1) * w.dilation[i] + 1
         if not ceil:
-            counts.append((size + w.begin[i] + w.end[i] - extent) // w.stride[i] + 1)
+            counts.append((size + w.end[i] - extent) // w.stride[i] + 1)
             continue
-        last = math.ceil((size + 2 * w.begin[i] - extent) / w.stride[i])
-        if 2 * w.begin[i] > w.kernel[i] or last * w.stride[i] >= size + w.begin[i]:
+        last = math.ceil((size - extent) / w.stride[i])
+        if last * w.stride[i] >= size:
             return []
         counts.append(last + 1)
     return counts
