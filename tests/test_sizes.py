@@ -110,6 +110,23 @@ class Cropped(Small):
         return self.head(F.adaptive_avg_pool2d(torch.cat([fine, up], 1), (3, 5)).flatten(1))
 
 
+class Halved(Small):
+    """Sizes and places by quotients of negative numbers, which Python rounds down: padding as TensorFlow has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).relu()
+        h, w = y.shape[2:]
+        high, wide = (-(-h // 2) - 1) * 2 + 3 - h, (-w) % 3
+        padded = F.avg_pool2d(F.pad(y, [wide // 2, wide - wide // 2, high // 2, high - high // 2]), 3, (2, 3))
+        shrunk = F.interpolate(y, size=(-(-h // 2), -(-w // 3)), mode="bilinear")
+        cropped = y[:, :, : -(-h // 2)] * ((5 - h) // 2)
+        return self.head((padded + shrunk).relu().mean((2, 3)) + cropped.relu().mean((2, 3)))
+
+
 class Parity(Small):
     """Does something else where the height is odd."""
 
@@ -205,6 +222,19 @@ def test_one_artifact_is_right_at_every_size(kind: type[Small], tmp_path: Path) 
         found = session.pullback(x.numpy(), v.numpy(), T)
         twin = torch.jit.load(bundle.path / "pullback.ts")(x, v, torch.tensor(T))
         for values in (found, twin):
+            np.testing.assert_allclose(np.asarray(values[0]), output.numpy(), rtol=1e-3, atol=1e-5)
+            assert np.linalg.norm(np.asarray(values[1]) - expected.numpy()) < 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("kind", [Halved])
+def test_arithmetic_on_sizes_is_the_same_in_each_artifact(kind: type[Small], tmp_path: Path) -> None:
+    bundle = surgeon.export(made(kind), tmp_path / "any", ANY, check=False)
+    module, session = made(kind).double(), surgeon.load(bundle.path)
+    twin = torch.jit.load(bundle.path / "pullback.ts")
+    for size in ((32, 40), (33, 41), (32, 43), (31, 48)):
+        x, v = torch.randn(2, 3, *size), torch.randn(2, 5)
+        output, expected = reference_pullback(module, x.double(), v.double(), recipe=ANY, temperature=T)
+        for values in (session.pullback(x.numpy(), v.numpy(), T), twin(x, v, torch.tensor(T))):
             np.testing.assert_allclose(np.asarray(values[0]), output.numpy(), rtol=1e-3, atol=1e-5)
             assert np.linalg.norm(np.asarray(values[1]) - expected.numpy()) < 1e-5 * expected.norm()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import operator
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 import onnx_ir
 import torch
 from onnx_ir.passes import Sequential, common
-from onnxscript import optimizer
+from onnxscript import INT64, optimizer
+from onnxscript.onnx_opset import opset18
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -46,6 +48,7 @@ def translate(
                 input_names=list(inputs),
                 output_names=list(outputs),
                 dynamic_shapes=shapes,
+                custom_translation_table={operator.floordiv: floor_division},
                 optimize=optimize,
                 verbose=False,
             )
@@ -61,6 +64,14 @@ def translate(
         ) from error
     finally:
         logger.setLevel(level)
+
+
+def floor_division(a: INT64, b: INT64) -> INT64:
+    """Python's a // b, of sizes: (a - a mod b) / b, where ONNX's Mod has the sign of b, and its Div truncates.
+
+    torch.onnx takes the quotient alone, which is one too large for -(-h // 2) at an odd h.
+    """
+    return opset18.Div(opset18.Sub(a, opset18.Mod(a, b)), b)
 
 
 def fold(model: onnx_ir.Model) -> onnx_ir.Model:
