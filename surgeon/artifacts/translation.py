@@ -7,13 +7,14 @@ import io
 import logging
 import operator
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import onnx_ir
 import torch
 from onnx_ir.passes import Sequential, common
 from onnxscript import INT64, optimizer
+from onnxscript.function_libs.torch_lib.tensor_typing import TTensor
 from onnxscript.onnx_opset import opset18
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -22,6 +23,8 @@ from surgeon.errors import ConversionError
 
 INLINE_BYTES = 1024
 """Smaller initializers stay in the .onnx file."""
+
+_ops: Any = opset18  # whose own annotations know of neither type variables nor numbers
 
 
 def translate(
@@ -48,7 +51,7 @@ def translate(
                 input_names=list(inputs),
                 output_names=list(outputs),
                 dynamic_shapes=shapes,
-                custom_translation_table={operator.floordiv: floor_division},
+                custom_translation_table=TRANSLATIONS,
                 optimize=optimize,
                 verbose=False,
             )
@@ -66,12 +69,24 @@ def translate(
         logger.setLevel(level)
 
 
-def floor_division(a: INT64, b: INT64) -> INT64:
+def floor_division(a: INT64, b: INT64) -> Any:
     """Python's a // b, of sizes: (a - a mod b) / b, where ONNX's Mod has the sign of b, and its Div truncates.
 
     torch.onnx takes the quotient alone, which is one too large for -(-h // 2) at an odd h.
     """
-    return opset18.Div(opset18.Sub(a, opset18.Mod(a, b)), b)
+    return _ops.Div(_ops.Sub(a, _ops.Mod(a, b)), b)
+
+
+def scalar_product(x: TTensor, factor: float) -> Any:
+    """x times a number, which torch.onnx takes for a known one, and which may be computed from sizes."""
+    return _ops.Mul(x, _ops.CastLike(factor, x))
+
+
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    operator.floordiv: floor_division,
+    torch.ops.aten.mul.Scalar: scalar_product,
+}
+"""What takes the place of torch.onnx's own words."""
 
 
 def fold(model: onnx_ir.Model) -> onnx_ir.Model:
