@@ -116,7 +116,7 @@ def record(module: nn.Module, *examples: Tensor, dynamic_size: bool = False) -> 
         if example is not first and example.dim() and example.shape[0] == first.shape[0]:
             shapes[example] = {0: batch}
     try:
-        with evaluating(module), silent_torch(), EvenChunks(), same_batch(module):
+        with evaluating(module), silent_torch(), EvenChunks(), same_batch(module), _copying(module):
             program = torch.export.export(module, examples, dynamic_shapes=shapes)
             recorded = program
             _detach_untracked(program)
@@ -138,6 +138,7 @@ def record(module: nn.Module, *examples: Tensor, dynamic_size: bool = False) -> 
     if dynamic_size:
         with evaluating(module):
             require_any_size(recorded, module, module, first)
+    _read_inputs(graph)
     return graph
 
 
@@ -211,6 +212,26 @@ def _detach_untracked(program: ExportedProgram) -> None:
                 detached = program.graph.call_function(torch.ops.aten.detach.default, (value,))
             detached.meta = dict(value.meta)
             value.replace_all_uses_with(detached, lambda user, own=detached: user is not own)
+
+
+@contextmanager
+def _copying(module: nn.Module) -> Iterator[None]:
+    """For the time being `module` works on copies of its inputs: those that it overwrites are the caller's."""
+
+    def copy(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(value.clone() if isinstance(value, Tensor) else value for value in inputs)
+
+    with module.register_forward_pre_hook(copy):
+        yield
+
+
+def _read_inputs(graph: GraphModule) -> None:
+    """clone(x) = x for the inputs x of a functional graph, which overwrites nothing."""
+    for given in [node for node in graph.graph.nodes if node.op == "placeholder"]:
+        for copied in [user for user in given.users if user.target is torch.ops.aten.clone.default]:
+            copied.replace_all_uses_with(given)
+            graph.graph.erase_node(copied)
+    graph.recompile()
 
 
 @contextmanager
