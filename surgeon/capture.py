@@ -117,7 +117,7 @@ def record(module: nn.Module, *examples: Tensor, dynamic_size: bool = False) -> 
             shapes[example] = {0: batch}
     try:
         with evaluating(module), silent_torch(), EvenChunks(), same_batch(module), _copying(module):
-            program = torch.export.export(module, examples, dynamic_shapes=shapes)
+            program = _exported(module, examples, shapes, dynamic_size)
             recorded = program
             _detach_untracked(program)
             table = torch.export.default_decompositions()
@@ -129,8 +129,9 @@ def record(module: nn.Module, *examples: Tensor, dynamic_size: bool = False) -> 
         free = "batch, height and width" if dynamic_size else "batch"
         causes = "Data-dependent control flow and a fixed batch are the usual causes; `surgeon check` names the piece"
         reason = _first_line(error)
-        if dynamic_size and reason.startswith("Constraints violated"):
-            reason = "it takes them for fixed numbers, as a kernel's size, a count of steps or a factor"
+        if reason.startswith(_VIOLATED):
+            taken = "it takes them for fixed numbers, as a kernel's size, a count of steps or a factor"
+            reason = taken if dynamic_size else "it takes it for a fixed number, as a size, or a count of samples"
         raise ConversionError(
             f"torch.export cannot record the network with a dynamic {free}{_place(error)} ({reason})",
             REMEDY if dynamic_size else causes,
@@ -140,6 +141,29 @@ def record(module: nn.Module, *examples: Tensor, dynamic_size: bool = False) -> 
             require_any_size(recorded, module, module, first)
     _read_inputs(graph)
     return graph
+
+
+_VIOLATED = "Constraints violated"
+"""How torch.export begins to say that the network takes for fixed what it was told is free."""
+
+
+def _exported(
+    module: nn.Module, examples: tuple[Tensor, ...], shapes: ShapesCollection, dynamic_size: bool
+) -> ExportedProgram:
+    """What torch.export records; where it fixes the batch, what it records by reading the network's bytecode.
+
+    To len(x) and int(x.shape[0]) Python wants a number, which the first way gives it; the second sees the size in them.
+    It does not tell of its comparisons of sizes in the way that `surgeon.sizes` reads, so heights and widths are fixed.
+    """
+    try:
+        return torch.export.export(module, examples, dynamic_shapes=shapes)
+    except Exception as error:
+        if dynamic_size or not _first_line(error).startswith(_VIOLATED):
+            raise
+        try:
+            return torch.export.export(module, examples, dynamic_shapes=shapes, strict=True)
+        except Exception:  # the first error has the user's line, where there is one
+            raise error from None
 
 
 def _returned_by(module: nn.Module, examples: tuple[Tensor, ...]) -> Any:

@@ -58,6 +58,8 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "a view of the input": lambda x: x.view(x.shape[0], -1),
     "the input changed in place": lambda x: F.relu(x, inplace=True) * 2,
     "the input changed in place twice": lambda x: x.sub_(0.1).div_(0.5).relu(),
+    "the batch as a number": lambda x: x.relu().reshape(len(x), -1)[:, : 4 * int(x.shape[1])],
+    "the batch as a number, the input changed": lambda x: x.sub_(0.1).div_(0.5).relu().reshape(len(x), -1),
     "values changed in place": in_place,
     "a copy at the end": lambda x: F.dropout(x.relu(), training=False).clone(),
     "detached": lambda x: x.detach() * x,
@@ -182,6 +184,28 @@ def test_modules_of_another_source_line_are_named_when_called_twice() -> None:
     assert len({site.node for site in pullback.gates}) == 2
 
 
+def test_modules_are_named_where_the_batch_is_taken_for_a_number() -> None:
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = nn.ReLU()
+            self.stage = nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU(inplace=True))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(self.stage(self.act(x)) - 1).reshape(len(x), -1)
+
+    captured = capture(Counted().double(), image())
+    assert {"torch.nn.modules.activation.ReLU"} == captured.gate_classes
+    pullback = Pullback(captured, Recipe(gate_scope="modules"))
+    assert [(site.module, site.rule) for site in pullback.gates] == [
+        ("act", "soft"), ("stage.1", "soft"), ("act", "soft"),
+    ]  # fmt: skip
+    (convolution,) = captured.graph.graph.find_nodes(op="call_function", target=aten.convolution.default)
+    assert source_module(convolution) == "stage.0"
+    (shifted,) = captured.graph.graph.find_nodes(op="call_function", target=aten.sub.Tensor)
+    assert source_line(shifted).startswith("test_capture.py:")
+
+
 class Commonest(nn.Module):
     """An operator without a rule."""
 
@@ -216,7 +240,11 @@ REFUSED: dict[str, tuple[Callable[[Tensor], object] | nn.Module, str]] = {
         lambda x: x if x.sum() > 0 else -x,
         r"cannot record the network with a dynamic batch at test_capture.py:\d+ .*Data-dependent",
     ),
-    "a fixed batch": (lambda x: x.reshape(4, 72), r"cannot record the network with a dynamic batch"),
+    "a fixed batch": (
+        lambda x: x.reshape(4, 72),
+        r"cannot record the network with a dynamic batch.* \(it takes it for a fixed number, as a size",
+    ),
+    "a loop over the samples": (lambda x: torch.stack([each.relu() for each in x]), r"takes it for a fixed number"),
     "two outputs": (lambda x: (x, x + 1), r"Apply returns a tuple of 2: 0 \[N, 2, 6, 6\], 1 \[N, 2, 6, 6\]; .*--at"),
     "a dict": (lambda x: {"out": x, "aux": [x]}, r"Apply returns a dict of 2: out \[N, 2, 6, 6\], aux\.0 \[N, "),
     "no output": (lambda x: None, r"Apply returns a NoneType"),
