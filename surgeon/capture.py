@@ -117,7 +117,7 @@ def record(module: nn.Module, *examples: Tensor, dynamic_size: bool = False) -> 
             shapes[example] = {0: batch}
     try:
         with evaluating(module), silent_torch(), EvenChunks(), same_batch(module), _copying(module):
-            program = _exported(module, examples, shapes, dynamic_size)
+            program = _exported(module, examples, shapes)
             recorded = program
             _detach_untracked(program)
             table = torch.export.default_decompositions()
@@ -147,18 +147,15 @@ _VIOLATED = "Constraints violated"
 """How torch.export begins to say that the network takes for fixed what it was told is free."""
 
 
-def _exported(
-    module: nn.Module, examples: tuple[Tensor, ...], shapes: ShapesCollection, dynamic_size: bool
-) -> ExportedProgram:
-    """What torch.export records; where it fixes the batch, what it records by reading the network's bytecode.
+def _exported(module: nn.Module, examples: tuple[Tensor, ...], shapes: ShapesCollection) -> ExportedProgram:
+    """What torch.export records; where it fixes a free size, what it records by reading the network's bytecode.
 
-    To len(x) and int(x.shape[0]) Python wants a number, which the first way gives it; the second sees the size in them.
-    It does not tell of its comparisons of sizes in the way that `surgeon.sizes` reads, so heights and widths are fixed.
+    For len(x) and int(x.shape[0]) Python wants a number, which the first way gives it; the second sees the size there.
     """
     try:
         return torch.export.export(module, examples, dynamic_shapes=shapes)
     except Exception as error:
-        if dynamic_size or not _first_line(error).startswith(_VIOLATED):
+        if not _first_line(error).startswith(_VIOLATED):
             raise
         try:
             return torch.export.export(module, examples, dynamic_shapes=shapes, strict=True)

@@ -143,7 +143,7 @@ class Reckoned(Small):
         y = F.interpolate(y / y.std((2, 3), keepdim=True), scale_factor=0.5, mode="bicubic")
         high = max((-(-h // 2) - 1) * 2 + 3 - h, 0)
         y = F.interpolate(F.pad(y, [1, 1, high, 1]), size=(math.ceil(h / 3), math.floor(w / 2)), mode="bilinear")
-        return self.head(y.relu().mean((2, 3)))
+        return self.head(y.relu().mean((2, 3)).reshape(len(x), int(y.shape[1])))
 
 
 class Longest(Small):
@@ -158,6 +158,13 @@ class Parity(Small):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.relu().mean((2, 3)) * (1 if x.shape[2] % 2 else 2)
+
+
+class Counted(Small):
+    """As Parity; and the batch is taken for a number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu().mean((2, 3)).reshape(len(x), -1) * (1 if int(x.shape[2]) % 2 else 2)
 
 
 class Large(Small):
@@ -275,6 +282,7 @@ def test_what_torchscript_has_no_word_for_is_said(tmp_path: Path, monkeypatch: p
     ("kind", "said"),
     [
         (Parity, "at 33x43 it does something else than at 32x40"),
+        (Counted, "at 33x43 it does something else than at 32x40"),
         (Large, "at 64x72 it does something else"),
         (Flat, "takes inputs of 32x40 alone|with a dynamic batch, height and width"),
         (Multiples, "at 64x64 it does something else"),
