@@ -116,8 +116,8 @@ def record(module: nn.Module, *examples: Tensor, dynamic_size: bool = False) -> 
         if example is not first and example.dim() and example.shape[0] == first.shape[0]:
             shapes[example] = {0: batch}
     try:
-        with evaluating(module), silent_torch(), EvenChunks(), same_batch(module):
-            program = torch.export.export(module, examples, dynamic_shapes=shapes)
+        with evaluating(module), silent_torch(), EvenChunks(), same_batch(module), _copying(module):
+            program = _exported(module, examples, shapes)
             recorded = program
             _detach_untracked(program)
             table = torch.export.default_decompositions()
@@ -129,8 +129,9 @@ def record(module: nn.Module, *examples: Tensor, dynamic_size: bool = False) -> 
         free = "batch, height and width" if dynamic_size else "batch"
         causes = "Data-dependent control flow and a fixed batch are the usual causes; `surgeon check` names the piece"
         reason = _first_line(error)
-        if dynamic_size and reason.startswith("Constraints violated"):
-            reason = "it takes them for fixed numbers, as a kernel's size, a count of steps or a factor"
+        if reason.startswith(_VIOLATED):
+            taken = "it takes them for fixed numbers, as a kernel's size, a count of steps or a factor"
+            reason = taken if dynamic_size else "it takes it for a fixed number, as a size, or a count of samples"
         raise ConversionError(
             f"torch.export cannot record the network with a dynamic {free}{_place(error)} ({reason})",
             REMEDY if dynamic_size else causes,
@@ -138,7 +139,28 @@ def record(module: nn.Module, *examples: Tensor, dynamic_size: bool = False) -> 
     if dynamic_size:
         with evaluating(module):
             require_any_size(recorded, module, module, first)
+    _read_inputs(graph)
     return graph
+
+
+_VIOLATED = "Constraints violated"
+"""How torch.export begins to say that the network takes for fixed what it was told is free."""
+
+
+def _exported(module: nn.Module, examples: tuple[Tensor, ...], shapes: ShapesCollection) -> ExportedProgram:
+    """What torch.export records; where it fixes a free size, what it records by reading the network's bytecode.
+
+    For len(x) and int(x.shape[0]) Python wants a number, which the first way gives it; the second sees the size there.
+    """
+    try:
+        return torch.export.export(module, examples, dynamic_shapes=shapes)
+    except Exception as error:
+        if not _first_line(error).startswith(_VIOLATED):
+            raise
+        try:
+            return torch.export.export(module, examples, dynamic_shapes=shapes, strict=True)
+        except Exception:  # the first error has the user's line, where there is one
+            raise error from None
 
 
 def _returned_by(module: nn.Module, examples: tuple[Tensor, ...]) -> Any:
@@ -211,6 +233,26 @@ def _detach_untracked(program: ExportedProgram) -> None:
                 detached = program.graph.call_function(torch.ops.aten.detach.default, (value,))
             detached.meta = dict(value.meta)
             value.replace_all_uses_with(detached, lambda user, own=detached: user is not own)
+
+
+@contextmanager
+def _copying(module: nn.Module) -> Iterator[None]:
+    """For the time being `module` works on copies of its inputs: those that it overwrites are the caller's."""
+
+    def copy(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(value.clone() if isinstance(value, Tensor) else value for value in inputs)
+
+    with module.register_forward_pre_hook(copy):
+        yield
+
+
+def _read_inputs(graph: GraphModule) -> None:
+    """clone(x) = x for the inputs x of a functional graph, which overwrites nothing."""
+    for given in [node for node in graph.graph.nodes if node.op == "placeholder"]:
+        for copied in [user for user in given.users if user.target is torch.ops.aten.clone.default]:
+            copied.replace_all_uses_with(given)
+            graph.graph.erase_node(copied)
+    graph.recompile()
 
 
 @contextmanager

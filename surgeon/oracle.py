@@ -162,10 +162,11 @@ def sample_norm(values: Tensor, norm: str) -> Tensor:
 
 def forward(module: nn.Module, input: Tensor, at: Sequence[str] = ()) -> Tensor:
     """The module's one output, or the outputs of the layers called `at` as one: `surgeon.layers`, but for nodes."""
+    own = input.clone()  # some networks begin with an operation in place
     if not at:  # without a hook, which torch.compile does not like
-        return only_tensor(module(input), type(module).__name__)
+        return only_tensor(module(own), type(module).__name__)
     with cut(module, at):
-        return joined(module(input))
+        return joined(module(own))
 
 
 def _pull(
@@ -177,8 +178,7 @@ def _pull(
         leaf = input.detach().clone().requires_grad_(True)
         rules = Pullback(recipe, temperature)
         with _constant(module), rules.within(module):
-            # The clone is for networks that start with an operation in place, which autograd refuses on a leaf.
-            output = forward(module, leaf.clone(), recipe.at)
+            output = forward(module, leaf, recipe.at)
         rules.assign(output)
         try:
             (pullback,) = torch.autograd.grad(output, leaf, cotangent(output.detach()).to(output.dtype))

@@ -11,7 +11,7 @@ import itertools
 import math
 import operator
 import re
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -187,10 +187,17 @@ class Pullback(nn.Module):
         return given if own is None else torch.full((), 1 / own, dtype=given.dtype)
 
     def _plan(self) -> list[Step]:
-        """A step for each active node, from the output back; every one without a rule is named at once."""
+        """A step for each active node, from the output back; every one without a rule is named at once.
+
+        So is what draws random numbers, wherever it stands: no artifact could be compared with the network.
+        """
         steps, refused, remedies = [], {}, []
+        read = _leading(self._captured.outputs)
         for node in reversed(self._captured.graph.graph.nodes):
-            if node in self._active and node.op == "call_function":
+            if node in read and _draws(node):
+                refused[node] = f"{where(node)} draws random numbers, and an artifact computes the same at every run"
+                remedies.append("Draw them outside, as another input of the network (--also), or leave them out")
+            elif node in self._active and node.op == "call_function":
                 try:
                     steps.append(self._step(node))
                 except ConversionError as error:
@@ -300,13 +307,6 @@ def _active(captured: Captured) -> set[Node]:
         differentiable = node.op == "call_function" and node.target not in CONSTANT and _is_floating(node)
         if differentiable and any(argument in reached for argument in node.all_input_nodes):
             reached.add(node)
-    leading: set[Node] = set()
-    pending = list(captured.outputs)
-    while pending:
-        node = pending.pop()
-        if node in reached and node not in leading:
-            leading.add(node)
-            pending += node.all_input_nodes
     if captured.outputs == (captured.input,):
         name = next(iter(captured.layers), "")
         raise ConversionError(
@@ -328,7 +328,30 @@ def _active(captured: Captured) -> set[Node]:
                 f"the network maps {list(given.shape)} to {list(returned.shape)}, which has another batch",
                 "Its output needs one row for each sample of its input",
             )
-    return leading
+    return _leading(captured.outputs, reached)
+
+
+def _leading(outputs: Sequence[Node], among: Set[Node] | None = None) -> set[Node]:
+    """The nodes that lead to `outputs`; with `among`, those of them that do so through no others."""
+    found: set[Node] = set()
+    pending = list(outputs)
+    while pending:
+        node = pending.pop()
+        if node not in found and (among is None or node in among):
+            found.add(node)
+            pending += node.all_input_nodes
+    return found
+
+
+def _draws(node: Node) -> bool:
+    """Whether the node's value is another one at every run; attention and dropout say themselves whether it is."""
+    if not isinstance(node.target, OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
+        return False
+    given = {
+        argument.name: node.args[i] if i < len(node.args) else node.kwargs.get(argument.name, argument.default_value)
+        for i, argument in enumerate(node.target._schema.arguments)
+    }
+    return all(given.get(name, True) for name in ("dropout_p", "train", "training"))
 
 
 def _split(cotangent: Tensor, outputs: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -57,6 +57,9 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "the input": lambda x: x,
     "a view of the input": lambda x: x.view(x.shape[0], -1),
     "the input changed in place": lambda x: F.relu(x, inplace=True) * 2,
+    "the input changed in place twice": lambda x: x.sub_(0.1).div_(0.5).relu(),
+    "the batch as a number": lambda x: x.relu().reshape(len(x), -1)[:, : 4 * int(x.shape[1])],
+    "the batch as a number, the input changed": lambda x: x.sub_(0.1).div_(0.5).relu().reshape(len(x), -1),
     "values changed in place": in_place,
     "a copy at the end": lambda x: F.dropout(x.relu(), training=False).clone(),
     "detached": lambda x: x.detach() * x,
@@ -71,6 +74,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "a negative and overlong slice": lambda x: x[:, -9:9, -3:, ::4],
     "pooled in one dimension": lambda x: F.max_pool1d(x.flatten(2), 3, 2, 1),
     "used twice": lambda x: x @ x.transpose(2, 3) + x,
+    "noise that nobody reads": lambda x: (torch.randn_like(x), x.relu())[1],
     "attention": lambda x: F.scaled_dot_product_attention(x, x * 2, x.sin()),
     "constants": lambda x: x * torch.linspace(0, 1, 6, dtype=torch.float64) + torch.ones(2, 1, 1).double(),
 }
@@ -86,9 +90,24 @@ def test_functions_keep_values_and_gradient(name: str) -> None:
         g = torch.randn_like(output)
         (gradient,) = torch.autograd.grad(output, x, g)
         given = image(batch)
-        found, pulled = pullback(given.clone(), g)
+        found, pulled = pullback(given, g)
+        assert torch.equal(given, image(batch))
         assert torch.allclose(found, output, rtol=1e-12)
         assert (pulled - gradient).norm() <= 1e-10 * gradient.norm()
+
+
+def test_a_network_that_overwrites_its_input_leaves_the_caller_his() -> None:
+    network = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(2, 3, 3), nn.ReLU(inplace=True)).double()
+    graph = rewrite(network, image(), HARD)
+    x = image()
+    output, pulled = graph(x, torch.ones(4, 3, 4, 4, dtype=torch.float64))
+    assert torch.equal(x, image())
+    leaf = image().requires_grad_(True)
+    expected = network(leaf.clone())
+    assert torch.allclose(output, expected)
+    assert torch.allclose(pulled, torch.autograd.grad(expected.sum(), leaf)[0])
+    targets = {node.target for node in graph.graph.nodes}
+    assert aten.clone.default not in targets and aten.copy_.default not in targets
 
 
 def test_an_input_that_does_not_fit_is_said() -> None:
@@ -165,6 +184,28 @@ def test_modules_of_another_source_line_are_named_when_called_twice() -> None:
     assert len({site.node for site in pullback.gates}) == 2
 
 
+def test_modules_are_named_where_the_batch_is_taken_for_a_number() -> None:
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = nn.ReLU()
+            self.stage = nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU(inplace=True))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(self.stage(self.act(x)) - 1).reshape(len(x), -1)
+
+    captured = capture(Counted().double(), image())
+    assert {"torch.nn.modules.activation.ReLU"} == captured.gate_classes
+    pullback = Pullback(captured, Recipe(gate_scope="modules"))
+    assert [(site.module, site.rule) for site in pullback.gates] == [
+        ("act", "soft"), ("stage.1", "soft"), ("act", "soft"),
+    ]  # fmt: skip
+    (convolution,) = captured.graph.graph.find_nodes(op="call_function", target=aten.convolution.default)
+    assert source_module(convolution) == "stage.0"
+    (shifted,) = captured.graph.graph.find_nodes(op="call_function", target=aten.sub.Tensor)
+    assert source_line(shifted).startswith("test_capture.py:")
+
+
 class Commonest(nn.Module):
     """An operator without a rule."""
 
@@ -199,7 +240,11 @@ REFUSED: dict[str, tuple[Callable[[Tensor], object] | nn.Module, str]] = {
         lambda x: x if x.sum() > 0 else -x,
         r"cannot record the network with a dynamic batch at test_capture.py:\d+ .*Data-dependent",
     ),
-    "a fixed batch": (lambda x: x.reshape(4, 72), r"cannot record the network with a dynamic batch"),
+    "a fixed batch": (
+        lambda x: x.reshape(4, 72),
+        r"cannot record the network with a dynamic batch.* \(it takes it for a fixed number, as a size",
+    ),
+    "a loop over the samples": (lambda x: torch.stack([each.relu() for each in x]), r"takes it for a fixed number"),
     "two outputs": (lambda x: (x, x + 1), r"Apply returns a tuple of 2: 0 \[N, 2, 6, 6\], 1 \[N, 2, 6, 6\]; .*--at"),
     "a dict": (lambda x: {"out": x, "aux": [x]}, r"Apply returns a dict of 2: out \[N, 2, 6, 6\], aux\.0 \[N, "),
     "no output": (lambda x: None, r"Apply returns a NoneType"),
@@ -225,6 +270,14 @@ REFUSED: dict[str, tuple[Callable[[Tensor], object] | nn.Module, str]] = {
     "a complex way alone": (lambda x: torch.fft.rfft2(x).abs(), r"no pullback rule for aten._fft_r2c.default"),
     "a complex product of the input": (lambda x: (x * (1 + 2j)).abs(), r"aten.mul.Tensor .*, which computes complex"),
     "a complex output": (lambda x: torch.fft.rfft2(x), r"no pullback rule for aten._fft_r2c.default"),
+    "noise beside the input": (
+        lambda x: x.relu() + torch.randn(x.shape[0], 1, 6, 6),
+        r"aten.randn.default \(randn, test_capture.py:\d+\) draws random numbers",
+    ),
+    "a random factor": (lambda x: x * torch.rand(2, 1, 1), r"aten.rand.default \(.* draws random numbers.*--also"),
+    "a random choice": (lambda x: x * torch.bernoulli(x.sigmoid()), r"aten.rand.default \(.* draws random numbers"),
+    "a sample of classes": (lambda x: F.gumbel_softmax(x, dim=1), r"aten.exponential\S* \(.* draws random numbers"),
+    "dropout in training": (lambda x: F.dropout(x), r"aten.native_dropout.default \(.* draws random numbers"),
     "another batch": (lambda x: x.flatten(0, 1), r"which has another batch"),
     "one number": (lambda x: x.sum(), r"which has another batch"),
     "an operator without rule": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -265,6 +266,17 @@ def test_an_ascent_on_a_linear_map_is_what_algebra_says() -> None:
         identity, x, None, range=(-4.0, 4.0), margin=0.25, step_size=1.0, radius=math.inf, steps=1, **QUADRATIC
     )
     assert clamped[0, 1] == 4.25
+
+
+def test_an_ascent_of_a_network_that_overwrites_its_input() -> None:
+    x = torch.tensor([[3.0, 4.0], [0.0, 2.0]], dtype=torch.float64)
+    shared: dict[str, Any] = {"range": None, "step_size": 1.0, "radius": 1.5, "steps": 2, **QUADRATIC}
+    ascents = [
+        reference_ascent(nn.Sequential(nn.ReLU(inplace)).eval(), x.clone() - 1, None, **shared)
+        for inplace in (True, False)
+    ]
+    for found, expected in zip(*ascents, strict=True):
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize(("norm", "length"), [("1", 7.0), ("2", 5.0), ("inf", 4.0)])

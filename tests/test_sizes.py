@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 import surgeon
 from surgeon import cli
+from surgeon.artifacts import torchscript_writer
 from surgeon.artifacts.manifest import Recipe
 from surgeon.errors import ConversionError, SurgeonError
 from surgeon.oracle import reference_pullback
@@ -110,11 +112,59 @@ class Cropped(Small):
         return self.head(F.adaptive_avg_pool2d(torch.cat([fine, up], 1), (3, 5)).flatten(1))
 
 
+class Halved(Small):
+    """Sizes and places by quotients of negative numbers, which Python rounds down: padding as TensorFlow has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).relu()
+        h, w = y.shape[2:]
+        high, wide = (-(-h // 2) - 1) * 2 + 3 - h, (-w) % 3
+        padded = F.avg_pool2d(F.pad(y, [wide // 2, wide - wide // 2, high // 2, high - high // 2]), 3, (2, 3))
+        shrunk = F.interpolate(y, size=(-(-h // 2), -(-w // 3)), mode="bilinear")
+        cropped = y[:, :, : -(-h // 2)] * ((5 - h) // 2)
+        return self.head((padded + shrunk).relu().mean((2, 3)) + cropped.relu().mean((2, 3)))
+
+
+class Reckoned(Small):
+    """Numbers that are computed from sizes, and measured statistics, which divide by them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x)).relu()
+        h, w = y.shape[2:]
+        y = y * max(h, w) / (h**0.5 * min(h, w)) + abs(h - 33) * y / torch.sym_sum([h, w, h])
+        y = F.interpolate(y / y.std((2, 3), keepdim=True), scale_factor=0.5, mode="bicubic")
+        high = max((-(-h // 2) - 1) * 2 + 3 - h, 0)
+        y = F.interpolate(F.pad(y, [1, 1, high, 1]), size=(math.ceil(h / 3), math.floor(w / 2)), mode="bilinear")
+        return self.head(y.relu().mean((2, 3)).reshape(len(x), int(y.shape[1])))
+
+
+class Longest(Small):
+    """Times its longest side."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu().mean((2, 3)) * max(x.shape[2], x.shape[3])
+
+
 class Parity(Small):
     """Does something else where the height is odd."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.relu().mean((2, 3)) * (1 if x.shape[2] % 2 else 2)
+
+
+class Counted(Small):
+    """As Parity; and the batch is taken for a number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu().mean((2, 3)).reshape(len(x), -1) * (1 if int(x.shape[2]) % 2 else 2)
 
 
 class Large(Small):
@@ -221,10 +271,30 @@ def test_one_artifact_is_right_at_every_size(kind: type[Small], tmp_path: Path) 
             assert np.linalg.norm(np.asarray(values[1]) - expected.numpy()) < 1e-5 * expected.norm()
 
 
+@pytest.mark.parametrize("kind", [Halved, Reckoned])
+def test_arithmetic_on_sizes_is_the_same_in_each_artifact(kind: type[Small], tmp_path: Path) -> None:
+    bundle = surgeon.export(made(kind), tmp_path / "any", ANY, check=False)
+    module, session = made(kind).double(), surgeon.load(bundle.path)
+    twin = torch.jit.load(bundle.path / "pullback.ts")
+    for size in ((32, 40), (33, 41), (32, 43), (31, 48)):
+        x, v = torch.randn(2, 3, *size), torch.randn(2, 5)
+        output, expected = reference_pullback(module, x.double(), v.double(), recipe=ANY, temperature=T)
+        for values in (session.pullback(x.numpy(), v.numpy(), T), twin(x, v, torch.tensor(T))):
+            np.testing.assert_allclose(np.asarray(values[0]), output.numpy(), rtol=1e-3, atol=1e-5)
+            assert np.linalg.norm(np.asarray(values[1]) - expected.numpy()) < 1e-5 * expected.norm()
+
+
+def test_what_torchscript_has_no_word_for_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(torchscript_writer.SPELT, torch.sym_max)
+    with pytest.raises(ConversionError, match=r"TorchScript cannot compile the graph \(Unknown .*sym_max.*onnx$"):
+        surgeon.export(made(Longest), tmp_path / "any", ANY, formats=["torchscript"])
+
+
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
         (Parity, "at 33x43 it does something else than at 32x40"),
+        (Counted, "at 33x43 it does something else than at 32x40"),
         (Large, "at 64x72 it does something else"),
         (Flat, "takes inputs of 32x40 alone|with a dynamic batch, height and width"),
         (Multiples, "at 64x64 it does something else"),

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import operator
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,19 @@ from torch.fx import Graph, GraphModule
 
 from surgeon.artifacts.manifest import Recipe
 from surgeon.ascent import Objective, Step
+from surgeon.errors import ConversionError
+
+SPELT: dict[Any, Callable[..., Any]] = {
+    math.trunc: int,
+    operator.abs: abs,
+    torch.sym_float: float,
+    torch.sym_int: int,
+    torch.sym_max: max,
+    torch.sym_min: min,
+    torch.sym_not: operator.not_,
+    torch.sym_sum: sum,
+}
+"""Arithmetic on sizes, as TorchScript spells what torch.export records."""
 
 
 def write_torchscript(
@@ -41,9 +55,9 @@ def write_torchscript(
     ascent = [*temperature, *((name, defaults[name]) for name in ("step_size", "radius", "steps"))]
     objective, step = Objective(recipe.objective), Step(recipe.step, recipe.norm, *value_range)
     with _without_deprecations():
-        pullback = torch.jit.script(_scriptable(graph, others))
+        pullback = _script(_scriptable(graph, others))
         _save(pullback, ["input", *others, "cotangent"], others, temperature, 2, folder / "pullback.ts")
-        loop = _Ascent(torch.jit.script(_scriptable(graph, others, objective)), objective, step, tempered)
+        loop = _Ascent(_script(_scriptable(graph, others, objective)), objective, step, tempered)
         inputs = ["input", *others] if recipe.objective == "energy" else ["input", *others, "cotangent"]
         _save(torch.jit.script(loop), inputs, others, ascent, 4, folder / "ascent.ts")
 
@@ -152,6 +166,8 @@ def _scriptable(graph: GraphModule, others: Sequence[str], objective: Objective 
             node.op, node.target = "call_method", "size"
         elif isinstance(node.target, OpOverload):
             node.target = node.target.overloadpacket
+        elif node.op == "call_function":
+            node.target = SPELT.get(node.target, node.target)
     if objective is not None:
         copied.add_submodule("objective", objective)
         result = nodes.output_node()
@@ -181,6 +197,15 @@ def _with_ascii_names(graph: GraphModule) -> tuple[dict[str, Any], Graph]:
             node.target = f"weight_{len(values)}"
         values[str(node.target)] = value
     return values, nodes
+
+
+def _script(graph: GraphModule) -> torch.jit.ScriptModule:
+    """`graph`, compiled; raises ConversionError where TorchScript lacks a word for what it computes."""
+    try:
+        return torch.jit.script(graph)
+    except RuntimeError as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ConversionError(f"TorchScript cannot compile the graph ({reason})", "Give --formats onnx") from error
 
 
 @contextmanager

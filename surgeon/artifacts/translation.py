@@ -6,14 +6,17 @@ import contextlib
 import copy
 import io
 import logging
+import operator
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import onnx_ir
 import torch
 from onnx_ir.passes import Sequential, common
-from onnxscript import optimizer
+from onnxscript import INT64, optimizer
+from onnxscript.function_libs.torch_lib.tensor_typing import TTensor
+from onnxscript.onnx_opset import opset18
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
@@ -27,6 +30,8 @@ INLINE_BYTES = 1024
 
 _KNOWN = KEPT | {torch.ops.aten.reshape.default, torch.ops.aten.matmul.default, torch.ops.aten.sym_size.int}
 """Operators that PyTorch composes of others, and that torch.onnx has words for."""
+
+_ops: Any = opset18  # whose own annotations know of neither type variables nor numbers
 
 
 def translate(
@@ -58,6 +63,7 @@ def translate(
                 input_names=list(inputs),
                 output_names=list(outputs),
                 dynamic_shapes=shapes,
+                custom_translation_table=TRANSLATIONS,
                 optimize=optimize,
                 verbose=False,
             )
@@ -95,6 +101,26 @@ def _decomposed_at_most_once(program: ExportedProgram) -> ExportedProgram:
 def _is_composed(target: Any, table: dict[Any, Any]) -> bool:
     """Whether tracing would take the operator apart: by the table, or because PyTorch itself composes it."""
     return target in table or (isinstance(target, OpOverload) and target._can_decompose() and target not in _KNOWN)
+
+
+def floor_division(a: INT64, b: INT64) -> Any:
+    """Python's a // b, of sizes: (a - a mod b) / b, where ONNX's Mod has the sign of b, and its Div truncates.
+
+    torch.onnx takes the quotient alone, which is one too large for -(-h // 2) at an odd h.
+    """
+    return _ops.Div(_ops.Sub(a, _ops.Mod(a, b)), b)
+
+
+def scalar_product(x: TTensor, factor: float) -> Any:
+    """x times a number, which torch.onnx takes for a known one, and which may be computed from sizes."""
+    return _ops.Mul(x, _ops.CastLike(factor, x))
+
+
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    operator.floordiv: floor_division,
+    torch.ops.aten.mul.Scalar: scalar_product,
+}
+"""What takes the place of torch.onnx's own words."""
 
 
 def fold(model: onnx_ir.Model) -> onnx_ir.Model:
