@@ -32,6 +32,7 @@ from surgeon.oracle_activations import (
     merged,
     note_clamp,
 )
+from surgeon.oracle_recurrent import relu_cell, relu_rnn
 from surgeon.temperatures import module_names
 
 Rule = Callable[[Tensor, Tensor], Tensor]
@@ -69,6 +70,9 @@ ADAPTIVE_POOLS = {
     for name in (f"adaptive_max_pool{dimensions}d", f"adaptive_max_pool{dimensions}d_with_indices")
     for call in calls(SPACES, name)
 }
+
+
+RECURRENT: dict[Any, Callable[..., Any]] = {torch.rnn_relu: relu_rnn, torch.rnn_relu_cell: relu_cell}
 
 
 class Pullback(TorchFunctionMode):
@@ -156,8 +160,14 @@ class Pullback(TorchFunctionMode):
             if call in ADAPTIVE_POOLS and self.recipe.pool == "soft":
                 return self._adaptive_pool(call, ADAPTIVE_POOLS[call], *args, **kwargs)
             if self.recipe.gate != "hard":
+                if call in RECURRENT:
+                    return RECURRENT[call](self._relu, *args, **kwargs)
                 return self._activate(call, args, kwargs)
         return call(*args, **kwargs)
+
+    def _relu(self, z: Tensor) -> Tensor:
+        gated: Tensor = self._activate(torch.relu, (z,), {})
+        return gated
 
     def _activate(self, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call an activation, in whatever words, under its gate; anything else as it is."""
@@ -184,7 +194,7 @@ class Pullback(TorchFunctionMode):
             return plain()  # the floor of a norm, which something is divided by, is no gate
         # The gate needs the value from before, and whoever reads z later must see the value from after.
         before = z if target is None else z.clone()
-        result = _Gated.apply(before, activation.plain, self._gate(activation))
+        result = Gated.apply(before, activation.plain, self._gate(activation))
         if target is not None:
             result = target.copy_(result)
         note_clamp(result, before, activation)
@@ -216,7 +226,7 @@ class Pullback(TorchFunctionMode):
         stride = kernel if stride is None or stride in ((), []) else _per_axis(stride, dimensions)
         pool = getattr(F, f"max_pool{dimensions}d_with_indices")
         _, indices = pool(input.detach(), kernel, stride, padding, dilation, ceil_mode)
-        output = _Gated.apply(
+        output = Gated.apply(
             input,
             lambda x: pool(x, kernel, stride, padding, dilation, ceil_mode)[0],
             Softened(self._call(), lambda x, g, t: soft_pool_vjp(x, g, kernel, stride, padding, dilation, t)),
@@ -230,7 +240,7 @@ class Pullback(TorchFunctionMode):
         outs = [size if out is None else out for size, out in zip(sizes, wanted, strict=True)]
         pool = getattr(F, f"adaptive_max_pool{dimensions}d")
         rule = Softened(self._call(), lambda x, g, t: soft_cells_vjp(x, g, outs, t))
-        values = _Gated.apply(input, lambda x: pool(x, outs), rule)
+        values = Gated.apply(input, lambda x: pool(x, outs), rule)
         if call is pool and not return_indices:
             return values
         return values, pool(input.detach(), outs, return_indices=True)[1]
@@ -260,10 +270,11 @@ def _calls_behind(output: Tensor) -> list[Call]:
             if isinstance(rule, Softened):
                 found.append(rule.call)
             pending += [before for before, _ in step.next_functions]
+            pending += [output.grad_fn for output in getattr(step, "plain_outputs", ())]
     return sorted(found, key=lambda call: call.turn)
 
 
-class _Gated(torch.autograd.Function):
+class Gated(torch.autograd.Function):
     """plain(z) forward, rule(z, g) backward."""
 
     @staticmethod
