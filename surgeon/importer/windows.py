@@ -51,7 +51,9 @@ def windows(x: Tensor, kernel: Sequence[int], strides: Any, pads: Any, dilations
     begin, end = [0] * axes, [0] * axes
     if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
         for i, (size, k, s, d) in enumerate(zip(x.shape[2:], kernel, stride, dilation, strict=True)):
-            total = (k - 1) * d if s == 1 else max((math.ceil(size / s) - 1) * s + (k - 1) * d + 1 - size, 0)
+            total = (size + s - 1) // s * s - size + (k - 1) * d + 1 - s
+            if (k - 1) * d + 1 < s:  # asked of others, TorchScript could not say what the larger of two symbols is
+                total = max(total, 0)
             begin[i] = total // 2 if auto_pad == "SAME_UPPER" else total - total // 2
             end[i] = total - begin[i]
     elif auto_pad == "NOTSET" and pads:
