@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from surgeon.rules.pools import averages
-from surgeon.sizes import is_symbolic
+from surgeon.sizes import is_same, is_symbolic
 
 aten = torch.ops.aten
 
@@ -258,6 +259,59 @@ class EvenChunks(TorchFunctionMode):
             if is_symbolic(x.shape[dim]) and statically_known_true(x.shape[dim] % count == 0):
                 return x.tensor_split(count, dim)
         return call(*args, **kwargs or {})
+
+
+class GlobalPools(TorchFunctionMode):
+    """max_pool2d(x, (H, W)) = adaptive_max_pool2d(x, 1) for a free size, and so with averages.
+
+    A kernel is a number to torch.export, which would fix the size.
+    """
+
+    def __torch_function__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        whole = _WHOLE.get(call)
+        pooled = NotImplemented if whole is None else whole(*args, **kwargs or {})
+        return call(*args, **kwargs or {}) if pooled is NotImplemented else pooled
+
+
+def _whole_maximum(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    whole = _is_whole(input, kernel_size, padding) and dilation in (1, (1, 1), [1, 1])
+    if not whole:
+        return NotImplemented
+    values, indices = functional.adaptive_max_pool2d(input, 1, return_indices=True)
+    return (values, indices) if return_indices else values
+
+
+def _whole_average(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Any:
+    whole = _is_whole(input, kernel_size, padding) and divisor_override is None
+    return functional.adaptive_avg_pool2d(input, 1) if whole else NotImplemented
+
+
+def _is_whole(x: Tensor, kernel: Any, padding: Any) -> bool:
+    """Whether a window is all of a map of free size."""
+    pair = isinstance(kernel, (tuple, list)) and len(kernel) == 2 and is_symbolic(*kernel)
+    return pair and all(map(is_same, kernel, x.shape[-2:])) and padding in (0, (0, 0), [0, 0])
+
+
+_WHOLE: dict[Any, Callable[..., Any]] = {
+    functional.max_pool2d: _whole_maximum,
+    functional.avg_pool2d: _whole_average,
+}
 
 
 def _chunked(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, int, int]:
