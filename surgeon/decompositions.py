@@ -17,6 +17,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from surgeon.rules.convolutions import transposed_convolve
 from surgeon.rules.pools import averages
 from surgeon.sizes import is_same, is_symbolic
 
@@ -90,6 +91,28 @@ def _averaged(x: Tensor, output_size: Sequence[int]) -> Tensor:
         if str(x.shape[dim]) != str(out):  # asked of a symbol itself, it would be specialised
             x = (x.transpose(dim, -1) @ averages(x.shape[dim], out, x).t()).transpose(dim, -1)
     return x
+
+
+def convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Any:
+    """A transposed convolution to a free size, cut out of a longer one: output padding is a number to ONNX."""
+    if not transposed or not is_symbolic(*output_padding):
+        return NotImplemented
+    size = [
+        (length - 1) * stride[a] - 2 * padding[a] + dilation[a] * (weight.shape[2 + a] - 1) + output_padding[a] + 1
+        for a, length in enumerate(x.shape[2:])
+    ]
+    spread = transposed_convolve(x, weight, size, stride, padding, dilation, groups)
+    return spread if bias is None else spread + bias.reshape(-1, *[1] * len(size))
 
 
 def as_strided(x: Tensor, size: Sequence[int], stride: Sequence[int], offset: int | None = None) -> Any:
@@ -328,6 +351,7 @@ DECOMPOSITIONS: dict[OpOverload, Callable[..., Any]] = {
     aten.adaptive_max_pool2d.default: adaptive_max_pool2d,
     aten.adaptive_max_pool3d.default: adaptive_max_pool3d,
     aten.as_strided.default: as_strided,
+    aten.convolution.default: convolution,
     aten.cosine_similarity.default: cosine_similarity,
     aten.cumprod.default: cumprod,
     aten.diagonal.default: diagonal,

@@ -160,6 +160,23 @@ class Attended(Small):
         return self.head(F.adaptive_max_pool2d(y, 1).flatten(1))
 
 
+class Restored(Small):
+    """Down, and up again by transposed convolutions to the very size from before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.down, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, (2, 3), 1), nn.Linear(8, 5)
+        self.up = nn.ConvTranspose2d(8, 8, 3, (2, 3), 1, groups=2)
+        self.plain = nn.ConvTranspose2d(8, 8, 4, (2, 3), bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).relu()
+        z = self.down(y).relu()
+        up = self.up(z, output_size=y.shape[2:])
+        plain = self.plain(z, output_size=[y.shape[2] + 3, y.shape[3] + 3])[:, :, 3:, 3:]
+        return self.head((y + up + plain).relu().mean((2, 3)))
+
+
 class Longest(Small):
     """Times its longest side."""
 
@@ -273,7 +290,7 @@ def test_one_artifact_is_right_at_every_size(kind: type[Small], tmp_path: Path) 
             assert np.linalg.norm(np.asarray(values[1]) - expected.numpy()) < 1e-5 * expected.norm()
 
 
-@pytest.mark.parametrize("kind", [Halved, Reckoned, Attended])
+@pytest.mark.parametrize("kind", [Halved, Reckoned, Attended, Restored])
 def test_arithmetic_on_sizes_is_the_same_in_each_artifact(kind: type[Small], tmp_path: Path) -> None:
     bundle = surgeon.export(made(kind), tmp_path / "any", ANY, check=False)
     module, session = made(kind).double(), surgeon.load(bundle.path)
