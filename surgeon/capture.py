@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.fx import GraphModule, Node
 
-from surgeon.decompositions import DECOMPOSITIONS, EvenChunks
+from surgeon.decompositions import DECOMPOSITIONS, EvenChunks, GlobalPools
 from surgeon.errors import ConversionError, SurgeonError
 from surgeon.inputs import Example, same_batch, tensors
 from surgeon.layers import cut, drop_inputs, drop_unread, end_at, entries, kinds
@@ -116,7 +116,7 @@ def record(module: nn.Module, *examples: Tensor, dynamic_size: bool = False) -> 
         if example is not first and example.dim() and example.shape[0] == first.shape[0]:
             shapes[example] = {0: batch}
     try:
-        with evaluating(module), silent_torch(), EvenChunks(), same_batch(module), _copying(module):
+        with evaluating(module), silent_torch(), EvenChunks(), GlobalPools(), same_batch(module), _copying(module):
             program = _exported(module, examples, shapes)
             recorded = program
             _detach_untracked(program)

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from surgeon.rules.convolutions import transposed_convolve
 from surgeon.rules.pools import averages
-from surgeon.sizes import is_symbolic
+from surgeon.sizes import is_same, is_symbolic
 
 aten = torch.ops.aten
 
@@ -89,6 +91,28 @@ def _averaged(x: Tensor, output_size: Sequence[int]) -> Tensor:
         if str(x.shape[dim]) != str(out):  # asked of a symbol itself, it would be specialised
             x = (x.transpose(dim, -1) @ averages(x.shape[dim], out, x).t()).transpose(dim, -1)
     return x
+
+
+def convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Any:
+    """A transposed convolution to a free size, cut out of a longer one: output padding is a number to ONNX."""
+    if not transposed or not is_symbolic(*output_padding):
+        return NotImplemented
+    size = [
+        (length - 1) * stride[a] - 2 * padding[a] + dilation[a] * (weight.shape[2 + a] - 1) + output_padding[a] + 1
+        for a, length in enumerate(x.shape[2:])
+    ]
+    spread = transposed_convolve(x, weight, size, stride, padding, dilation, groups)
+    return spread if bias is None else spread + bias.reshape(-1, *[1] * len(size))
 
 
 def as_strided(x: Tensor, size: Sequence[int], stride: Sequence[int], offset: int | None = None) -> Any:
@@ -260,6 +284,59 @@ class EvenChunks(TorchFunctionMode):
         return call(*args, **kwargs or {})
 
 
+class GlobalPools(TorchFunctionMode):
+    """max_pool2d(x, (H, W)) = adaptive_max_pool2d(x, 1) for a free size, and so with averages.
+
+    A kernel is a number to torch.export, which would fix the size.
+    """
+
+    def __torch_function__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        whole = _WHOLE.get(call)
+        pooled = NotImplemented if whole is None else whole(*args, **kwargs or {})
+        return call(*args, **kwargs or {}) if pooled is NotImplemented else pooled
+
+
+def _whole_maximum(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    whole = _is_whole(input, kernel_size, padding) and dilation in (1, (1, 1), [1, 1])
+    if not whole:
+        return NotImplemented
+    values, indices = functional.adaptive_max_pool2d(input, 1, return_indices=True)
+    return (values, indices) if return_indices else values
+
+
+def _whole_average(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Any:
+    whole = _is_whole(input, kernel_size, padding) and divisor_override is None
+    return functional.adaptive_avg_pool2d(input, 1) if whole else NotImplemented
+
+
+def _is_whole(x: Tensor, kernel: Any, padding: Any) -> bool:
+    """Whether a window is all of a map of free size."""
+    pair = isinstance(kernel, (tuple, list)) and len(kernel) == 2 and is_symbolic(*kernel)
+    return pair and all(map(is_same, kernel, x.shape[-2:])) and padding in (0, (0, 0), [0, 0])
+
+
+_WHOLE: dict[Any, Callable[..., Any]] = {
+    functional.max_pool2d: _whole_maximum,
+    functional.avg_pool2d: _whole_average,
+}
+
+
 def _chunked(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, int, int]:
     return input, chunks, dim
 
@@ -274,6 +351,7 @@ DECOMPOSITIONS: dict[OpOverload, Callable[..., Any]] = {
     aten.adaptive_max_pool2d.default: adaptive_max_pool2d,
     aten.adaptive_max_pool3d.default: adaptive_max_pool3d,
     aten.as_strided.default: as_strided,
+    aten.convolution.default: convolution,
     aten.cosine_similarity.default: cosine_similarity,
     aten.cumprod.default: cumprod,
     aten.diagonal.default: diagonal,

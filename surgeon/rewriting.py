@@ -70,9 +70,9 @@ def rewrite_program(
 
 
 def _refuse_static(captured: Captured) -> None:
-    """Raise ConversionError for adaptive max pooling, whose windows have one form for the traced size alone."""
+    """Raise ConversionError for adaptive max pooling to cells, which have one form for the traced size alone."""
     for node in captured.graph.graph.nodes:
-        if "adaptive_max" in str(node.target) and node.op == "call_function":
+        if "adaptive_max" in str(node.target) and node.op == "call_function" and set(node.args[1]) != {1}:
             raise ConversionError(f"{where(node)} has cells of other sizes at another height and width", REMEDY)
 
 

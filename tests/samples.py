@@ -140,6 +140,7 @@ SAMPLES: dict[OpOverload, list[Sample]] = {
     ],
     # pools
     aten.max_pool2d_with_indices.default: max_pools(),
+    aten.adaptive_max_pool2d.default: [s(x(N, 2, 5, 6), [1, 1], used=(0,))],
     aten.max_pool3d_with_indices.default: [
         s(x(N, 1, 5, 6, 5), [2, 3, 2], [2, 2, 1], [1, 1, 0], used=(0,)),
         s(x(N, 1, 5, 5, 6), [2, 2, 2], [2, 2, 2], [0, 0, 0], [1, 1, 1], True, used=(0,)),

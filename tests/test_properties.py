@@ -248,6 +248,7 @@ CALLS: dict[OpOverload, Callable[[Draw], Call]] = {
     aten.bmm.default: bmm,
     aten._native_batch_norm_legit_no_training.default: batch_norm,
     aten.max_pool2d_with_indices.default: pool2d,
+    aten.adaptive_max_pool2d.default: lambda d: ((d.tensor(1, 2, *d.counts(2, 1, 7)), [1, 1]), {}),
     aten.max_pool3d_with_indices.default: pool3d,
     **dict.fromkeys((aten.mean.dim, aten.sum.dim_IntList), reduction),
     **dict.fromkeys((aten.mean.default, aten.sum.default), activation()),
@@ -284,6 +285,7 @@ ADJOINTS = {
 """What tests/test_adjoints.py draws."""
 SEVERAL = {aten.split_with_sizes.default, aten.split.Tensor, aten.unbind.int}
 FIRST = {
+    aten.adaptive_max_pool2d.default,
     aten.max_pool2d_with_indices.default,
     aten.max_pool3d_with_indices.default,
     aten._native_batch_norm_legit_no_training.default,
@@ -365,4 +367,6 @@ def test_soft_pools_are_the_slow_rule(operator: OpOverload, data: st.DataObject)
     call, temperature = CALLS[operator](d), d.number(0.05, 5)
     ramp = Ramp(GATES["soft"], torch.tensor(1 / temperature, dtype=torch.float64))
     [(x, found)], (g,) = pull(operator, call, ramp, d)
-    assert close(found, oracles.soft_max_pool(x, g, *call[0][1:5], temperature))
+    whole = operator is aten.adaptive_max_pool2d.default
+    window = (list(x.shape[2:]), [1, 1], [0, 0], [1, 1]) if whole else call[0][1:5]
+    assert close(found, oracles.soft_max_pool(x, g, *window, temperature))

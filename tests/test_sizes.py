@@ -146,6 +146,37 @@ class Reckoned(Small):
         return self.head(y.relu().mean((2, 3)).reshape(len(x), int(y.shape[1])))
 
 
+class Attended(Small):
+    """Maxima and means over the whole map, by all their names, as channel attention takes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.inner, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        pooled = F.avg_pool2d(y, y.size()[2:]) + F.max_pool2d(y, (y.size(2), y.size(3)), stride=(y.size(2), y.size(3)))
+        y = y * torch.sigmoid(self.inner(pooled.relu()))
+        return self.head(F.adaptive_max_pool2d(y, 1).flatten(1))
+
+
+class Restored(Small):
+    """Down, and up again by transposed convolutions to the very size from before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.down, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, (2, 3), 1), nn.Linear(8, 5)
+        self.up = nn.ConvTranspose2d(8, 8, 3, (2, 3), 1, groups=2)
+        self.plain = nn.ConvTranspose2d(8, 8, 4, (2, 3), bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).relu()
+        z = self.down(y).relu()
+        up = self.up(z, output_size=y.shape[2:])
+        plain = self.plain(z, output_size=[y.shape[2] + 3, y.shape[3] + 3])[:, :, 3:, 3:]
+        return self.head((y + up + plain).relu().mean((2, 3)))
+
+
 class Longest(Small):
     """Times its longest side."""
 
@@ -271,7 +302,7 @@ def test_one_artifact_is_right_at_every_size(kind: type[Small], tmp_path: Path) 
             assert np.linalg.norm(np.asarray(values[1]) - expected.numpy()) < 1e-5 * expected.norm()
 
 
-@pytest.mark.parametrize("kind", [Halved, Reckoned])
+@pytest.mark.parametrize("kind", [Halved, Reckoned, Attended, Restored])
 def test_arithmetic_on_sizes_is_the_same_in_each_artifact(kind: type[Small], tmp_path: Path) -> None:
     bundle = surgeon.export(made(kind), tmp_path / "any", ANY, check=False)
     module, session = made(kind).double(), surgeon.load(bundle.path)

@@ -116,8 +116,15 @@ def scalar_product(x: TTensor, factor: float) -> Any:
     return _ops.Mul(x, _ops.CastLike(factor, x))
 
 
+def global_max_pool(x: TTensor, output_size: Sequence[int]) -> Any:
+    """Maximum of each map, and where it lies: what `surgeon.rules` leaves of adaptive max pooling."""
+    places = _ops.ArgMax(_ops.Reshape(x, [0, 0, -1]), axis=2, keepdims=1)
+    return _ops.ReduceMax(x, [2, 3], keepdims=1), _ops.Unsqueeze(places, [3])
+
+
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     operator.floordiv: floor_division,
+    torch.ops.aten.adaptive_max_pool2d.default: global_max_pool,
     torch.ops.aten.mul.Scalar: scalar_product,
 }
 """What takes the place of torch.onnx's own words."""

@@ -46,10 +46,7 @@ def max_pool(
     assert cotangent is not None
     axes = 3 if len(kernel) == 3 or x.dim() == 5 else 2
     if not ramp.policy.tempered:
-        # In float32, also for halves: windows overlap, and ONNX Runtime's CPU provider scatters no sums of halves.
-        flat = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)).flatten(-axes)
-        scattered = flat.scatter_add(-1, indices.flatten(-axes), cotangent.flatten(-axes).to(flat.dtype))
-        return (scattered.reshape(x.shape).to(x.dtype),)
+        return (_scattered(cotangent, indices, x, axes),)
     kernel = per_axis(kernel, axes)
     windows = Windows(
         x.shape[-axes:],
@@ -64,6 +61,43 @@ def max_pool(
         pooled = windows.soft(cotangent[None], values[None], x[None], ramp.coldness)
         return (pooled[0],)
     return (windows.soft(cotangent, values, x, ramp.coldness),)
+
+
+@rule(aten.adaptive_max_pool2d.default, kind="pool")
+def global_max_pool(
+    g: tuple[Tensor | None, ...], out: tuple[Tensor, Tensor], x: Tensor, output_size: Sequence[int], *, ramp: Ramp
+) -> tuple[Tensor]:
+    """Max pooling over a map of any size, as one window; maps of one known size are pooled by `max_pool`."""
+    cotangent, (values, indices) = g[0], out
+    assert cotangent is not None and list(output_size) == [1, 1]
+    if not ramp.policy.tempered:
+        return (_scattered(cotangent, indices, x, 2),)
+    return (_spread(_cooled(x, values, ramp.coldness), cotangent, (-2, -1)),)
+
+
+def _scattered(g: Tensor, indices: Tensor, x: Tensor, axes: int) -> Tensor:
+    """g at the flat `indices` into the last axes of x, and zeros elsewhere."""
+    # In float32, also for halves: windows overlap, and ONNX Runtime's CPU provider scatters no sums of halves.
+    flat = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)).flatten(-axes)
+    scattered = flat.scatter_add(-1, indices.flatten(-axes), g.flatten(-axes).to(flat.dtype))
+    return scattered.reshape(x.shape).to(x.dtype)
+
+
+def _cooled(x: Tensor, maximum: Tensor, coldness: Tensor) -> Tensor:
+    """y = (x - m) / T."""
+    y = (x - maximum) * coldness
+    # In halves a distant value over a small T is minus infinity, and its y e^y no number.
+    return y.clamp(min=_NEVER) if y.dtype == torch.float16 else y
+
+
+def _spread(y: Tensor, g: Tensor, window: tuple[int, ...]) -> Tensor:
+    """e^y (1 + y - A / S) g / S, where the dimensions `window` hold the elements of a window."""
+    e = torch.exp(y)
+    weighted = e * y
+    total = e.sum(window, keepdim=True)
+    share = g / total
+    one = torch.ones((), dtype=y.dtype, device=y.device)  # a number would be recorded as what ONNX has no word for
+    return e * (share * (one - weighted.sum(window, keepdim=True) / total)) + weighted * share
 
 
 class Windows:
@@ -109,19 +143,12 @@ class Windows:
         if is_symbolic(*self.size) and any(self.beyond):
             for axis, length in enumerate(self.out):  # a window that would start in the padding is left out
                 unfolded = unfolded.narrow(2 + axis, 0, length)
-        y = (unfolded.reshape(-1, channels, count, *unfolded.shape[2:]) - maximum.unsqueeze(2)) * coldness
-        if y.dtype == torch.float16:
-            # There a distant value over a small T is minus infinity, and its y e^y no number.
-            y = y.clamp(min=_NEVER)
+        windows = unfolded.reshape(-1, channels, count, *unfolded.shape[2:])
+        y = _cooled(windows, maximum.unsqueeze(2), coldness)
         if any(self.beyond):
             y = torch.where(self._inside(x), y, _NEVER)
-        e = torch.exp(y)
-        weighted = e * y
-        total = e.sum(2, keepdim=True)
-        share = g.unsqueeze(2) / total
-        spread = e * (share * (one - weighted.sum(2, keepdim=True) / total)) + weighted * share
-        folded = spread.reshape(-1, channels * count, *unfolded.shape[2:])
-        return transposed_convolve(folded, kernels, self.size, self.stride, self.padding, self.dilation, channels)
+        spread = _spread(y, g.unsqueeze(2), (2,)).reshape(-1, channels * count, *unfolded.shape[2:])
+        return transposed_convolve(spread, kernels, self.size, self.stride, self.padding, self.dilation, channels)
 
     def _count(self) -> int:
         count = 1
