@@ -22,10 +22,12 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.fx import GraphModule, Node
 
+from surgeon.custom_functions import noted, require_own_derivatives
 from surgeon.decompositions import DECOMPOSITIONS, EvenChunks, GlobalPools
 from surgeon.errors import ConversionError, SurgeonError
 from surgeon.inputs import Example, same_batch, tensors
 from surgeon.layers import cut, drop_inputs, drop_unread, end_at, entries, kinds
+from surgeon.plain_calls import without_checkpoints
 from surgeon.rules import KEPT
 from surgeon.sizes import REMEDY, require_any_size
 
@@ -78,11 +80,16 @@ def capture(module: nn.Module, example: Example, at: Sequence[str] = (), dynamic
     if dynamic_size and len(examples) > 1:
         raise SurgeonError("a network of several inputs has no size that could be free", REMEDY)
     _refuse(at, dynamic_size)
-    returned = _returned_by(module, examples)
+    with without_checkpoints():
+        with noted() as functions:
+            returned = _returned_by(module, examples)
+        if functions:
+            with evaluating(module):
+                require_own_derivatives(module, examples)
     found = kinds(module, at, returned)
     nodes = [name for name in at if found[name] == "node"]
     ends = cut(module, [name for name in at if name not in nodes], everything=bool(nodes))
-    with ends if at or not isinstance(returned, Tensor) else contextlib.nullcontext():
+    with ends if at or not isinstance(returned, Tensor) else contextlib.nullcontext(), without_checkpoints():
         _returned_by(module, examples)
         graph = record(module, *examples, dynamic_size=dynamic_size)
     known = [*dict(module.named_modules()), *entries(returned)]
@@ -116,7 +123,15 @@ def record(module: nn.Module, *examples: Tensor, dynamic_size: bool = False) -> 
         if example is not first and example.dim() and example.shape[0] == first.shape[0]:
             shapes[example] = {0: batch}
     try:
-        with evaluating(module), silent_torch(), EvenChunks(), GlobalPools(), same_batch(module), _copying(module):
+        with (
+            evaluating(module),
+            silent_torch(),
+            EvenChunks(),
+            GlobalPools(),
+            same_batch(module),
+            _copying(module),
+            without_checkpoints(),
+        ):
             program = _exported(module, examples, shapes)
             recorded = program
             _detach_untracked(program)

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from surgeon.artifacts.manifest import Recipe
 from surgeon.errors import SurgeonError
 from surgeon.layers import cut, joined, only_tensor
-from surgeon.oracle_rules import Pullback, Temperatures
+from surgeon.oracle_activations import ACTIVATIONS
+from surgeon.oracle_rules import Gated, Pullback, Temperatures
+from surgeon.plain_calls import compiled_by_their_original, functions_by_their_forward, without_checkpoints
 
 FLOOR = 1e-20
 """Smallest norm that a step or a projection divides by."""
@@ -174,7 +176,7 @@ def _pull(
 ) -> tuple[Tensor, Tensor]:
     if module.training:
         raise SurgeonError("the network is in training mode", "Call .eval() on it first")
-    with torch.enable_grad():
+    with torch.enable_grad(), _seen_by_rules():
         leaf = input.detach().clone().requires_grad_(True)
         rules = Pullback(recipe, temperature)
         with _constant(module), rules.within(module):
@@ -188,6 +190,14 @@ def _pull(
                 "Leave out what it names, or --no-verify",
             ) from error
     return output.detach(), pullback
+
+
+@contextlib.contextmanager
+def _seen_by_rules() -> Iterator[None]:
+    """The rules see each call of the network: none is recomputed later, compiled, or has a backward of its own."""
+    gates = {call.__name__ for call in ACTIVATIONS}
+    with without_checkpoints(), compiled_by_their_original(gates), functions_by_their_forward(but=(Gated,)):
+        yield
 
 
 @contextlib.contextmanager

@@ -72,6 +72,7 @@ ADAPTIVE_POOLS = {
 }
 
 
+RELUS = frozenset(calls(SPACES, "relu", "relu_"))
 RECURRENT: dict[Any, Callable[..., Any]] = {torch.rnn_relu: relu_rnn, torch.rnn_relu_cell: relu_cell}
 
 
@@ -162,7 +163,8 @@ class Pullback(TorchFunctionMode):
             if self.recipe.gate != "hard":
                 if call in RECURRENT:
                     return RECURRENT[call](self._relu, *args, **kwargs)
-                return self._activate(call, args, kwargs)
+                if not _is_of_an_abs(call, args, kwargs):
+                    return self._activate(call, args, kwargs)
         return call(*args, **kwargs)
 
     def _relu(self, z: Tensor) -> Tensor:
@@ -244,6 +246,12 @@ class Pullback(TorchFunctionMode):
         if call is pool and not return_indices:
             return values
         return values, pool(input.detach(), outs, return_indices=True)[1]
+
+
+def _is_of_an_abs(call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether it is relu(abs(x)), which is the identity, and no gate."""
+    z = args[0] if args else kwargs.get("input")
+    return call in RELUS and isinstance(z, Tensor) and type(z.grad_fn).__name__ == "AbsBackward0"
 
 
 @dataclass(frozen=True)

@@ -219,7 +219,7 @@ class Pullback(nn.Module):
             )
         known = RULES.get(node.target) if isinstance(node.target, OpOverload) else None
         if known is not None:
-            if known.kind == "gate" and _is_floor_of_norm(node):
+            if known.kind == "gate" and (_is_floor_of_norm(node) or _is_of_an_abs(node)):
                 return Step(node, known.backward, GATES["hard"], "exact")
             return Step(node, known.backward, self._policy(node, known.kind), known.kind)
         if node.target not in DERIVED:
@@ -379,6 +379,13 @@ def _is_floor_of_norm(node: Node) -> bool:
     aten, clamped = torch.ops.aten, node.args[0]
     assert isinstance(clamped, Node)
     return node.target in (aten.clamp.default, aten.clamp.Tensor) and clamped.target is aten.linalg_vector_norm.default
+
+
+def _is_of_an_abs(node: Node) -> bool:
+    """Whether it is relu(abs(x)), as in functional.lp_pool2d: the identity there, and no gate."""
+    aten, argument = torch.ops.aten, node.args[0]
+    written = getattr(node.meta.get("original_aten", node.target), "overloadpacket", None)
+    return written in (aten.relu, aten.relu_) and isinstance(argument, Node) and argument.target is aten.abs.default
 
 
 def _is_floating(node: Node) -> bool:
