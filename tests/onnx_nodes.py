@@ -282,6 +282,8 @@ NODES: dict[str, list[Node]] = {
         n(x(2, 3, 4), f(1, 1, 2, 1.5), opset=10, mode="linear"),
         n(x(2, 3, 4), None, f(1, 1, 2, 2), coordinate_transformation_mode="asymmetric", nearest_mode="floor"),
         n(x(2, 6, 9), None, None, i(1, 2, 4, 6)),
+        n(x(2, 70), None, f(1, 1, 0.7)),
+        n(x(2, 10), None, f(1, 1, 0.7), mode="linear"),
         n(x(2, 6, 9), None, None, i(1, 2, 12, 7), nearest_mode="ceil", coordinate_transformation_mode="align_corners"),
         n(x(6, 9, 2), None, f(1, 2, 2, 1), nearest_mode="round_prefer_ceil"),
         n(x(2, 6, 9), None, f(1, 1, 2, 3), mode="linear"),

@@ -301,9 +301,9 @@ def test_a_network_in_the_way_of_tensorflow(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "at"),
     [
-        *(("MaxPool", 5), ("MaxPool", 6), ("AveragePool", 4), ("Pad", 4), ("Slice", 2), ("Resize", 6), ("LRN", 0)),
+        *(("MaxPool", 5), ("MaxPool", 6), ("AveragePool", 4), ("Pad", 4), ("Slice", 2), ("Resize", 8), ("LRN", 0)),
         *(("ConvTranspose", 1), ("AveragePool", 8), ("LpPool", 1), ("GlobalLpPool", 0), ("Div", 0), ("CumSum", 3)),
-        *(("Trilu", 0), ("TopK", 0), ("Einsum", 1), ("ReduceProd", 0), ("Upsample", 2), ("Resize", 13), ("Resize", 15)),
+        *(("Trilu", 0), ("TopK", 0), ("Einsum", 1), ("ReduceProd", 0), ("Upsample", 2), ("Resize", 15), ("Resize", 17)),
     ],
 )
 def test_pullbacks_of_operators_that_torch_writes_otherwise(tmp_path: Path, kind: str, at: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -79,8 +80,8 @@ class Axis:
         return self._near(places, rounding).clip(0, self.length - 1)
 
     def _near(self, places: Any, rounding: str) -> Any:
-        """Also beyond the edges. What is a hair's breadth from a whole number, or a half, is taken for it."""
-        return NEAREST[rounding]((self.original(places) * 1e6 + 0.5) // 1 / 1e6)
+        """Also beyond the edges. A hair's breadth from a whole number, or a half, is none, as in float32."""
+        return NEAREST[rounding]((self.original(places) * 1e4 + 0.5) // 1 / 1e4)
 
     def is_torchs(self, rounding: str) -> bool:
         """Whether the nearest is PyTorch's, at floor(place * length / wanted)."""
@@ -203,8 +204,14 @@ def _resize(
 
 
 def _scaled_length(length: Any, factor: Any) -> Any:
-    """floor(length * factor), which ONNX Runtime computes in float32: 0.7 times 10 is 7, though its 0.7 is less."""
-    return length * int(factor) if float(factor).is_integer() else math.floor(length * (factor * (1 + 2**-24)))
+    """floor(length * factor), in whole numbers where they say it, and otherwise rounded as float32 is.
+
+    ONNX Runtime computes in float32, where 0.7 times 10 is 7, though its 0.7 is less.
+    """
+    ratio = Fraction(factor).limit_denominator(1000)
+    if abs(ratio - factor) < 1e-7 * factor:
+        return length * ratio.numerator // ratio.denominator
+    return math.floor(length * (factor * (1 + 2**-24)))
 
 
 def _as_torch_does(axes: Mapping[int, Axis], smooth: Filter) -> bool:

@@ -173,7 +173,7 @@ def constant_of_shape(sizes: Numbers, *, value: Numbers | None = None, context: 
 MIRRORED: dict[str, Callable[[Any, Any], Any]] = {
     "reflect": lambda place, length: length - 1 - abs(length - 1 - place % max(2 * (length - 1), 1)),
     "edge": lambda place, length: place.clip(0, length - 1),
-    "wrap": lambda place, length: place % length,
+    "wrap": lambda place, length: place - place // length * length,
 }
 """Where places of an axis that goes on beyond its edges take their values from; of NumPy's arrays and of tensors."""
 
