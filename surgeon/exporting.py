@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import importlib.metadata
 import json
@@ -25,6 +24,7 @@ from surgeon.ascent import clamp_range
 from surgeon.errors import SurgeonError
 from surgeon.gates import POOLS, gate
 from surgeon.inputs import Shapes, example
+from surgeon.modules import copied
 from surgeon.rewriting import explicit_graph, rewrite_program
 from surgeon.sources import IN_FILE, Source, resolve
 from surgeon.temperatures import INPUTS
@@ -128,7 +128,7 @@ class _Half(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = copy.deepcopy(network).half()
+        self.network = copied(network).half()
 
     def forward(self, x: Tensor, *others: Tensor) -> Any:
         halves = [other.half() if other.is_floating_point() else other for other in others]

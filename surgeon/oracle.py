@@ -75,7 +75,7 @@ def reference_ascent(
             radius=radius,
         )
         scores.append(objective_score(output, cotangent, recipe.objective))
-    with torch.no_grad():
+    with torch.no_grad(), without_checkpoints():
         output = forward(module, perturbed, recipe.at)
     scores.append(objective_score(output, cotangent, recipe.objective))
     return perturbed, output, pullback, torch.stack(scores)

@@ -19,6 +19,7 @@ from surgeon.inputs import Example, beside, samples, tensors
 from surgeon.layers import joined, kinds
 from surgeon.oracle import forward, reference_ascent, reference_pullback, reference_step, sample_norm
 from surgeon.oracle_rules import Temperatures
+from surgeon.plain_calls import without_checkpoints
 from surgeon.sizes import other_sizes
 from surgeon.weights import varied_input
 
@@ -62,7 +63,7 @@ def problems(module: nn.Module, manifest: Manifest, seed: int) -> list[Problem]:
     other = _other_temperature(manifest, generator)
 
     def output(given: Values) -> Tensor:
-        with torch.no_grad(), _given(module, manifest, given):
+        with torch.no_grad(), without_checkpoints(), _given(module, manifest, given):
             return forward(module, given["input"], manifest.recipe.at)
 
     def cotangents(given: Values) -> Tensor:

@@ -17,6 +17,7 @@ from surgeon.capture import Captured, capture, silent_torch
 from surgeon.errors import ConversionError
 from surgeon.inputs import Example, same_batch, tensors
 from surgeon.layers import joined
+from surgeon.modules import explaining_inputs, require_capturable
 from surgeon.optimise import optimise, optimise_pullback
 from surgeon.pullback import Pullback, where
 from surgeon.sizes import REMEDY, dynamic, require_any_size
@@ -30,7 +31,9 @@ def rewrite_program(
     The program takes (input, cotangent), the temperature where a gate or pool reads it, and the network's other inputs.
     """
     recipe = recipe or Recipe()
-    captured = capture(module, example, recipe.at, recipe.dynamic_size)
+    require_capturable(module)
+    with explaining_inputs(module, example):
+        captured = capture(module, example, recipe.at, recipe.dynamic_size)
     optimise(captured.graph)
     if recipe.dynamic_size:
         _refuse_static(captured)

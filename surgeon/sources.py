@@ -7,7 +7,6 @@ part of this touches the internet, but for torchvision's own download of its own
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib
 import importlib.util
 import os
@@ -24,6 +23,7 @@ from torch import nn
 from surgeon.artifacts.manifest import Image, Manifest, Model, Port
 from surgeon.errors import SurgeonError
 from surgeon.inputs import Shapes, arrange, beside, samples
+from surgeon.modules import copied, require_capturable
 from surgeon.published import Network, Normalisation, Pixels, named
 from surgeon.weights import CALIBRATION_BATCH, calibrate, load_weights, random_seed, weights_file
 
@@ -219,14 +219,16 @@ def _from_file(
 
 def _from_factory(source: str, weights: str | None, input_shape: tuple[int, ...] | None) -> Network:
     factory, module = _call_factory(source)
+    require_capturable(module)
     name = source.rpartition(":")[2].rpartition(".")[2]
     return _own(module, factory, name, source, AS_MADE, weights, input_shape)
 
 
 def _from_module(module: nn.Module, weights: str | None, input_shape: tuple[int, ...] | None) -> Network:
+    require_capturable(module)
     name = type(module).__name__
-    copied = copy.deepcopy(module).cpu()  # the caller's own keeps its mode, its gradients and its device
-    return _own(copied, module, name, f"the module {name}", AS_GIVEN, weights, input_shape)
+    own = copied(module).cpu()  # the caller's own keeps its mode, its gradients and its device
+    return _own(own, module, name, f"the module {name}", AS_GIVEN, weights, input_shape)
 
 
 def _own(

@@ -16,6 +16,7 @@ from surgeon.artifacts.manifest import Recipe
 from surgeon.capture import capture, evaluating, record, source_line, source_module
 from surgeon.errors import ConversionError, UnknownOperators
 from surgeon.inputs import Example, tensors
+from surgeon.modules import explaining_inputs
 from surgeon.optimise import optimise
 from surgeon.pullback import Pullback, Unsupported
 
@@ -85,7 +86,8 @@ def check(module: nn.Module, example: Example, recipe: Recipe | None = None) -> 
     """
     recipe = recipe or Recipe()
     try:
-        captured = capture(module, example, recipe.at)
+        with explaining_inputs(module, example):
+            captured = capture(module, example, recipe.at)
     except ConversionError as error:
         return Support((), error, _smallest(module, example, error))
     optimise(captured.graph)

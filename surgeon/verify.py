@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import warnings
@@ -17,6 +16,7 @@ from surgeon.artifacts.bundle import Bundle
 from surgeon.artifacts.manifest import Artifact, Comparison, Manifest
 from surgeon.errors import ProviderError, SurgeonError, VerificationError
 from surgeon.inputs import example
+from surgeon.modules import copied
 from surgeon.problems import Problem, Values, comparable, input_shape, is_hard, problems
 from surgeon.providers import open_session, provider
 
@@ -55,8 +55,9 @@ class _Asked:
 
     @cached_property
     def expected(self) -> Values:
-        """In float32. Raises VerificationError where the pullback is zero."""
+        """In float32. Raises VerificationError where the pullback is zero, or it or the output has no number."""
         found = self.problem.solve(self._module, torch.float32)
+        _require_finite(found, self._module)
         if not found["pullback"].any():
             raise VerificationError(
                 "the network's pullback is zero everywhere, so comparing proves nothing",
@@ -72,7 +73,7 @@ class _Asked:
         """
         other = torch.float64 if self._precision == "fp32" else torch.float16
         try:
-            values = self.problem.solve(copy.deepcopy(self._module).to(other), other)
+            values = self.problem.solve(copied(self._module).to(other), other)
         except (RuntimeError, TypeError, SurgeonError):
             return {}
         return {quantity: _error(quantity, self.expected, values, self.problem) for quantity in self.expected}
@@ -124,6 +125,21 @@ def verify(
     if not lines:
         raise SurgeonError(f"{folder} holds no artifact to verify", "Export it again")
     return tuple(lines)
+
+
+def _require_finite(found: Values, module: nn.Module) -> None:
+    """Raise VerificationError for NaN or infinity in output or pullback: that is the network's, not the artifact's."""
+    if not found["output"].isfinite().all():
+        wrong = [name for name, value in module.named_parameters() if not value.isfinite().all()]
+        raise VerificationError(
+            f"the network's output is not finite{f': {wrong[0]} holds NaN or infinity' if wrong else ''}",
+            "Give weights and an input range with which it is",
+        )
+    if not found["pullback"].isfinite().all():
+        raise VerificationError(
+            "the network's own gradient is not finite",
+            "A root or logarithm of zero is the usual cause: add a small number",
+        )
 
 
 def require(comparisons: tuple[Comparison, ...]) -> None:
@@ -190,7 +206,7 @@ def _run(name: str, runner: Runner, feeds: Values) -> Values:
     try:
         return runner(feeds)
     except Exception as error:  # ONNX Runtime's and TorchScript's own exceptions have no common base
-        raise VerificationError(f"{name} does not run ({_first_line(error)})", "Export the bundle again") from error
+        raise VerificationError(f"{name} does not run ({_first_line(error)})", _remedy(error)) from error
 
 
 def _runner(path: Path, artifact: Artifact, device: str) -> Runner:
@@ -201,9 +217,7 @@ def _runner(path: Path, artifact: Artifact, device: str) -> Runner:
     except ProviderError:
         raise
     except Exception as error:
-        raise VerificationError(
-            f"{path.name} does not load ({_first_line(error)})", "Export the bundle again"
-        ) from error
+        raise VerificationError(f"{path.name} does not load ({_first_line(error)})", _remedy(error)) from error
 
 
 def _onnx_runner(path: Path, device: str) -> Runner:
@@ -243,6 +257,12 @@ def _torchscript_runner(path: Path, artifact: Artifact) -> Runner:
         return {name: value.float() for name, value in zip(names, outputs, strict=True)}
 
     return run
+
+
+def _remedy(error: Exception) -> str:
+    if "bfloat16" in str(error):
+        return "The network computes in bfloat16, as under autocast: leave that out, or give --formats torchscript"
+    return "Export the bundle again"
 
 
 def _first_line(error: Exception) -> str:

@@ -199,3 +199,15 @@ def test_everything_is_as_it_was() -> None:
     reference_pullback(module, x, torch.ones(3, 3, dtype=x.dtype), recipe=Recipe(), temperature=1.0)
     rewrite(module, x)
     assert before == (dict(vars(HandwrittenRelu)), dict(vars(Both)), torch.jit.ScriptFunction.__call__)
+
+
+def test_a_custom_operator_is_refused_by_its_own_name() -> None:
+    @torch.library.custom_op("surgeon_tests::twice", mutates_args=())
+    def twice(x: Tensor) -> Tensor:
+        return x * 2
+
+    twice.register_fake(torch.empty_like)
+    twice.register_autograd(lambda ctx, g: g * 2, setup_context=lambda ctx, inputs, output: None)
+    module, x = built(twice)
+    with pytest.raises(ConversionError, match=r"no pullback rule for surgeon_tests\.twice"):
+        rewrite(module, x)
