@@ -174,7 +174,7 @@ def test_statistics_of_a_single_sample(tmp_path: Path) -> None:
     """By default over the batch as well, which is freed where the file fixes one of 1, and otherwise is not."""
     nodes, x = [node("MeanVarianceNormalization", ["x"], ["out"])], random(3, 2, 4, 5)
     imported(tmp_path, net(nodes, (2, 4, 5), {}, batch=1), x)
-    with pytest.raises(ConversionError, match="imported wrongly"):
+    with pytest.raises(ConversionError, match="mixes the samples"):
         import_onnx(saved(net(nodes, (2, 4, 5), {}), tmp_path))
 
 

@@ -233,6 +233,13 @@ class Kernel(Small):
         return F.avg_pool2d(x.relu(), x.shape[2] // 2).mean((2, 3))
 
 
+class Steps(Small):
+    """Takes the height for a count of steps."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum((row.relu() for row in x.unbind(2)), torch.zeros(())).mean(2)
+
+
 class Flat(Small):
     """Takes one size alone."""
 
@@ -331,7 +338,8 @@ def test_what_torchscript_has_no_word_for_is_said(tmp_path: Path, monkeypatch: p
         (Multiples, "at 64x64 it does something else"),
         (Tall, "at 600x40 it does something else"),
         (Low, "at 19x40 it does something else"),
-        (Kernel, "takes them for fixed numbers, as a kernel's size"),
+        (Kernel, "at 34x46 it does something else than at 32x40"),
+        (Steps, "takes them for fixed numbers, as a kernel's size, a count of steps"),
         (Cells, r"adaptive_max_pool2d.*other sizes at another height and width"),
     ],
 )
