@@ -26,6 +26,7 @@ from surgeon.artifacts.padding import keep_zero_padding
 from surgeon.artifacts.ports import BATCH, RESERVED
 from surgeon.artifacts.translation import INLINE_BYTES, fold, translate
 from surgeon.ascent import Climb, Objective, Step
+from surgeon.errors import ConversionError
 
 WEIGHTS = "weights.bin"
 _ORIGIN = "surgeon."
@@ -62,7 +63,20 @@ def write_onnx(
         helper.set_model_props(model, {"surgeon": facts})
         model.producer_name = "surgeon"
         onnx.save(model, folder / name)
-        onnx.checker.check_model(folder / name)
+        _check(folder / name)
+
+
+def _check(path: Path) -> None:
+    """Raise ConversionError where the file does not hold together."""
+    try:
+        onnx.checker.check_model(path)
+    except onnx.checker.ValidationError as error:
+        # Known of free sizes: one that the output has and the input has not, which the network reads on its way.
+        raise ConversionError(
+            f"{path.name} cannot be ordered: it reads a size of the output before the output is there "
+            f"({str(error).strip().splitlines()[0]})",
+            "Leave --dynamic-size out, or give --formats torchscript",
+        ) from error
 
 
 def embed_weights(folder: Path) -> None:
