@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.ao.nn.quantized import FloatFunctional
 from torch.nn.parameter import is_lazy
 
 from surgeon.errors import ConversionError, SurgeonError
@@ -38,7 +39,8 @@ def require_capturable(module: nn.Module) -> None:
         values = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
         if any(map(is_lazy, values)):
             raise ConversionError(f"{what} has parameters without a shape yet", "Run it once on an input")
-        if any(kind.__module__.startswith(_QUANTISED) for kind in type(part).__mro__):
+        rounds = any(kind.__module__.startswith(_QUANTISED) for kind in type(part).__mro__)
+        if rounds and not isinstance(part, FloatFunctional):  # whose sums are those of real numbers
             raise ConversionError(f"{what} rounds to whole numbers, which have no gradient", _BEFORE)
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.ao import quantization
+from torch.ao.nn.quantized import FloatFunctional
 
 from surgeon.artifacts.manifest import Recipe
 from surgeon.errors import ConversionError, SurgeonError, VerificationError
@@ -99,6 +100,22 @@ def test_what_cannot_be_captured_is_one_line(name: str, tmp_path: Path) -> None:
         export(module, tmp_path / "out", input_shape=SHAPE)
     with pytest.raises(ConversionError, match=words):
         rewrite(module, torch.zeros(2, *SHAPE))
+
+
+def test_networks_that_are_only_made_to_be_quantised_convert() -> None:
+    class Quantisable(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sum, self.begin, self.end = FloatFunctional(), quantization.QuantStub(), quantization.DeQuantStub()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.begin(x)
+            return self.end(super().forward(self.sum.add(x, x)))
+
+    module = plain(Quantisable).eval()
+    x = torch.rand(2, *SHAPE)
+    output, _ = rewrite(module, x)(x, torch.ones_like(module(x)), torch.tensor(0.3))
+    assert torch.allclose(output, module(x), atol=1e-6)
 
 
 INPUTS: dict[str, tuple[Callable[[], nn.Module], str]] = {
