@@ -1,0 +1,51 @@
+"""What an artifact is given for ONNX Runtime's CPU provider when it is loaded; the file itself fits every provider.
+
+`tune` goes over a graph once. Each pass looks at one node and writes others in its place, which give the same values
+up to rounding, or leaves it. Torch-free.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+
+from surgeon.tuning.cooling import fix_temperature, scale_by_constants
+from surgeon.tuning.draft import Draft
+from surgeon.tuning.interleaving import interleave_strided_adjoint
+from surgeon.tuning.narrow import fill_blocks
+from surgeon.tuning.winograd import convolve_with_fewer_products
+
+PASSES: tuple[Callable[[Draft, NodeProto], bool], ...] = (
+    scale_by_constants,
+    convolve_with_fewer_products,
+    interleave_strided_adjoint,
+    fill_blocks,
+)
+
+
+def tune(model: ModelProto, temperature: float | None = None) -> dict[str, int]:
+    """Rewrite `model`, an artifact of a bundle, in place; how often each pass applied, by name.
+
+    With `temperature` it is fixed: the input of that name is gone.
+    """
+    counts: collections.Counter[str] = collections.Counter()
+    if temperature is not None and fix_temperature(model.graph, temperature):
+        counts[fix_temperature.__name__] = 1
+    _tune(model.graph, counts)
+    return dict(counts)
+
+
+def _tune(graph: GraphProto, counts: collections.Counter[str]) -> None:
+    draft = Draft(graph)
+    for node in list(graph.node):
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _tune(attribute.g, counts)
+        done = next((step.__name__ for step in PASSES if step(draft, node)), None)
+        if done is None:
+            draft.nodes.append(node)
+        else:
+            counts[done] += 1
+    draft.finish()

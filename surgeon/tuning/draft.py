@@ -1,0 +1,126 @@
+"""A graph in rewriting: its nodes are taken in order and written behind each other, with others between them."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+
+Shape = tuple[int | str, ...]
+
+BLOCK = 16
+"""Channels that ONNX Runtime's CPU provider keeps together with AVX-512; a multiple of other processors' blocks."""
+
+_PREFIX = "tuned/"  # of all names that are new
+
+
+class Draft:
+    """What is known of the values of `graph`, and the nodes that it will have."""
+
+    def __init__(self, graph: GraphProto) -> None:
+        self.graph = graph
+        self.nodes: list[NodeProto] = []
+        self.shapes: dict[str, Shape] = {
+            value.name: tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
+            for value in (*graph.input, *graph.value_info)
+            if value.type.tensor_type.HasField("shape")
+        }
+        self.images = next((value.name for value in graph.input if len(self.shapes.get(value.name, ())) == 4), "")
+        self.makers = {name: node for node in graph.node for name in node.output}
+        self.readers = collections.Counter(name for node in graph.node for name in node.input)
+        self.readers.update(value.name for value in graph.output)
+        self._constants = {initializer.name for initializer in graph.initializer} - {v.name for v in graph.input}
+        self._written = set(self._constants) | {name for name in self.makers if name.startswith(_PREFIX)}
+
+    def finish(self) -> None:
+        """Put the nodes that were written into the graph."""
+        del self.graph.node[:]
+        self.graph.node.extend(self.nodes)
+
+    def is_constant(self, name: str) -> bool:
+        """Whether the value `name` depends on no input of the graph."""
+        if name in self._constants:
+            return True
+        maker = self.makers.get(name)
+        if maker is None or maker.op_type == "Loop" or not all(self.is_constant(i) for i in maker.input if i):
+            return False
+        self._constants.add(name)
+        return True
+
+    def is_image(self, name: str) -> bool:
+        """Whether `name` is [N, C, H, W] of the batch, of known sizes and with whole blocks of channels."""
+        batch, *sizes = self.shapes.get(name) or ("",)
+        known = len(sizes) == 3 and all(isinstance(size, int) for size in sizes)
+        return known and bool(self.images) and batch == self.shapes[self.images][0] and int(sizes[0]) % BLOCK == 0
+
+    def add(
+        self,
+        operator: str,
+        inputs: Sequence[str],
+        output: str,
+        like: NodeProto,
+        shape: Shape | None = None,
+        **attributes: Any,
+    ) -> str:
+        """Write a node whose result is called "tuned/`output`", unless it is there, and return that name.
+
+        `like` is the node whose work it does; where `output` is its result, the new node takes its place.
+        """
+        replaces = output in like.output
+        name = output if replaces else _PREFIX + output.removeprefix(_PREFIX)
+        if name in self._written:
+            return name
+        self._written.add(name)
+        node = helper.make_node(operator, inputs, [name], name=like.name if replaces else name, **attributes)
+        node.metadata_props.extend(like.metadata_props)
+        self.nodes.append(node)
+        self.makers[name] = node
+        if shape is not None and not replaces:
+            self.shapes[name] = shape
+            self.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        return name
+
+    def constant(self, name: str, value: Any, dtype: Any = numpy.float32) -> str:
+        """The initializer "tuned/`name`", written unless it is there."""
+        name = _PREFIX + name
+        if name not in self._written:
+            self._written.add(name)
+            self._constants.add(name)
+            self.graph.initializer.append(numpy_helper.from_array(numpy.array(value, dtype), name))
+        return name
+
+    def sizes(self, *sizes: int | str) -> str:
+        """The int64 tensor of `sizes`."""
+        return self.constant(f"sizes/{'x'.join(map(str, sizes))}", sizes, numpy.int64)
+
+    def each(self, kernel: str, channels: int | str, height: int, width: int, like: NodeProto) -> str:
+        """`kernel` [1, 1, height, width] for each of `channels`: the weight of a depthwise convolution."""
+        sizes = self.sizes(channels, 1, height, width)
+        return self.add("Expand", [kernel, sizes], f"{kernel}/{channels}", like)
+
+    def multiplied(self, tensor: str, factor: float, output: str, like: NodeProto) -> str:
+        """`tensor` times `factor`, in the layout of convolutions: a depthwise one of one element."""
+        channels = self.shapes[tensor][1]
+        kernel = self.constant(f"times/{factor:.9g}", [[[[factor]]]])
+        weight = self.each(kernel, channels, 1, 1, like)
+        return self.add("Conv", [tensor, weight], output, like, self.shapes[tensor], group=channels)
+
+    def spread(self, plane: str, shape: Shape, like: NodeProto) -> str:
+        """`plane` [1, 1, H, W] over a tensor of `shape` [N, C, H, W], in the layout of convolutions.
+
+        Broadcasting leaves the layout; a convolution of one plane does not.
+        """
+        batch, channels, *size = shape
+        count = self.add("Shape", [self.images], f"{self.images}/batch", like, start=0, end=1)
+        sizes = self.add("Concat", [count, self.sizes(1, *size)], f"batch/{'x'.join(map(str, size))}", like, axis=0)
+        planes = self.add("Expand", [plane, sizes], f"{plane}/planes", like, (batch, 1, *size))
+        ones = self.each(self.constant("times/1", [[[[1.0]]]]), channels, 1, 1, like)
+        return self.add("Conv", [planes, ones], f"{plane}/{channels}", like, shape)
+
+
+def attribute(node: NodeProto, name: str, default: Any) -> Any:
+    """The value of one attribute of `node`."""
+    return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
