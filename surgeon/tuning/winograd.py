@@ -28,7 +28,7 @@ _KERNEL = numpy.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 _TAPS = (((1, -1), 2, 0), ((1, 1), 1, 1), ((-1, 1), 1, 1), ((1, -1), 2, 1))
 """Which two inputs each product takes: their factors, how far apart they are, and where the first one is."""
 
-_CHANNELS = 32
+_CHANNELS = 60
 """Least harmonic mean of channels where the sums cost less than the products that they save (measured)."""
 
 
