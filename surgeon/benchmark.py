@@ -261,7 +261,8 @@ class _Own:
     @classmethod
     def open(cls, bundle: Bundle, device: str, threads: int) -> _Own:
         names = [name for name in ("pullback.onnx", "ascent.onnx") if name in bundle.manifest.artifacts]
-        return cls({name: Artifact.open(bundle.file(name), device, threads) for name in names})
+        temperature = bundle.manifest.defaults.temperature
+        return cls({name: Artifact.open(bundle.file(name), device, threads, temperature) for name in names})
 
     def values(self, given: dict[str, Array]) -> tuple[Array, Array]:
         output, pullback = self.artifacts["pullback.onnx"].session.run(["output", "pullback"], given)

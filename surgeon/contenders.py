@@ -46,11 +46,12 @@ class Artifact:
     session: InferenceSession
     device: str
     threads: int
+    temperature: float | None
 
     @classmethod
-    def open(cls, path: Path, device: str, threads: int) -> Artifact:
-        """Raises what `surgeon.providers.open_session` raises."""
-        return cls(path, open_session(path, device, threads), device, threads)
+    def open(cls, path: Path, device: str, threads: int, temperature: float | None = None) -> Artifact:
+        """As `surgeon.load` has it at this temperature. Raises what `surgeon.providers.open_session` raises."""
+        return cls(path, open_session(path, device, threads, temperature=temperature), device, threads, temperature)
 
     @property
     def off_device(self) -> tuple[str, ...]:
@@ -62,7 +63,7 @@ class Artifact:
         ports = [port.name for port in [*self.session.get_inputs(), *self.session.get_overridable_initializers()]]
         taken = {name: given[name] for name in ports if name in given}
         if self.device == "cpu":
-            peak = functools.partial(memory.peak, self.path, taken, self.threads)
+            peak = functools.partial(memory.peak, self.path, taken, self.threads, self.temperature)
             return Contender(name, lambda: self.session.run(None, taken), passes, peak)
         return Contender(name, _bound(self.session, taken, self.device), passes)
 

@@ -22,8 +22,10 @@ from surgeon.providers import open_session
 Array = numpy.ndarray[Any, numpy.dtype[Any]]
 
 
-def peak(path: Path, feeds: Mapping[str, Array], threads: int) -> int | None:
+def peak(path: Path, feeds: Mapping[str, Array], threads: int, temperature: float | None = None) -> int | None:
     """Bytes at the peak of loading the ONNX file `path` and running it once on the CPU; None on Windows.
+
+    It is loaded as `surgeon.load` does, for one `temperature` if that is given.
 
     Raises SurgeonError where the process fails, as it does where memory runs out.
     """
@@ -33,6 +35,7 @@ def peak(path: Path, feeds: Mapping[str, Array], threads: int) -> int | None:
         given = Path(folder) / "feeds.npz"
         numpy.savez(given, allow_pickle=False, **feeds)
         command = [sys.executable, "-m", "surgeon.memory", str(path), str(given), str(threads)]
+        command += [] if temperature is None else [repr(temperature)]
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
     if ran.returncode:
         told = (ran.stderr.strip().splitlines() or [f"it ended with {ran.returncode}"])[-1]
@@ -48,13 +51,13 @@ def installed() -> int | None:
         return None
 
 
-def _measure(path: Path, given: Path, threads: int) -> int:
+def _measure(path: Path, given: Path, threads: int, temperature: float | None) -> int:
     import onnxruntime  # noqa: F401  its libraries are not the artifact's
 
     with numpy.load(given) as stored:
         feeds = {name: stored[name] for name in stored.files}
     before = _highest()
-    open_session(path, "cpu", threads).run(None, feeds)
+    open_session(path, "cpu", threads, temperature=temperature).run(None, feeds)
     return _highest() - before
 
 
@@ -69,4 +72,5 @@ def _highest() -> int:
 
 
 if __name__ == "__main__":
-    print(_measure(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])))
+    _temperature = float(sys.argv[4]) if len(sys.argv) > 4 else None
+    print(_measure(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), _temperature))

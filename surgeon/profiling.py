@@ -20,6 +20,7 @@ import onnx
 
 from surgeon.artifacts.bundle import Bundle
 from surgeon.providers import open_session
+from surgeon.tuning import tuned
 
 Array = numpy.ndarray[Any, numpy.dtype[Any]]
 
@@ -72,12 +73,14 @@ def profile(
     """
     path = bundle.file("pullback.onnx")
     with tempfile.TemporaryDirectory(prefix="surgeon-profile-") as folder:
-        session = open_session(path, device, threads, trace=Path(folder) / "trace")
+        temperature = bundle.manifest.defaults.temperature
+        session = open_session(path, device, threads, temperature=temperature, trace=Path(folder) / "trace")
         for _ in range(1 + repeats):
             session.run(None, dict(feeds))
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     nodes = _timed(events, repeats)
-    owners = _owners(onnx.load(path, load_external_data=False))
+    model = tuned(path, temperature) if device == "cpu" else None
+    owners = _owners(model or onnx.load(path, load_external_data=False))
     return Profile(
         batch=len(feeds["input"]),
         seconds=sum(node.seconds for node in nodes),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgeon.errors import ProviderError, SurgeonError
+from surgeon.tuning import tuned
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -23,10 +24,19 @@ _ERRORS_ONLY = 3  # ONNX Runtime warns of every input with a default, and the co
 
 
 def open_session(
-    path: Path, device: str, threads: int | None, *, trace: Path | None = None, spinning: bool = True
+    path: Path,
+    device: str,
+    threads: int | None,
+    *,
+    tuning: bool = True,
+    temperature: float | None = None,
+    trace: Path | None = None,
+    spinning: bool = True,
 ) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session that runs on `device` or raises ProviderError; it never falls back to another.
 
+    On the CPU, an artifact is run as `surgeon.tuning` puts it, at the `temperature` alone if one is given: the session
+    then has no such input (unless it is one for each gate). Without `tuning`, and on a GPU, the file is run as it is.
     With `trace`, ONNX Runtime writes a profile to files of that name. `spinning` threads wait for work at a core's full
     speed, for 50 ms after a run, which is a disturbance where others want the cores in between.
     """
@@ -48,8 +58,12 @@ def open_session(
         require_provider(device)
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
+        source: str | bytes = str(path)
+        if tuning and device == "cpu" and (model := tuned(path, temperature)) is not None:
+            settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+            source = model.SerializeToString()
         with _quiet(onnxruntime) if device == "cuda" else contextlib.nullcontext():
-            session = onnxruntime.InferenceSession(str(path), settings, providers=[(provider, options)])
+            session = onnxruntime.InferenceSession(source, settings, providers=[(provider, options)])
     except Exception as error:  # ONNX Runtime's own exceptions have no common base
         raise SurgeonError(f"ONNX Runtime cannot load {path} ({first_line(error)})") from error
     if provider not in session.get_providers():

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable
+from pathlib import Path
 
+import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from surgeon.tuning.cooling import fix_temperature, scale_by_constants
@@ -23,6 +25,23 @@ PASSES: tuple[Callable[[Draft, NodeProto], bool], ...] = (
     interleave_strided_adjoint,
     fill_blocks,
 )
+
+
+_LARGEST = 2**30
+"""Bytes of a file, so with weights in it, that is still read and written once more to be tuned."""
+
+
+def tuned(path: Path, temperature: float | None = None) -> ModelProto | None:
+    """The artifact in the file `path` as `tune` leaves it, without the weights that lie beside it.
+
+    None where it is to be run as it is: another program's file, another precision or layout, or nothing to do.
+    """
+    if path.stat().st_size > _LARGEST:
+        return None
+    model = onnx.load(path, load_external_data=False)
+    ours = any(prop.key == "surgeon" for prop in model.metadata_props)
+    single = all(port.type.tensor_type.elem_type == TensorProto.FLOAT for port in model.graph.input[:1])
+    return model if ours and single and tune(model, temperature) else None
 
 
 def tune(model: ModelProto, temperature: float | None = None) -> dict[str, int]:

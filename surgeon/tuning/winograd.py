@@ -42,12 +42,8 @@ def convolve_with_fewer_products(draft: Draft, node: NodeProto) -> bool:
     assert isinstance(height, int) and isinstance(width, int) and isinstance(outputs, int)
     tiles = (batch, outputs, math.ceil(height / 2), math.ceil(width / 2))
 
-    # kernels: [K, C, 3, 3] -> [K C, 9] x [9, 16] -> 16 x [K, C, 1, 1]
-    rows = draft.add("Reshape", [weight, draft.sizes(-1, 9)], f"{out}/rows", node)
-    table = draft.constant("winograd", numpy.kron(_KERNEL, _KERNEL).T)
-    sums = draft.add("MatMul", [rows, table], f"{out}/sums", node)
-    turned = draft.add("Transpose", [sums], f"{out}/turned", node, perm=[1, 0])
-    kernels = draft.add("Reshape", [turned, draft.sizes(16, outputs, channels, 1, 1)], f"{out}/kernels", node)
+    # kernels: [K, C, 1, 9] x [9, 1] -> [K, C, 1, 1], sixteen times
+    rows = draft.add("Reshape", [weight, draft.sizes(outputs, channels, 1, 9)], f"{out}/rows", node)
 
     def product(i: int, j: int) -> str:
         (down, apart_down, top), (right, apart_right, left) = _TAPS[i], _TAPS[j]
@@ -68,8 +64,8 @@ def convolve_with_fewer_products(draft: Draft, node: NodeProto) -> bool:
                 max(0, 2 * tiles[3] - 2 + left + apart_right - width),
             ],
         )
-        index = draft.constant(f"index/{4 * i + j}", 4 * i + j, numpy.int64)
-        own = draft.add("Gather", [kernels, index], f"{out}/kernel{i}{j}", node, axis=0)
+        column = draft.constant(f"winograd/column{i}{j}", numpy.kron(_KERNEL[i], _KERNEL[j])[:, None])
+        own = draft.add("MatMul", [rows, column], f"{out}/kernel{i}{j}", node)
         return draft.add("Conv", [taken, own], f"{out}/product{i}{j}", node, tiles)
 
     def pair(values: list[str], name: str) -> tuple[str, str]:
