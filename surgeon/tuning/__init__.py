@@ -15,14 +15,14 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from surgeon.tuning.cooling import fix_temperature, scale_by_constants
 from surgeon.tuning.draft import Draft
-from surgeon.tuning.interleaving import interleave_strided_adjoint
 from surgeon.tuning.narrow import fill_blocks
+from surgeon.tuning.strided import pull_back_strided
 from surgeon.tuning.winograd import convolve_with_fewer_products
 
 PASSES: tuple[Callable[[Draft, NodeProto], bool], ...] = (
     scale_by_constants,
     convolve_with_fewer_products,
-    interleave_strided_adjoint,
+    pull_back_strided,
     fill_blocks,
 )
 
@@ -59,6 +59,8 @@ def tune(model: ModelProto, temperature: float | None = None) -> dict[str, int]:
 def _tune(graph: GraphProto, counts: collections.Counter[str]) -> None:
     draft = Draft(graph)
     for node in list(graph.node):
+        if draft.done.issuperset(node.output):
+            continue
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 _tune(attribute.g, counts)

@@ -1,15 +1,16 @@
 """Gates at a temperature that does not change.
 
 z times 1/T, which an artifact has to do with a tensor of 1/T, becomes a depthwise convolution by constants, and ONNX
-Runtime makes one pass of it and the sigmoid behind it.
+Runtime makes one pass of it and the sigmoid behind it. Where z is a batch normalisation itself, z/T is another one of
+the same tensor; ONNX Runtime then makes one pass of z and its activation too, since nobody else reads z.
 """
 
 from __future__ import annotations
 
-from onnx import GraphProto, NodeProto, numpy_helper
 import numpy
+from onnx import GraphProto, NodeProto, numpy_helper
 
-from surgeon.tuning.draft import Draft
+from surgeon.tuning.draft import Draft, attribute
 
 TEMPERATURE = "temperature"
 
@@ -34,10 +35,25 @@ def scale_by_constants(draft: Draft, node: NodeProto) -> bool:
     for z, factor in (node.input, node.input[::-1]):
         value = _spread_constant(draft, factor)
         if value is not None and draft.is_image(z):
-            weights = draft.each(value, draft.shapes[z][1], 1, 1, node)
-            draft.add("Conv", [z, weights], node.output[0], node, group=draft.shapes[z][1])
+            maker = draft.makers.get(z)
+            if maker is not None and maker.op_type == "BatchNormalization":
+                _normalise_again(draft, maker, value, node)
+            else:
+                weights = draft.each(value, draft.image(z)[1], 1, 1, node)
+                draft.add("Conv", [z, weights], node.output[0], node, group=draft.image(z)[1])
             return True
     return False
+
+
+def _normalise_again(draft: Draft, norm: NodeProto, factor: str, node: NodeProto) -> None:
+    """The result of `norm` times `factor`, from its input."""
+    x, weight, bias, mean, variance = norm.input
+    scaled = [
+        draft.add("Mul", [parameter, factor], f"{node.output[0]}/{name}", node)
+        for name, parameter in (("weight", weight), ("bias", bias))
+    ]
+    epsilon = attribute(norm, "epsilon", 1e-5)
+    draft.add("BatchNormalization", [x, *scaled, mean, variance], node.output[0], node, epsilon=epsilon)
 
 
 def _spread_constant(draft: Draft, tensor: str) -> str | None:

@@ -32,6 +32,8 @@ class Draft:
         self.makers = {name: node for node in graph.node for name in node.output}
         self.readers = collections.Counter(name for node in graph.node for name in node.input)
         self.readers.update(value.name for value in graph.output)
+        self.done: set[str] = set()  # results of nodes to come that are written already
+        self._values = {initializer.name: initializer for initializer in graph.initializer}
         self._constants = {initializer.name for initializer in graph.initializer} - {v.name for v in graph.input}
         self._written = set(self._constants) | {name for name in self.makers if name.startswith(_PREFIX)}
 
@@ -56,6 +58,30 @@ class Draft:
         known = len(sizes) == 3 and all(isinstance(size, int) for size in sizes)
         return known and bool(self.images) and batch == self.shapes[self.images][0] and int(sizes[0]) % BLOCK == 0
 
+    def image(self, name: str) -> tuple[int | str, int, int, int]:
+        """The shape of an image of known sizes: N, C, H, W."""
+        batch, *sizes = self.shapes[name]
+        channels, height, width = (int(size) for size in sizes)
+        return batch, channels, height, width
+
+    @staticmethod
+    def is_backward(node: NodeProto) -> bool:
+        """Whether `node` belongs to the backward pass."""
+        return any(prop.key == "surgeon.role" and prop.value == "backward" for prop in node.metadata_props)
+
+    def cut_behind(self, name: str) -> tuple[str, tuple[int, int]]:
+        """What is left of `name` after its only reader, if that cuts off, and how many rows and columns before that."""
+        readers = [node for node in self.graph.node if name in node.input]
+        if len(readers) != 1 or self.readers[name] != 1 or readers[0].op_type != "Pad":
+            return name, (0, 0)
+        widths = self._values.get(readers[0].input[1])
+        if widths is None or widths.external_data or len(readers[0].input) > 3 and readers[0].input[3]:
+            return name, (0, 0)
+        amounts = numpy_helper.to_array(widths).tolist()
+        if len(amounts) != 8 or any(amounts[axis] for axis in (0, 1, 4, 5)) or max(amounts) > 0:
+            return name, (0, 0)
+        return readers[0].output[0], (-amounts[2], -amounts[3])
+
     def add(
         self,
         operator: str,
@@ -69,7 +95,7 @@ class Draft:
 
         `like` is the node whose work it does; where `output` is its result, the new node takes its place.
         """
-        replaces = output in like.output
+        replaces = output in like.output or output in self.done
         name = output if replaces else _PREFIX + output.removeprefix(_PREFIX)
         if name in self._written:
             return name

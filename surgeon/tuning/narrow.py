@@ -15,7 +15,7 @@ from surgeon.tuning.draft import BLOCK, Draft, attribute
 
 def fill_blocks(draft: Draft, node: NodeProto) -> bool:
     """Rewrite `node` as above, if it is such a convolution."""
-    if node.op_type != "Conv" or len(node.input) > 2 or not draft.is_constant(node.input[1]):
+    if node.op_type != "Conv" or not draft.is_backward(node) or len(node.input) > 2 or not draft.is_constant(node.input[1]):
         return False
     tensor, weight, out = node.input[0], node.input[1], node.output[0]
     outputs = draft.shapes.get(out, ("", 0))[1]

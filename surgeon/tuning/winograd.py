@@ -22,7 +22,7 @@ import numpy
 from onnx import NodeProto
 
 from surgeon.tuning.draft import Draft, attribute
-from surgeon.tuning.interleaving import masked, upsampled
+from surgeon.tuning.interleaving import between, whole
 
 _KERNEL = numpy.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 _TAPS = (((1, -1), 2, 0), ((1, 1), 1, 1), ((-1, 1), 1, 1), ((1, -1), 2, 1))
@@ -31,15 +31,17 @@ _TAPS = (((1, -1), 2, 0), ((1, 1), 1, 1), ((-1, 1), 1, 1), ((1, -1), 2, 1))
 _CHANNELS = 60
 """Least harmonic mean of channels where the sums cost less than the products that they save (measured)."""
 
+_PIXELS = 128
+"""Least size of a map: below, a pass reads more of the 16/9 times larger kernels than it saves in products."""
+
 
 def convolve_with_fewer_products(draft: Draft, node: NodeProto) -> bool:
     """Rewrite `node` as above, if it is such a convolution and large enough."""
     if not _applies(draft, node):
         return False
     tensor, weight, out = node.input[0], node.input[1], node.output[0]
-    batch, channels, height, width = draft.shapes[tensor]
-    outputs = draft.shapes[out][1]
-    assert isinstance(height, int) and isinstance(width, int) and isinstance(outputs, int)
+    batch, channels, height, width = draft.image(tensor)
+    outputs = draft.image(out)[1]
     tiles = (batch, outputs, math.ceil(height / 2), math.ceil(width / 2))
 
     # kernels: [K, C, 1, 9] x [9, 1] -> [K, C, 1, 1], sixteen times
@@ -76,33 +78,17 @@ def convolve_with_fewer_products(draft: Draft, node: NodeProto) -> bool:
         even = draft.add("Add", [second, ends], f"{name}/even", node, tiles)
         return even, draft.add("Add", [behind, ends], f"{name}/less", node, tiles)
 
-    def between(even: str, less: str, times: tuple[int, int], name: str) -> str:
-        """y0 and y1 in turn: y0 twice, less the difference at the second."""
-        twice = upsampled(draft, even, times, f"{name}/twice", node)
-        repeated = upsampled(draft, less, times, f"{name}/repeated", node)
-        second = (times[0] - 1, times[1] - 1)
-        difference = masked(draft, repeated, times, second, -1.0, f"{name}/difference", node)
-        return draft.add("Add", [twice, difference], name, node, draft.shapes[twice])
-
     columns = [pair([product(i, j) for i in range(4)], f"{out}/column{j}") for j in range(4)]
     halves = []
     for half in range(2):
         even, less = pair([column[half] for column in columns], f"{out}/half{half}")
-        halves.append(between(even, less, (1, 2), f"{out}/row{half}"))
-    odd = (height % 2, width % 2)
-    whole = between(*halves, (2, 1), f"{out}/whole" if any(odd) else out)
-    if any(odd):  # one row or column less: what a convolution without padding leaves
-        corner = numpy.zeros((1, 1, 1 + odd[0], 1 + odd[1]))
-        corner[..., 0, 0] = 1
-        kernel = draft.constant(f"corner/{odd[0]}{odd[1]}", corner)
-        weights = draft.each(kernel, outputs, 1 + odd[0], 1 + odd[1], node)
-        draft.add("Conv", [whole, weights], out, node, group=outputs)
+        halves.append(between(draft, even, less, (1, 2), f"{out}/row{half}", node))
+    whole(draft, (halves[0], halves[1]), (height, width), out, node)
     return True
 
 
 def _applies(draft: Draft, node: NodeProto) -> bool:
-    role = next((prop.value for prop in node.metadata_props if prop.key == "surgeon.role"), "")
-    if node.op_type != "Conv" or role != "backward" or len(node.input) > 2 or not draft.is_constant(node.input[1]):
+    if node.op_type != "Conv" or not draft.is_backward(node) or len(node.input) > 2 or not draft.is_constant(node.input[1]):
         return False
     geometry = {
         "kernel_shape": [3, 3],
@@ -115,5 +101,6 @@ def _applies(draft: Draft, node: NodeProto) -> bool:
         return False
     if not (draft.is_image(node.input[0]) and draft.is_image(node.output[0])):
         return False
-    taken, given = int(draft.shapes[node.input[0]][1]), int(draft.shapes[node.output[0]][1])
-    return 2 / (1 / taken + 1 / given) >= _CHANNELS
+    _, given, height, width = draft.image(node.output[0])
+    taken = draft.image(node.input[0])[1]
+    return height * width >= _PIXELS and 2 / (1 / taken + 1 / given) >= _CHANNELS
