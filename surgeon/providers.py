@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +70,19 @@ def open_session(
         raise SurgeonError(f"ONNX Runtime cannot load {path} ({first_line(error)})") from error
     if provider not in session.get_providers():
         raise _no_provider(device)
+    _return_memory()
     return session
+
+
+def _return_memory() -> None:
+    """Give back what loading took and has freed, such as weights in a layout that no kernel wants.
+
+    The C library keeps it otherwise, beside what ONNX Runtime then takes in pieces of its own: of ResNet50's pullback,
+    a quarter of the peak. Only glibc has, and needs, a call for it.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def require_provider(device: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-from surgeon.tuning.cooling import fix_temperature, scale_by_constants
+from surgeon.tuning.cooling import TEMPERATURE, fix_temperature, scale_by_constants
 from surgeon.tuning.draft import Draft
 from surgeon.tuning.narrow import fill_blocks
 from surgeon.tuning.strided import pull_back_strided
@@ -50,20 +50,21 @@ def tune(model: ModelProto, temperature: float | None = None) -> dict[str, int]:
     With `temperature` it is fixed: the input of that name is gone.
     """
     counts: collections.Counter[str] = collections.Counter()
+    soft = any(port.name == TEMPERATURE for port in model.graph.input)
     if temperature is not None and fix_temperature(model.graph, temperature):
         counts[fix_temperature.__name__] = 1
-    _tune(model.graph, counts)
+    _tune(model.graph, soft, counts)
     return dict(counts)
 
 
-def _tune(graph: GraphProto, counts: collections.Counter[str]) -> None:
-    draft = Draft(graph)
+def _tune(graph: GraphProto, soft: bool, counts: collections.Counter[str]) -> None:
+    draft = Draft(graph, soft)
     for node in list(graph.node):
         if draft.done.issuperset(node.output):
             continue
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                _tune(attribute.g, counts)
+                _tune(attribute.g, soft, counts)
         done = next((step.__name__ for step in PASSES if step(draft, node)), None)
         if done is None:
             draft.nodes.append(node)

@@ -14,14 +14,13 @@ Shape = tuple[int | str, ...]
 BLOCK = 16
 """Channels that ONNX Runtime's CPU provider keeps together with AVX-512; a multiple of other processors' blocks."""
 
-_PREFIX = "tuned/"  # of all names that are new
-
 
 class Draft:
     """What is known of the values of `graph`, and the nodes that it will have."""
 
-    def __init__(self, graph: GraphProto) -> None:
+    def __init__(self, graph: GraphProto, soft: bool) -> None:
         self.graph = graph
+        self.soft = soft  # whether no gate jumps, so that rounding of the forward pass does no harm
         self.nodes: list[NodeProto] = []
         self.shapes: dict[str, Shape] = {
             value.name: tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
@@ -29,13 +28,14 @@ class Draft:
             if value.type.tensor_type.HasField("shape")
         }
         self.images = next((value.name for value in graph.input if len(self.shapes.get(value.name, ())) == 4), "")
+        self._prefix = f"tuned/{self.images}/"  # of names that are new: a loop's body may use none of those outside
         self.makers = {name: node for node in graph.node for name in node.output}
         self.readers = collections.Counter(name for node in graph.node for name in node.input)
         self.readers.update(value.name for value in graph.output)
         self.done: set[str] = set()  # results of nodes to come that are written already
         self._values = {initializer.name: initializer for initializer in graph.initializer}
         self._constants = {initializer.name for initializer in graph.initializer} - {v.name for v in graph.input}
-        self._written = set(self._constants) | {name for name in self.makers if name.startswith(_PREFIX)}
+        self._written = set(self._constants)
 
     def finish(self) -> None:
         """Put the nodes that were written into the graph."""
@@ -91,12 +91,12 @@ class Draft:
         shape: Shape | None = None,
         **attributes: Any,
     ) -> str:
-        """Write a node whose result is called "tuned/`output`", unless it is there, and return that name.
+        """Write a node whose result is called `output`, after a prefix, unless it is there, and return that name.
 
         `like` is the node whose work it does; where `output` is its result, the new node takes its place.
         """
         replaces = output in like.output or output in self.done
-        name = output if replaces else _PREFIX + output.removeprefix(_PREFIX)
+        name = output if replaces else self._prefix + output.removeprefix(self._prefix)
         if name in self._written:
             return name
         self._written.add(name)
@@ -110,8 +110,8 @@ class Draft:
         return name
 
     def constant(self, name: str, value: Any, dtype: Any = numpy.float32) -> str:
-        """The initializer "tuned/`name`", written unless it is there."""
-        name = _PREFIX + name
+        """The initializer `name`, after a prefix, written unless it is there."""
+        name = self._prefix + name
         if name not in self._written:
             self._written.add(name)
             self._constants.add(name)

@@ -68,7 +68,8 @@ def convolve_with_fewer_products(draft: Draft, node: NodeProto) -> bool:
         )
         column = draft.constant(f"winograd/column{i}{j}", numpy.kron(_KERNEL[i], _KERNEL[j])[:, None])
         own = draft.add("MatMul", [rows, column], f"{out}/kernel{i}{j}", node)
-        return draft.add("Conv", [taken, own], f"{out}/product{i}{j}", node, tiles)
+        shift = node.input[2:] if (i, j) == (1, 1) else ()  # what is added to y0 alone reaches all
+        return draft.add("Conv", [taken, own, *shift], f"{out}/product{i}{j}", node, tiles)
 
     def pair(values: list[str], name: str) -> tuple[str, str]:
         """y0 and y0 - y1 of four products."""
@@ -88,7 +89,9 @@ def convolve_with_fewer_products(draft: Draft, node: NodeProto) -> bool:
 
 
 def _applies(draft: Draft, node: NodeProto) -> bool:
-    if node.op_type != "Conv" or not draft.is_backward(node) or len(node.input) > 2 or not draft.is_constant(node.input[1]):
+    if node.op_type != "Conv" or not (draft.is_backward(node) or draft.soft):
+        return False
+    if not all(draft.is_constant(parameter) for parameter in node.input[1:]):
         return False
     geometry = {
         "kernel_shape": [3, 3],
