@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,10 @@ from surgeon.inputs import example
 from surgeon.modules import copied
 from surgeon.problems import Problem, Values, comparable, input_shape, is_hard, problems
 from surgeon.providers import open_session, provider
+from surgeon.tuning import tuned
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 SOFT_TOLERANCE = 1e-4
 """Of fp32 pullbacks with soft gates at T >= 0.1, which measure 1e-7 to 1e-5; below, rounding grows as 1/T."""
@@ -95,7 +100,7 @@ def verify(
     temperature is once left to its default and once another (one for each gate, where they are given so). Errors are
     relative L2 norms; `perturbed` is compared by what was added to the input. `tolerance` replaces every default one;
     by default, what goes beyond is asked once more, in another precision: what rounding explains may stay (`ROUNDING`).
-    ONNX files run on `device`, and TorchScript on the CPU. `progress` is told each line as it is known. A line over its
+    ONNX files run on `device`, and on the CPU once more as `surgeon.load` tunes them; TorchScript runs on the CPU. `progress` is told each line as it is known. A line over its
     tolerance raises nothing here: see `require`. Raises VerificationError where an artifact does not run, or where the
     pullback is zero, so that nothing is proved, and ProviderError for a device that is not there.
     """
@@ -106,25 +111,37 @@ def verify(
     asked = [_Asked(problem, module, recipe.precision) for problem in problems(module, manifest, seed)]
     lines = []
     for name, artifact in manifest.artifacts.items():
-        run = _runner(
-            folder / name, artifact, device
-        )  # one at a time: each holds the weights, and packed copies of them
-        for one in asked:
-            if one.problem.kind != Path(name).stem:
-                continue
-            found = _run(name, run, one.problem.feeds)
-            for quantity in one.expected:
-                line = _compare(name, quantity, one.problem, found, one.expected, manifest, tolerance, device)
-                if not line.passed and tolerance is None:
-                    explained = min(ROUNDING * one.rounding.get(quantity, 0.0), MOST_ROUNDING[recipe.precision])
-                    line = dataclasses.replace(line, tolerance=max(line.tolerance, explained))
-                lines.append(line)
-                if progress is not None:
-                    progress(line)
-        del run
+        own = [one for one in asked if one.problem.kind == Path(name).stem]
+        # One session at a time: each holds the weights, and packed copies of them.
+        for form, questions, run in _forms(folder / name, artifact, device, own, manifest):
+            for one in questions:
+                found = _run(name, run, one.problem.feeds)
+                for quantity in one.expected:
+                    line = _compare(name, quantity, one.problem, found, one.expected, manifest, tolerance, device)
+                    line = dataclasses.replace(line, condition=line.condition + form)
+                    if not line.passed and tolerance is None:
+                        explained = min(ROUNDING * one.rounding.get(quantity, 0.0), MOST_ROUNDING[recipe.precision])
+                        line = dataclasses.replace(line, tolerance=max(line.tolerance, explained))
+                    lines.append(line)
+                    if progress is not None:
+                        progress(line)
+            del run
     if not lines:
         raise SurgeonError(f"{folder} holds no artifact to verify", "Export it again")
     return tuple(lines)
+
+
+def _forms(
+    path: Path, artifact: Artifact, device: str, asked: list[_Asked], manifest: Manifest
+) -> Iterator[tuple[str, list[_Asked], Runner]]:
+    """The file as it is, with every question; and as `surgeon.load` runs it on the CPU, with the first of them."""
+    yield "", asked, _runner(path, artifact, device)
+    if device != "cpu" or artifact.format != "onnx" or not asked:
+        return
+    given = asked[0].problem.feeds.get("temperature", torch.tensor(manifest.defaults.temperature))
+    temperature = float(given) if given.dim() == 0 else None
+    if tuned(path, temperature) is not None:
+        yield ", tuned", asked[:1], _runner(path, artifact, device, tuning=True, temperature=temperature)
 
 
 def _require_finite(found: Values, module: nn.Module) -> None:
@@ -209,19 +226,23 @@ def _run(name: str, runner: Runner, feeds: Values) -> Values:
         raise VerificationError(f"{name} does not run ({_first_line(error)})", _remedy(error)) from error
 
 
-def _runner(path: Path, artifact: Artifact, device: str) -> Runner:
+def _runner(
+    path: Path, artifact: Artifact, device: str, tuning: bool = False, temperature: float | None = None
+) -> Runner:
     if not path.is_file():
         raise SurgeonError(f"{path} is missing", "Export the bundle again")
     try:
-        return _onnx_runner(path, device) if artifact.format == "onnx" else _torchscript_runner(path, artifact)
+        if artifact.format == "torchscript":
+            return _torchscript_runner(path, artifact)
+        # PyTorch wants the cores in between.
+        return _onnx_runner(open_session(path, device, None, tuning=tuning, temperature=temperature, spinning=False))
     except ProviderError:
         raise
     except Exception as error:
         raise VerificationError(f"{path.name} does not load ({_first_line(error)})", _remedy(error)) from error
 
 
-def _onnx_runner(path: Path, device: str) -> Runner:
-    session = open_session(path, device, None, spinning=False)  # torch wants the cores in between
+def _onnx_runner(session: onnxruntime.InferenceSession) -> Runner:
     types = {port.name: port.type for port in [*session.get_inputs(), *session.get_overridable_initializers()]}
     dtypes = {
         **{"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(bool)": torch.bool},
