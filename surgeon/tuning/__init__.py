@@ -7,7 +7,7 @@ up to rounding, or leaves it. Torch-free.
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import onnx
@@ -51,20 +51,21 @@ def tune(model: ModelProto, temperature: float | None = None) -> dict[str, int]:
     """
     counts: collections.Counter[str] = collections.Counter()
     soft = any(port.name == TEMPERATURE for port in model.graph.input)
-    if temperature is not None and fix_temperature(model.graph, temperature):
+    inverse = {} if temperature is None else fix_temperature(model.graph, temperature)
+    if inverse:
         counts[fix_temperature.__name__] = 1
-    _tune(model.graph, soft, counts)
+    _tune(model.graph, soft, inverse, counts)
     return dict(counts)
 
 
-def _tune(graph: GraphProto, soft: bool, counts: collections.Counter[str]) -> None:
-    draft = Draft(graph, soft)
+def _tune(graph: GraphProto, soft: bool, inverse: Mapping[str, float], counts: collections.Counter[str]) -> None:
+    draft = Draft(graph, soft, inverse)
     for node in list(graph.node):
         if draft.done.issuperset(node.output):
             continue
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                _tune(attribute.g, soft, counts)
+                _tune(attribute.g, soft, inverse, counts)
         done = next((step.__name__ for step in PASSES if step(draft, node)), None)
         if done is None:
             draft.nodes.append(node)

@@ -15,17 +15,22 @@ from surgeon.tuning.draft import Draft, attribute
 TEMPERATURE = "temperature"
 
 
-def fix_temperature(graph: GraphProto, temperature: float) -> bool:
-    """Make the input "temperature" of `graph` a constant; False where there is none, or one for each gate."""
+def fix_temperature(graph: GraphProto, temperature: float) -> dict[str, float]:
+    """Make the input "temperature" of `graph` a constant, and say which values are 1/T.
+
+    None are where there is no such input, or one for each gate: then it stays.
+    """
     port = next((port for port in graph.input if port.name == TEMPERATURE), None)
     if port is None or port.type.tensor_type.shape.dim:
-        return False
+        return {}
     graph.input.remove(port)
     default = next((initializer for initializer in graph.initializer if initializer.name == TEMPERATURE), None)
     if default is not None:
         graph.initializer.remove(default)
-    graph.initializer.append(numpy_helper.from_array(numpy.array(temperature, numpy.float32), TEMPERATURE))
-    return True
+    value = numpy.array(temperature, numpy.float32)
+    graph.initializer.append(numpy_helper.from_array(value, TEMPERATURE))
+    inverse = [node for node in graph.node if node.op_type == "Reciprocal" and list(node.input) == [TEMPERATURE]]
+    return {node.output[0]: float(1 / value) for node in inverse}
 
 
 def scale_by_constants(draft: Draft, node: NodeProto) -> bool:
@@ -35,18 +40,20 @@ def scale_by_constants(draft: Draft, node: NodeProto) -> bool:
     for z, factor in (node.input, node.input[::-1]):
         value = _spread_constant(draft, factor)
         if value is not None and draft.is_image(z):
+            scale = draft.constant(f"times/{value:.9g}", [[[[value]]]])
             maker = draft.makers.get(z)
             if maker is not None and maker.op_type == "BatchNormalization":
                 _normalise_again(draft, maker, value, node)
             else:
-                weights = draft.each(value, draft.image(z)[1], 1, 1, node)
+                weights = draft.each(scale, draft.image(z)[1], 1, 1, node)
                 draft.add("Conv", [z, weights], node.output[0], node, group=draft.image(z)[1])
             return True
     return False
 
 
-def _normalise_again(draft: Draft, norm: NodeProto, factor: str, node: NodeProto) -> None:
-    """The result of `norm` times `factor`, from its input."""
+def _normalise_again(draft: Draft, norm: NodeProto, value: float, node: NodeProto) -> None:
+    """The result of `norm` times `value`, from its input."""
+    factor = draft.constant(f"factor/{value:.9g}", [value])
     x, weight, bias, mean, variance = norm.input
     scaled = [
         draft.add("Mul", [parameter, factor], f"{node.output[0]}/{name}", node)
@@ -56,13 +63,8 @@ def _normalise_again(draft: Draft, norm: NodeProto, factor: str, node: NodeProto
     draft.add("BatchNormalization", [x, *scaled, mean, variance], node.output[0], node, epsilon=epsilon)
 
 
-def _spread_constant(draft: Draft, tensor: str) -> str | None:
-    """The constant scalar of which `tensor` is made by expanding it to a plane, and that by a convolution with ones."""
+def _spread_constant(draft: Draft, tensor: str) -> float | None:
+    """The 1/T of which `tensor` is made by expanding it to a plane, and that by a convolution with ones."""
     maker = draft.makers.get(tensor)
-    if maker is None or maker.op_type != "Conv":
-        return None
-    plane = draft.makers.get(maker.input[0])
-    if plane is None or plane.op_type != "Expand":
-        return None
-    scalar = draft.makers.get(plane.input[0])
-    return plane.input[0] if scalar is not None and draft.is_constant(plane.input[0]) else None
+    plane = draft.makers.get(maker.input[0]) if maker is not None and maker.op_type == "Conv" else None
+    return draft.inverse.get(plane.input[0]) if plane is not None and plane.op_type == "Expand" else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy
@@ -18,13 +18,14 @@ BLOCK = 16
 class Draft:
     """What is known of the values of `graph`, and the nodes that it will have."""
 
-    def __init__(self, graph: GraphProto, soft: bool) -> None:
+    def __init__(self, graph: GraphProto, soft: bool, inverse: Mapping[str, float]) -> None:
         self.graph = graph
+        self.inverse = inverse  # values, here or outside of a loop, that are known to be 1/T
         self.soft = soft  # whether no gate jumps, so that rounding of the forward pass does no harm
         self.nodes: list[NodeProto] = []
         self.shapes: dict[str, Shape] = {
             value.name: tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
-            for value in (*graph.input, *graph.value_info)
+            for value in (*graph.input, *graph.value_info, *graph.output)
             if value.type.tensor_type.HasField("shape")
         }
         self.images = next((value.name for value in graph.input if len(self.shapes.get(value.name, ())) == 4), "")

@@ -15,13 +15,19 @@ from surgeon.tuning.draft import BLOCK, Draft, attribute
 
 def fill_blocks(draft: Draft, node: NodeProto) -> bool:
     """Rewrite `node` as above, if it is such a convolution."""
-    if node.op_type != "Conv" or not draft.is_backward(node) or len(node.input) > 2 or not draft.is_constant(node.input[1]):
+    if (
+        node.op_type != "Conv"
+        or not draft.is_backward(node)
+        or len(node.input) > 2
+        or not draft.is_constant(node.input[1])
+    ):
         return False
     tensor, weight, out = node.input[0], node.input[1], node.output[0]
-    outputs = draft.shapes.get(out, ("", 0))[1]
+    shape = draft.shapes.get(out, ())
     kernel, pads = attribute(node, "kernel_shape", []), attribute(node, "pads", [])
-    if not draft.is_image(tensor) or not isinstance(outputs, int) or outputs >= BLOCK:
+    if not draft.is_image(tensor) or len(shape) != 4 or not isinstance(shape[1], int) or not 0 < shape[1] < BLOCK:
         return False
+    outputs = shape[1]
     ones = {"strides": [1, 1], "dilations": [1, 1], "group": 1}
     if len(kernel) != 2 or len(pads) != 4 or any(attribute(node, name, None) != one for name, one in ones.items()):
         return False
