@@ -93,7 +93,7 @@ class Benchmark:
     off_device: dict[str, tuple[str, ...]]  # by artifact, the nodes that run on the CPU beside a GPU
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain values: seconds per pass (an ascent's: per step), and ratios to 2 x forward."""
+        """Everything as plain values: seconds per pass (of an ascent, per step), and ratios to 2 x forward."""
         plain = dataclasses.asdict(self)
         for round, entry in zip(self.rounds, plain["rounds"], strict=True):
             entry["timings"] = [_timing_json(timing) for timing in round.timings]
@@ -117,11 +117,12 @@ def benchmark(
 ) -> Benchmark:
     """Time `pullback` and `ascent` (per step) of the bundle against `against`, a choice of OPPONENTS.
 
-    `threads` None takes every core that the process may use, for PyTorch and ONNX Runtime alike; `steps` None takes the
-    bundle's default; `profiled` adds where the pullback's time goes. Opponents need torch and the network itself:
-    `source` and `weights` say where it is, if not where the manifest says. `progress` is told what is done now. Raises
-    SurgeonError for an opponent that is unknown or needs what is not installed, VerificationError where an opponent
-    computes something else, ProviderError for a device that is not there.
+    An ascent's last forward pass counts as half a step. `threads` None takes every core that the process may use, for
+    PyTorch and ONNX Runtime alike; `steps` None takes the bundle's default; `profiled` adds where the pullback's time
+    goes. Opponents need torch and the network itself: `source` and `weights` say where it is, if not where the manifest
+    says. `progress` is told what is done now. Raises SurgeonError for an opponent that is unknown or needs what is not
+    installed, VerificationError where an opponent computes something else, ProviderError for a device that is not
+    there.
     """
     unknown = [name for name in against if name not in OPPONENTS]
     if unknown:
@@ -272,7 +273,9 @@ class _Own:
         found = [self.artifacts["pullback.onnx"].contender("pullback", given)]
         if "ascent.onnx" in self.artifacts:
             climbing = {**given, "steps": numpy.array(steps)}
-            found.append(self.artifacts["ascent.onnx"].contender("ascent", climbing, passes=steps))
+            found.append(
+                self.artifacts["ascent.onnx"].contender("ascent", climbing, passes=steps + 0.5)
+            )  # the last forward pass
         return found
 
 

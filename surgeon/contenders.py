@@ -23,14 +23,14 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Contender:
-    """Something to time. Calling `run` does `passes` passes and returns when the last is done.
+    """Something to time. Calling `run` does `passes` passes (a forward pass is half of one) and returns when that is done.
 
     `peak` measures the bytes of memory that it takes, in a process of its own.
     """
 
     name: str
     run: Call
-    passes: int = 1
+    passes: float = 1
     peak: Callable[[], int | None] = lambda: None
 
 
@@ -58,7 +58,7 @@ class Artifact:
         """The nodes that a session on a GPU runs on the CPU, but for arithmetic on sizes."""
         return () if self.device == "cpu" else off_device(self.path, self.session)
 
-    def contender(self, name: str, given: Mapping[str, Array], passes: int = 1) -> Contender:
+    def contender(self, name: str, given: Mapping[str, Array], passes: float = 1) -> Contender:
         """A contender that runs the file on those of `given` that it takes."""
         ports = [port.name for port in [*self.session.get_inputs(), *self.session.get_overridable_initializers()]]
         taken = {name: given[name] for name in ports if name in given}

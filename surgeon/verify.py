@@ -100,9 +100,10 @@ def verify(
     temperature is once left to its default and once another (one for each gate, where they are given so). Errors are
     relative L2 norms; `perturbed` is compared by what was added to the input. `tolerance` replaces every default one;
     by default, what goes beyond is asked once more, in another precision: what rounding explains may stay (`ROUNDING`).
-    ONNX files run on `device`, and on the CPU once more as `surgeon.load` tunes them; TorchScript runs on the CPU. `progress` is told each line as it is known. A line over its
-    tolerance raises nothing here: see `require`. Raises VerificationError where an artifact does not run, or where the
-    pullback is zero, so that nothing is proved, and ProviderError for a device that is not there.
+    ONNX files run on `device`, and on the CPU once more as `surgeon.load` tunes them; TorchScript runs on the CPU.
+    `progress` is told each line as it is known. A line over its tolerance raises nothing here: see `require`. Raises
+    VerificationError where an artifact does not run, or where the pullback is zero, so that nothing is proved, and
+    ProviderError for a device that is not there.
     """
     folder = Path(folder)
     manifest = manifest or Bundle.open(folder).manifest
@@ -134,9 +135,12 @@ def verify(
 def _forms(
     path: Path, artifact: Artifact, device: str, asked: list[_Asked], manifest: Manifest
 ) -> Iterator[tuple[str, list[_Asked], Runner]]:
-    """The file as it is, with every question; and as `surgeon.load` runs it on the CPU, with the first of them."""
+    """The file as it is, with every question; and as `surgeon.load` runs it on the CPU, with the first of them.
+
+    Of a single step nothing is tuned but its pullback, which has been asked.
+    """
     yield "", asked, _runner(path, artifact, device)
-    if device != "cpu" or artifact.format != "onnx" or not asked:
+    if device != "cpu" or artifact.format != "onnx" or not asked or path.stem == "ascent_step":
         return
     given = asked[0].problem.feeds.get("temperature", torch.tensor(manifest.defaults.temperature))
     temperature = float(given) if given.dim() == 0 else None

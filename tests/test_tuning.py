@@ -1,4 +1,4 @@
-"""What is done to artifacts for the CPU: the same values as before, whatever the geometry, and done where it should be."""
+"""What is done to artifacts for the CPU: the same values as before at every geometry, and where it should be done."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
-LAYOUTS = ("blocked", "plain")
+LAYOUTS = ("blocked", "plain", "tuned")
 
 _BLOCK = 16  # channels, with AVX-512; a multiple of the blocks of other processors
 _ENTER = {"Conv", "MaxPool", "AveragePool"}  # blocked, whatever they are given

@@ -27,6 +27,7 @@ from surgeon.artifacts.ports import BATCH, RESERVED
 from surgeon.artifacts.translation import INLINE_BYTES, fold, translate
 from surgeon.ascent import Climb, Objective, Step
 from surgeon.errors import ConversionError
+from surgeon.tuning import tune
 
 WEIGHTS = "weights.bin"
 _ORIGIN = "surgeon."
@@ -49,7 +50,7 @@ def write_onnx(
     `metadata_props`.
     """
     pullback = _translate_pullback(program, folder, recipe.opset, others)
-    if recipe.layout == "blocked" and recipe.precision == "fp32":
+    if recipe.layout != "plain" and recipe.precision == "fp32":
         keep_blocked(pullback.graph)
     climb = Climb(Objective(recipe.objective), Step(recipe.step, recipe.norm, *value_range))
     objective, step = _fragments(climb, pullback, recipe.opset)
@@ -59,6 +60,8 @@ def write_onnx(
         "ascent.onnx": _ascent(pullback, objective, step),
     }
     for name, model in models.items():
+        if recipe.layout == "tuned" and recipe.precision == "fp32":
+            tune(model)
         _add_defaults(model, defaults)
         helper.set_model_props(model, {"surgeon": facts})
         model.producer_name = "surgeon"

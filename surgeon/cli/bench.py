@@ -81,7 +81,8 @@ def command(bundle: Path, against: tuple[str, ...] | None, as_json: bool, **sett
 
     A pullback does a forward pass's work twice, so the ratio is to two plain forward passes of the same network in the
     same runtime. Every opponent's values are compared with the artifact's before it is timed. An ascent ends with one
-    forward pass more, for the score of what it reached; its share is in the time per step.
+    forward pass more, for the score of what it reached, which counts as half a step. On the CPU the bundle is run as
+    surgeon.load has it, at its default temperature.
     """
     from surgeon.benchmark import benchmark, torch_is_installed
     from surgeon.cli import screen

@@ -144,8 +144,9 @@ class Formats(click.ParamType[tuple[str, ...]]):
 @click.option("--formats", type=Formats(), default="onnx,torchscript", show_default=True, help="What to write.")
 @click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True)
 @click.option(
-    "--layout", type=click.Choice(["blocked", "plain"]), default="blocked", show_default=True,
-    help="What the ONNX files suit: blocked the layout of ONNX Runtime's CPU kernels, plain a GPU.",
+    "--layout", type=click.Choice(["blocked", "plain", "tuned"]), default="blocked", show_default=True,
+    help="What the ONNX files suit: blocked the layout of ONNX Runtime's CPU kernels, plain a GPU; tuned is what "
+    "surgeon.load makes of blocked ones on a CPU, for hosts without it.",
 )  # fmt: skip
 @click.option("--opset", type=click.IntRange(18, 23), default=18, show_default=True, help="ONNX operator set.")
 @click.option("--single-file", is_flag=True, help="Put the weights into each ONNX file.")

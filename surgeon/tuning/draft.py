@@ -76,7 +76,7 @@ class Draft:
         if len(readers) != 1 or self.readers[name] != 1 or readers[0].op_type != "Pad":
             return name, (0, 0)
         widths = self._values.get(readers[0].input[1])
-        if widths is None or widths.external_data or len(readers[0].input) > 3 and readers[0].input[3]:
+        if widths is None or widths.external_data or any(readers[0].input[3:]):
             return name, (0, 0)
         amounts = numpy_helper.to_array(widths).tolist()
         if len(amounts) != 8 or any(amounts[axis] for axis in (0, 1, 4, 5)) or max(amounts) > 0:

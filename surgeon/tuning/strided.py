@@ -98,10 +98,10 @@ def _four(draft: Draft, node: NodeProto, padding: tuple[int, int], kernel: list[
     # Along each axis, for even and for odd positions: the first element of w, how many, and the padding on both sides.
     parts = []
     for a in range(2):
-        for odd in range(2):
-            first = (odd + padding[a]) % 2
+        for off in range(2):
+            first = (off + padding[a]) % 2
             count = len(range(first, kernel[a], 2))
-            shift = (odd + padding[a] - first) // 2
+            shift = (off + padding[a] - first) // 2
             parts.append((first, count, count - 1 - shift, half[a] + shift - size[a]))
     if any(count < 1 or before < 0 or behind < 0 for _, count, before, behind in parts):
         return False
@@ -110,14 +110,14 @@ def _four(draft: Draft, node: NodeProto, padding: tuple[int, int], kernel: list[
     steps = draft.constant("flip/steps", [-2, -2], numpy.int64)
     axes = draft.constant("flip/axes", [2, 3], numpy.int64)
 
-    def part(row: int, column: int) -> str:
-        (top, tall, above, below), (left, wide, right_before, right_behind) = parts[row], parts[2 + column]
+    def part(down: int, right: int) -> str:
+        (top, tall, above, below), (left, wide, before, behind) = parts[down], parts[2 + right]
         starts = draft.sizes(top + 2 * (tall - 1), left + 2 * (wide - 1))
         ends = draft.sizes(*(numpy.iinfo(numpy.int64).min + 1 if first == 0 else 0 for first in (top, left)))
-        whose = turned if row == column else negative
-        own = draft.add("Slice", [whose, starts, ends, axes, steps], f"{result}/kernel{row}{column}", node)
-        pads = [above, right_before, below, right_behind]
-        return draft.add("Conv", [g, own], f"{result}/part{row}{column}", node, (batch, channels, *half), pads=pads)
+        whose = turned if down == right else negative
+        own = draft.add("Slice", [whose, starts, ends, axes, steps], f"{result}/kernel{down}{right}", node)
+        pads = [above, before, below, behind]
+        return draft.add("Conv", [g, own], f"{result}/part{down}{right}", node, (batch, channels, *half), pads=pads)
 
     # `between` takes a value and what the next one is less: with the signs of `part`, that is a sum everywhere.
     rows = []
