@@ -23,7 +23,7 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Contender:
-    """Something to time. Calling `run` does `passes` passes (a forward pass is half of one) and returns when that is done.
+    """Something to time. Calling `run` does `passes` passes (a forward pass is half of one), and returns after them.
 
     `peak` measures the bytes of memory that it takes, in a process of its own.
     """
