@@ -28,7 +28,10 @@ from surgeon.rules.registry import KEPT
 INLINE_BYTES = 1024
 """Smaller initializers stay in the .onnx file."""
 
-_KNOWN = KEPT | {torch.ops.aten.reshape.default, torch.ops.aten.matmul.default, torch.ops.aten.sym_size.int}
+_KNOWN = KEPT | {
+    *(torch.ops.aten.reshape.default, torch.ops.aten.matmul.default, torch.ops.aten.sym_size.int),
+    torch.ops.aten.upsample_nearest2d.vec,
+}
 """Operators that PyTorch composes of others, and that torch.onnx has words for."""
 
 _ops: Any = opset18  # whose own annotations know of neither type variables nor numbers
