@@ -70,8 +70,8 @@ def convolution(out: int, channels: int, k: int, bias: bool = False, **attribute
 FEWER = "convolve_with_fewer_products"
 
 
-@pytest.mark.parametrize("size", [(12, 12), (13, 12), (12, 13), (15, 11)])
-@pytest.mark.parametrize(("channels", "out"), [(64, 64), (64, 96), (160, 48)])
+@pytest.mark.parametrize("size", [(32, 24), (33, 24), (32, 25), (31, 23)])
+@pytest.mark.parametrize(("channels", "out"), [(128, 96), (96, 128), (160, 48)])
 def test_convolutions_with_fewer_products(channels: int, out: int, size: tuple[int, int]) -> None:
     node, constants = convolution(out, channels, 3, pads=[1] * 4)
     same(model([node], (channels, *size), (out, *size), **constants), (channels, *size), {FEWER: 1})
@@ -83,23 +83,22 @@ def test_convolutions_with_fewer_products(channels: int, out: int, size: tuple[i
 )
 def test_other_convolutions_stay(changed: dict[str, Any]) -> None:
     around = {"pads": [1] * 4, **changed}
-    node, constants = convolution(64, 64 // around.get("group", 1), 3, **around)
-    size = {"strides": 8, "pads": 16 if "dilations" in changed else 14}.get(next(iter(changed)), 16)
-    size = 16 if "dilations" in changed else size
-    same(model([node], (64, 16, 16), (64, size, size), **constants), (64, 16, 16), {})
+    node, constants = convolution(128, 128 // around.get("group", 1), 3, **around)
+    size = 16 if "strides" in changed else 30 if changed.get("pads") == [0] * 4 else 32
+    same(model([node], (128, 32, 32), (128, size, size), **constants), (128, 32, 32), {})
 
 
 def test_small_or_narrow_convolutions_stay() -> None:
-    node, constants = convolution(64, 64, 3, pads=[1] * 4)
-    same(model([node], (64, 7, 7), (64, 7, 7), **constants), (64, 7, 7), {})
-    node, constants = convolution(16, 64, 3, pads=[1] * 4)
-    same(model([node], (64, 16, 16), (16, 16, 16), **constants), (64, 16, 16), {})
+    node, constants = convolution(256, 256, 3, pads=[1] * 4)
+    same(model([node], (256, 7, 7), (256, 7, 7), **constants), (256, 7, 7), {})
+    node, constants = convolution(32, 32, 3, pads=[1] * 4)
+    same(model([node], (32, 32, 32), (32, 32, 32), **constants), (32, 32, 32), {})
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_forward_convolutions_have_fewer_products_where_gates_are_soft(bias: bool) -> None:
-    node, constants = convolution(64, 64, 3, bias, pads=[1] * 4)
-    size = (64, 13, 12)
+    node, constants = convolution(128, 128, 3, bias, pads=[1] * 4)
+    size = (128, 23, 24)
     hard = model([node], size, size, role="forward", **constants)
     soft = ModelProto()
     soft.CopyFrom(hard)
@@ -173,8 +172,8 @@ class Blocks(nn.Sequential):
 
     def __init__(self) -> None:
         super().__init__(
-            *(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1), nn.MaxPool2d(2)),
-            *(nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 64, 3, stride=2, padding=1), nn.ReLU()),
+            *(nn.Conv2d(3, 128, 3, padding=1), nn.ReLU(), nn.Conv2d(128, 128, 3, padding=1), nn.MaxPool2d(2)),
+            *(nn.BatchNorm2d(128), nn.ReLU(), nn.Conv2d(128, 64, 3, stride=2, padding=1), nn.ReLU()),
             *(nn.Conv2d(64, 64, 5, stride=2, padding=2, groups=64), nn.ReLU6(), nn.Flatten(), nn.Linear(64 * 16, 4)),
         )
         self[4].running_mean.normal_(generator=torch.Generator().manual_seed(0))  # type: ignore[union-attr]
