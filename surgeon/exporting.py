@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from surgeon import sizes
 from surgeon.artifacts import ports
 from surgeon.artifacts.bundle import Bundle, seal, staged
-from surgeon.artifacts.layout import LAYOUTS
 from surgeon.artifacts.manifest import Comparison, Defaults, Layer, Manifest, Recipe
 from surgeon.artifacts.onnx_writer import embed_weights, write_onnx
 from surgeon.artifacts.torchscript_writer import write_torchscript
@@ -28,6 +27,7 @@ from surgeon.modules import copied
 from surgeon.rewriting import explicit_graph, rewrite_program
 from surgeon.sources import IN_FILE, Source, resolve
 from surgeon.temperatures import INPUTS
+from surgeon.tuning import LAYOUTS
 from surgeon.verify import require, verify
 
 FORMATS = tuple(ports.FILES)

@@ -15,8 +15,8 @@ from onnx import NodeProto, TensorProto, helper
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.artifacts.layout import keep_blocked
 from surgeon.artifacts.manifest import Recipe
+from surgeon.tuning.blocked import keep_blocked
 
 
 class Blocks(nn.Module):

@@ -228,9 +228,29 @@ def test_a_session_serves_every_temperature(bundle: Path) -> None:
         session.pullback(x, cotangent, temperature=0)
 
 
-def test_files_of_others_and_of_halves_are_run_as_they_are(bundle: Path, tmp_path: Path) -> None:
+def test_files_may_be_written_tuned(tmp_path: Path, bundle: Path) -> None:
+    torch.manual_seed(0)
+    written = surgeon.export(
+        Blocks().eval(), tmp_path / "tuned", Recipe(layout="tuned"), input_shape=(3, 32, 32), formats=["onnx"]
+    )
+    assert all(line.error < 1e-4 for line in written.manifest.verification)
+    names = {step.__name__ for step in tuning.PASSES} - {"scale_by_constants"}
+    for name in ("pullback.onnx", "ascent_step.onnx", "ascent.onnx"):
+        found = onnx.load(tmp_path / "tuned" / name, load_external_data=False)
+        assert not names & set(tuning.tune(found, 0.3))  # there is nothing left but the temperature
+    x = RANDOM.uniform(-1, 1, (2, 3, 32, 32)).astype(np.float32)
+    cotangent = RANDOM.standard_normal((2, 4)).astype(np.float32)
+    one, other = (surgeon.load(path).pullback(x, cotangent).pullback for path in (tmp_path / "tuned", bundle))
+    assert np.linalg.norm(one - other) <= 1e-5 * np.linalg.norm(other)
+
+
+def test_files_of_others_and_on_other_processors_are_run_as_they_are(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = onnx.load(bundle / "pullback.onnx")
     assert tuning.tuned(bundle / "pullback.onnx", 0.3) is not None
     del found.metadata_props[:]
     onnx.save(found, tmp_path / "other.onnx")
     assert tuning.tuned(tmp_path / "other.onnx", 0.3) is None
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    assert tuning.tuned(bundle / "pullback.onnx", 0.3) is None

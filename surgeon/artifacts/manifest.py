@@ -49,7 +49,7 @@ class Recipe:
     temperature_input: str = "scalar"  # scalar: one T for all; per-gate: one for each of `Manifest.gates`, in order
     dynamic_size: bool = False  # whether height and width of an input [C, H, W] are free, as the batch is
     precision: str = "fp32"
-    layout: str = "blocked"  # blocked, plain: see surgeon.artifacts.layout; tuned: see surgeon.tuning
+    layout: str = "blocked"  # blocked, plain: see surgeon.tuning.blocked; tuned: see surgeon.tuning
     opset: int = 18
 
     def __post_init__(self) -> None:

@@ -20,7 +20,6 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from surgeon.artifacts.layout import keep_blocked
 from surgeon.artifacts.manifest import Recipe
 from surgeon.artifacts.padding import keep_zero_padding
 from surgeon.artifacts.ports import BATCH, RESERVED
@@ -28,6 +27,7 @@ from surgeon.artifacts.translation import INLINE_BYTES, fold, translate
 from surgeon.ascent import Climb, Objective, Step
 from surgeon.errors import ConversionError
 from surgeon.tuning import tune
+from surgeon.tuning.blocked import keep_blocked
 
 WEIGHTS = "weights.bin"
 _ORIGIN = "surgeon."

@@ -1,12 +1,15 @@
-"""What an artifact is given for ONNX Runtime's CPU provider when it is loaded; the file itself fits every provider.
+"""What graphs are given for ONNX Runtime's CPU provider.
 
-`tune` goes over a graph once. Each pass looks at one node and writes others in its place, which give the same values
-up to rounding, or leaves it. Torch-free.
+As they are written, what costs other providers nothing: `surgeon.tuning.blocked`. As they are loaded, all that follows:
+the file still fits every provider. `tune` goes over a graph once. Each pass looks at one node and writes others in its
+place, which give the same values up to rounding, or leaves it. What a pass is for was measured on x86, where ONNX
+Runtime convolves in a layout of its own, in blocks of channels. Torch-free.
 """
 
 from __future__ import annotations
 
 import collections
+import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -27,6 +30,10 @@ PASSES: tuple[Callable[[Draft, NodeProto], bool], ...] = (
 )
 
 
+LAYOUTS = ("blocked", "plain", "tuned")
+"""What the files of a bundle may be: as `surgeon.tuning.blocked` leaves them, untouched, or as `tune` leaves them."""
+
+_PROCESSORS = {"x86_64", "amd64"}
 _LARGEST = 2**30
 """Bytes of a file, so with weights in it, that is still read and written once more to be tuned."""
 
@@ -34,9 +41,9 @@ _LARGEST = 2**30
 def tuned(path: Path, temperature: float | None = None) -> ModelProto | None:
     """The artifact in the file `path` as `tune` leaves it, without the weights that lie beside it.
 
-    None where it is to be run as it is: another program's file, another precision or layout, or nothing to do.
+    None where it is to be run as it is: another program's file, another precision or processor, or nothing to do.
     """
-    if path.stat().st_size > _LARGEST:
+    if platform.machine().lower() not in _PROCESSORS or path.stat().st_size > _LARGEST:
         return None
     model = onnx.load(path, load_external_data=False)
     ours = any(prop.key == "surgeon" for prop in model.metadata_props)
@@ -59,7 +66,7 @@ def tune(model: ModelProto, temperature: float | None = None) -> dict[str, int]:
 
 
 def _tune(graph: GraphProto, soft: bool, inverse: Mapping[str, float], counts: collections.Counter[str]) -> None:
-    draft = Draft(graph, soft, inverse)
+    draft = Draft(graph, "tuned", soft, inverse)
     for node in list(graph.node):
         if draft.done.issuperset(node.output):
             continue
@@ -68,7 +75,7 @@ def _tune(graph: GraphProto, soft: bool, inverse: Mapping[str, float], counts: c
                 _tune(attribute.g, soft, inverse, counts)
         done = next((step.__name__ for step in PASSES if step(draft, node)), None)
         if done is None:
-            draft.nodes.append(node)
+            draft.write(node)
         else:
             counts[done] += 1
     draft.finish()

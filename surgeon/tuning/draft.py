@@ -18,9 +18,11 @@ BLOCK = 16
 class Draft:
     """What is known of the values of `graph`, and the nodes that it will have."""
 
-    def __init__(self, graph: GraphProto, soft: bool, inverse: Mapping[str, float]) -> None:
+    def __init__(
+        self, graph: GraphProto, prefix: str, soft: bool = False, inverse: Mapping[str, float] | None = None
+    ) -> None:
         self.graph = graph
-        self.inverse = inverse  # values, here or outside of a loop, that are known to be 1/T
+        self.inverse = inverse or {}  # values, here or outside of a loop, that are known to be 1/T
         self.soft = soft  # whether no gate jumps, so that rounding of the forward pass does no harm
         self.nodes: list[NodeProto] = []
         self.shapes: dict[str, Shape] = {
@@ -29,8 +31,11 @@ class Draft:
             if value.type.tensor_type.HasField("shape")
         }
         self.images = next((value.name for value in graph.input if len(self.shapes.get(value.name, ())) == 4), "")
-        self._prefix = f"tuned/{self.images}/"  # of names that are new: a loop's body may use none of those outside
         self.makers = {name: node for node in graph.node for name in node.output}
+        # Of new names: a loop's body may use none of those outside, and a graph may have been rewritten before.
+        self._prefix = f"{prefix}/{self.images}/"
+        while any(name.startswith(self._prefix) for name in self.makers):
+            self._prefix = f"again/{self._prefix}"
         self.readers = collections.Counter(name for node in graph.node for name in node.input)
         self.readers.update(value.name for value in graph.output)
         self.done: set[str] = set()  # results of nodes to come that are written already
@@ -42,6 +47,10 @@ class Draft:
         """Put the nodes that were written into the graph."""
         del self.graph.node[:]
         self.graph.node.extend(self.nodes)
+
+    def write(self, node: NodeProto) -> None:
+        """Write `node`, one of the graph or a new one, behind all that are written."""
+        self.nodes.append(node)
 
     def is_constant(self, name: str) -> bool:
         """Whether the value `name` depends on no input of the graph."""
@@ -103,11 +112,11 @@ class Draft:
         self._written.add(name)
         node = helper.make_node(operator, inputs, [name], name=like.name if replaces else name, **attributes)
         node.metadata_props.extend(like.metadata_props)
-        self.nodes.append(node)
         self.makers[name] = node
         if shape is not None and not replaces:
             self.shapes[name] = shape
             self.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        self.write(node)
         return name
 
     def constant(self, name: str, value: Any, dtype: Any = numpy.float32) -> str:
@@ -136,16 +145,17 @@ class Draft:
         return self.add("Conv", [tensor, weight], output, like, self.shapes[tensor], group=channels)
 
     def spread(self, plane: str, shape: Shape, like: NodeProto) -> str:
-        """`plane` [1, 1, H, W] over a tensor of `shape` [N, C, H, W], in the layout of convolutions.
+        """`plane`, [1, 1, H, W] or a scalar, over a tensor of `shape` [N, C, H, W], in the layout of convolutions.
 
         Broadcasting leaves the layout; a convolution of one plane does not.
         """
         batch, channels, *size = shape
+        area = "x".join(map(str, size))
         count = self.add("Shape", [self.images], f"{self.images}/batch", like, start=0, end=1)
-        sizes = self.add("Concat", [count, self.sizes(1, *size)], f"batch/{'x'.join(map(str, size))}", like, axis=0)
-        planes = self.add("Expand", [plane, sizes], f"{plane}/planes", like, (batch, 1, *size))
+        sizes = self.add("Concat", [count, self.sizes(1, *size)], f"batch/{area}", like, axis=0)
+        planes = self.add("Expand", [plane, sizes], f"{plane}/{area}", like, (batch, 1, *size))
         ones = self.each(self.constant("times/1", [[[[1.0]]]]), channels, 1, 1, like)
-        return self.add("Conv", [planes, ones], f"{plane}/{channels}", like, shape)
+        return self.add("Conv", [planes, ones], f"{plane}/{channels}x{area}", like, shape)
 
 
 def attribute(node: NodeProto, name: str, default: Any) -> Any:
