@@ -98,6 +98,7 @@ def export(
             others=source.others,
             layers=pullback.layers,
             versions=_versions(),
+            passes=pullback.passes,
         )
         temperature = manifest.default_temperature if pullback.tempered else None
         shape = (source.input_shape[0], "H", "W") if recipe.dynamic_size else source.input_shape
@@ -110,7 +111,9 @@ def export(
             write_torchscript(explicit_graph(program), folder, recipe, manifest.input_defaults, value_range, names)
         if "onnx" in formats:
             stage("write ONNX")
-            write_onnx(program, folder, recipe, manifest.input_defaults, value_range, _facts(manifest), names)
+            facts = _facts(manifest)
+            tunings = write_onnx(program, folder, recipe, manifest.input_defaults, value_range, facts, names)
+            manifest = dataclasses.replace(manifest, passes=manifest.passes | tunings)
             if single_file:
                 embed_weights(folder)
         del program, pullback

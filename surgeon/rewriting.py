@@ -34,7 +34,7 @@ def rewrite_program(
     require_capturable(module)
     with explaining_inputs(module, example):
         captured = capture(module, example, recipe.at, recipe.dynamic_size)
-    optimise(captured.graph)
+    passes = optimise(captured.graph)
     if recipe.dynamic_size:
         _refuse_static(captured)
     pullback = Pullback(captured, recipe)
@@ -68,7 +68,7 @@ def rewrite_program(
         if recipe.dynamic_size:
             require_any_size(program, pullback, captured.graph, first)
     _read_sizes_of_output(program)
-    optimise_pullback(program)
+    pullback.passes = passes | optimise_pullback(program)
     return program, pullback
 
 

@@ -235,6 +235,7 @@ def test_files_may_be_written_tuned(tmp_path: Path, bundle: Path) -> None:
     )
     assert all(line.error < 1e-4 for line in written.manifest.verification)
     names = {step.__name__ for step in tuning.PASSES} - {"scale_by_constants"}
+    assert names | {"spread"} <= {name for name, count in written.manifest.passes.items() if count}
     for name in ("pullback.onnx", "ascent_step.onnx", "ascent.onnx"):
         found = onnx.load(tmp_path / "tuned" / name, load_external_data=False)
         assert not names & set(tuning.tune(found, 0.3))  # there is nothing left but the temperature

@@ -176,6 +176,7 @@ class Manifest:
     artifacts: dict[str, Artifact] = field(default_factory=dict)  # by file name
     files: dict[str, File] = field(default_factory=dict)  # by file name; the manifest itself is not among them
     versions: dict[str, str] = field(default_factory=dict)
+    passes: dict[str, int] = field(default_factory=dict)  # those of surgeon.optimise and surgeon.tuning; how often
     verification: tuple[Comparison, ...] = ()
     schema: int = SCHEMA
 

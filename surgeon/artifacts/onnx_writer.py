@@ -41,8 +41,10 @@ def write_onnx(
     value_range: tuple[float, float],
     facts: str,
     others: Sequence[str] = (),
-) -> None:
+) -> dict[str, int]:
     """Write pullback.onnx, ascent_step.onnx, ascent.onnx and weights.bin into `folder`.
+
+    Returns how often each pass of `surgeon.tuning` applied to the first.
 
     `program` is what `surgeon.rewriting.rewrite_program` returns, and `others` the names of its last inputs, those that
     the network has beside the one that is pulled back to; `defaults` are those of inputs that may be left
@@ -50,8 +52,8 @@ def write_onnx(
     `metadata_props`.
     """
     pullback = _translate_pullback(program, folder, recipe.opset, others)
-    if recipe.layout != "plain" and recipe.precision == "fp32":
-        keep_blocked(pullback.graph)
+    tuned = recipe.layout != "plain" and recipe.precision == "fp32"
+    passes = keep_blocked(pullback.graph) if tuned else {}
     climb = Climb(Objective(recipe.objective), Step(recipe.step, recipe.norm, *value_range))
     objective, step = _fragments(climb, pullback, recipe.opset)
     models = {
@@ -60,13 +62,15 @@ def write_onnx(
         "ascent.onnx": _ascent(pullback, objective, step),
     }
     for name, model in models.items():
-        if recipe.layout == "tuned" and recipe.precision == "fp32":
-            tune(model)
+        if tuned and recipe.layout == "tuned":
+            applied = tune(model)
+            passes |= applied if name == "pullback.onnx" else {}
         _add_defaults(model, defaults)
         helper.set_model_props(model, {"surgeon": facts})
         model.producer_name = "surgeon"
         onnx.save(model, folder / name)
         _check(folder / name)
+    return passes
 
 
 def _check(path: Path) -> None:

@@ -142,6 +142,9 @@ def _print_origin(console: Console, manifest: Manifest) -> None:
         rows.append(("photos", f"{size}; shorter side to {image.resize}, centre crop, {image.interpolation}"))
     if manifest.labels or not recipe.at:
         rows.append(("classes", str(len(manifest.labels)) + " with names" if manifest.labels else "without names"))
+    if manifest.passes:
+        applied = [f"{name.replace('_', ' ')} {count}" for name, count in manifest.passes.items() if count]
+        rows.append(("passes", ", ".join(applied) or "none applied"))
     if manifest.versions:  # a lone file does not know them
         rows.append(("made with", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())))
     console.print(_table("", ("", " "), rows))
