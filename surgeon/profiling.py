@@ -79,7 +79,7 @@ def profile(
             session.run(None, dict(feeds))
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     nodes = _timed(events, repeats)
-    model = tuned(path, temperature) if device == "cpu" else None
+    model = tuned(path, temperature, threads) if device == "cpu" else None
     owners = _owners(model or onnx.load(path, load_external_data=False))
     return Profile(
         batch=len(feeds["input"]),

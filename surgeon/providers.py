@@ -61,7 +61,7 @@ def open_session(
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
         source: str | bytes = str(path)
-        if tuning and device == "cpu" and (model := tuned(path, temperature)) is not None:
+        if tuning and device == "cpu" and (model := tuned(path, temperature, threads)) is not None:
             settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
             source = model.SerializeToString()
         with _quiet(onnxruntime) if device == "cuda" else contextlib.nullcontext():

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import collections
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
+from surgeon.machines import cores
 from surgeon.tuning.cooling import TEMPERATURE, fix_temperature, scale_by_constants
 from surgeon.tuning.draft import Draft
 from surgeon.tuning.narrow import fill_blocks
@@ -38,21 +39,22 @@ _LARGEST = 2**30
 """Bytes of a file, so with weights in it, that is still read and written once more to be tuned."""
 
 
-def tuned(path: Path, temperature: float | None = None) -> ModelProto | None:
+def tuned(path: Path, temperature: float | None = None, threads: int | None = None) -> ModelProto | None:
     """The artifact in the file `path` as `tune` leaves it, without the weights that lie beside it.
 
-    None where it is to be run as it is: another program's file, another precision or processor, or nothing to do.
+    `threads` None means every core. None is returned where it is to be run as it is: another program's file,
+    another precision or processor, or nothing to do.
     """
     if platform.machine().lower() not in _PROCESSORS or path.stat().st_size > _LARGEST:
         return None
     model = onnx.load(path, load_external_data=False)
     ours = any(prop.key == "surgeon" for prop in model.metadata_props)
     single = all(port.type.tensor_type.elem_type == TensorProto.FLOAT for port in model.graph.input[:1])
-    return model if ours and single and tune(model, temperature) else None
+    return model if ours and single and tune(model, temperature, threads or cores()) else None
 
 
-def tune(model: ModelProto, temperature: float | None = None) -> dict[str, int]:
-    """Rewrite `model`, an artifact of a bundle, in place; how often each pass applied, by name.
+def tune(model: ModelProto, temperature: float | None = None, threads: int = 1) -> dict[str, int]:
+    """Rewrite `model`, an artifact of a bundle, in place, for so many threads; how often each pass applied, by name.
 
     With `temperature` it is fixed: the input of that name is gone.
     """
@@ -61,21 +63,21 @@ def tune(model: ModelProto, temperature: float | None = None) -> dict[str, int]:
     inverse = {} if temperature is None else fix_temperature(model.graph, temperature)
     if inverse:
         counts[fix_temperature.__name__] = 1
-    _tune(model.graph, soft, inverse, counts)
+
+    def walk(graph: GraphProto) -> None:
+        draft = Draft(graph, "tuned", threads=threads, soft=soft, inverse=inverse)
+        for node in list(graph.node):
+            if draft.done.issuperset(node.output):
+                continue
+            for attribute in node.attribute:
+                if attribute.HasField("g"):
+                    walk(attribute.g)
+            done = next((step.__name__ for step in PASSES if step(draft, node)), None)
+            if done is None:
+                draft.write(node)
+            else:
+                counts[done] += 1
+        draft.finish()
+
+    walk(model.graph)
     return dict(counts)
-
-
-def _tune(graph: GraphProto, soft: bool, inverse: Mapping[str, float], counts: collections.Counter[str]) -> None:
-    draft = Draft(graph, "tuned", soft, inverse)
-    for node in list(graph.node):
-        if draft.done.issuperset(node.output):
-            continue
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                _tune(attribute.g, soft, inverse, counts)
-        done = next((step.__name__ for step in PASSES if step(draft, node)), None)
-        if done is None:
-            draft.write(node)
-        else:
-            counts[done] += 1
-    draft.finish()

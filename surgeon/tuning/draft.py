@@ -19,9 +19,16 @@ class Draft:
     """What is known of the values of `graph`, and the nodes that it will have."""
 
     def __init__(
-        self, graph: GraphProto, prefix: str, soft: bool = False, inverse: Mapping[str, float] | None = None
+        self,
+        graph: GraphProto,
+        prefix: str,
+        *,
+        threads: int = 1,
+        soft: bool = False,
+        inverse: Mapping[str, float] | None = None,
     ) -> None:
         self.graph = graph
+        self.threads = threads  # of the session that will run it
         self.inverse = inverse or {}  # values, here or outside of a loop, that are known to be 1/T
         self.soft = soft  # whether no gate jumps, so that rounding of the forward pass does no harm
         self.nodes: list[NodeProto] = []

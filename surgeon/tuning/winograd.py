@@ -35,7 +35,10 @@ _KERNEL_READ = 150
 """Likewise, for each pair of channels: their kernels are 16/9 times larger, and take memory."""
 
 _STARTED = 2_000_000
-"""Likewise, for the operators more."""
+"""Likewise, for some 50 operators more, on one thread."""
+
+_STARTED_TOGETHER = 13_000_000
+"""Likewise, for each of several threads, which wait for each other at every operator."""
 
 
 def convolve_with_fewer_products(draft: Draft, node: NodeProto) -> bool:
@@ -111,5 +114,6 @@ def _applies(draft: Draft, node: NodeProto) -> bool:
     taken = draft.image(node.input[0])[1]
     pixels, pairs = height * width, taken * given
     saved = (9 * pixels - 16 * math.ceil(height / 2) * math.ceil(width / 2)) * pairs
-    spent = pixels * (_SUMS[0] * taken + _SUMS[1] * given) + _KERNEL_READ * pairs + _STARTED
+    started = _STARTED if draft.threads == 1 else _STARTED_TOGETHER * draft.threads
+    spent = pixels * (_SUMS[0] * taken + _SUMS[1] * given) + _KERNEL_READ * pairs + started
     return saved >= 1.2 * spent
