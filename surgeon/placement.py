@@ -37,7 +37,7 @@ def off_device(path: Path, session: InferenceSession) -> tuple[str, ...]:
 def _of_sizes(path: Path) -> set[str]:
     """Names of the nodes that do arithmetic on sizes."""
     model = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False))
-    return {name for graph in _graphs(model.graph) for name in _of_sizes_in(graph)}
+    return {name for graph in graphs(model.graph) for name in _of_sizes_in(graph)}
 
 
 def _of_sizes_in(graph: GraphProto) -> Iterator[str]:
@@ -51,10 +51,10 @@ def _of_sizes_in(graph: GraphProto) -> Iterator[str]:
             yield node.name
 
 
-def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
+def graphs(graph: GraphProto) -> Iterator[GraphProto]:
     """The graph, and the bodies of its loops."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                yield from _graphs(attribute.g)
+                yield from graphs(attribute.g)

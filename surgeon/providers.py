@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgeon.errors import ProviderError, SurgeonError
+from surgeon.placement import graphs
 from surgeon.tuning import tuned
 
 if TYPE_CHECKING:
     import onnxruntime
+    from onnx import ModelProto
 
 _PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
     "cpu": ("CPUExecutionProvider", {}),
@@ -37,8 +39,8 @@ def open_session(
 ) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session that runs on `device` or raises ProviderError; it never falls back to another.
 
-    On the CPU, an artifact is run as `surgeon.tuning` puts it, at the `temperature` alone if one is given: the session
-    then has no such input (unless it is one for each gate). Without `tuning`, and on a GPU, the file is run as it is.
+    On the CPU, an artifact is run as `surgeon.tuning` puts it, if it does, and at the `temperature` alone if one is
+    given: then the session has no such input. Without `tuning`, and on a GPU, the file is run as it is.
     With `trace`, ONNX Runtime writes a profile to files of that name. `spinning` threads wait for work at a core's full
     speed, for 50 ms after a run, which is a disturbance where others want the cores in between.
     """
@@ -62,7 +64,8 @@ def open_session(
     try:
         source: str | bytes = str(path)
         if tuning and device == "cpu" and (model := tuned(path, temperature, threads)) is not None:
-            settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+            folder = _weights_folder(model, path.parent)
+            settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
             source = model.SerializeToString()
         with _quiet(onnxruntime) if device == "cuda" else contextlib.nullcontext():
             session = onnxruntime.InferenceSession(source, settings, providers=[(provider, options)])
@@ -72,6 +75,21 @@ def open_session(
         raise _no_provider(device)
     _return_memory()
     return session
+
+
+def _weights_folder(model: ModelProto, folder: Path) -> Path:
+    """Where the weights beside an artifact are, and are named so in `model`: they may be links to another folder.
+
+    ONNX Runtime follows links from a file that it reads itself, and takes them for an escape from a folder it is given.
+    """
+    place = folder
+    for graph in graphs(model.graph):
+        for initializer in graph.initializer:
+            for entry in initializer.external_data:
+                if entry.key == "location":
+                    real = (folder / entry.value).resolve()
+                    entry.value, place = real.name, real.parent
+    return place
 
 
 def _return_memory() -> None:

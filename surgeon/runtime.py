@@ -357,18 +357,20 @@ class Session:
 
     def _session(self, name: str, temperature: Any) -> tuple[onnxruntime.InferenceSession, bool]:
         """The session of one artifact, and whether it is for this `temperature` (None: the default) alone."""
-        manifest = self.manifest
+        path, manifest = self.bundle.file(name), self.manifest
         tempered = "temperature" in {port.name for port in manifest.artifacts[name].inputs}
         at = None
         if self.device == "cpu" and tempered and manifest.recipe.temperature_input == "scalar":
-            wanted = manifest.defaults.temperature if temperature is None else check_scalar("temperature", temperature)
+            given = manifest.defaults.temperature if temperature is None else check_scalar("temperature", temperature)
+            wanted = float(numpy.float32(given))  # as artifacts have it
             at = wanted if self._fixed.setdefault(name, wanted) == wanted else None
         if (name, at) not in self._loaded:
-            path = self.bundle.file(name)
-            self._loaded[name, at] = open_session(path, self.device, self._threads, temperature=at)
-        session = self._loaded[name, at]
-        ports = [*session.get_inputs(), *session.get_overridable_initializers()]
-        return session, at is not None and all(port.name != "temperature" for port in ports)
+            session = open_session(path, self.device, self._threads, temperature=at)
+            ports = [*session.get_inputs(), *session.get_overridable_initializers()]
+            if at is not None and any(port.name == "temperature" for port in ports):
+                self._fixed[name] = at = None  # this one is for any
+            self._loaded[name, at] = session
+        return self._loaded[name, at], at is not None
 
 
 def softmax(output: Array, axis: int = -1) -> Array:

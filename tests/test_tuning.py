@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,7 @@ def test_forward_convolutions_have_fewer_products_where_gates_are_soft(bias: boo
     soft = ModelProto()
     soft.CopyFrom(hard)
     same(hard, size, {})
-    soft.graph.input.append(helper.make_tensor_value_info("temperature", TensorProto.FLOAT, []))
-    soft.graph.initializer.append(numpy_helper.from_array(np.array(0.3, np.float32), "temperature"))
+    helper.set_model_props(soft, {"surgeon": json.dumps({"gates": [{"rule": "soft"}]})})
     same(soft, size, {FEWER: 1})
 
 
@@ -243,6 +243,74 @@ def test_files_may_be_written_tuned(tmp_path: Path, bundle: Path) -> None:
     cotangent = RANDOM.standard_normal((2, 4)).astype(np.float32)
     one, other = (surgeon.load(path).pullback(x, cotangent).pullback for path in (tmp_path / "tuned", bundle))
     assert np.linalg.norm(one - other) <= 1e-5 * np.linalg.norm(other)
+
+
+class Steep(nn.Sequential):
+    """Convolutions wide enough to be rewritten, and gates that are functions, which the scope "modules" leaves hard."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 128, 3, padding=1), nn.ReLU(), nn.Conv2d(128, 128, 3, padding=1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(super().forward(x)).amax((2, 3))
+
+
+@pytest.mark.parametrize(
+    "recipe", [Recipe(gate_scope="modules"), Recipe(gate="hard", pool="soft"), Recipe(gate="hard")]
+)
+def test_the_forward_pass_stays_where_a_gate_jumps(recipe: Recipe, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    surgeon.export(Steep().eval(), tmp_path / "b", recipe, input_shape=(3, 32, 32), formats=["onnx"])
+    found = onnx.load(tmp_path / "b" / "pullback.onnx", load_external_data=False)
+    assert tuning.tune(found, 0.3)[FEWER] == 1  # the backward one
+
+
+@pytest.mark.parametrize("gate", ["soft", "hard"])
+def test_halves_are_run_as_they_are(gate: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    recipe = Recipe(gate=gate, precision="fp16")
+    surgeon.export(Blocks().eval(), tmp_path / "b", recipe, input_shape=(3, 32, 32), formats=["onnx"])
+    assert tuning.tuned(tmp_path / "b" / "pullback.onnx", 0.3) is None
+
+
+def test_bundles_of_links(bundle: Path, tmp_path: Path) -> None:
+    """As the caches of model hubs have them: each file a link to one of another name elsewhere."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    for i, path in enumerate(sorted(bundle.iterdir())):
+        (tmp_path / "blobs" / str(i)).write_bytes(path.read_bytes())
+        (tmp_path / "snapshot" / path.name).symlink_to(tmp_path / "blobs" / str(i))
+    x, cotangent = np.zeros((1, 3, 32, 32), np.float32), np.ones((1, 4), np.float32)
+    linked, own = surgeon.load(tmp_path / "snapshot"), surgeon.load(bundle)
+    np.testing.assert_array_equal(linked.pullback(x, cotangent).pullback, own.pullback(x, cotangent).pullback)
+    np.testing.assert_array_equal(linked.ascent(x, cotangent).perturbed, own.ascent(x, cotangent).perturbed)
+
+
+class Beside(nn.Module):
+    """Pulled back to a signal, with a picture beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.signal, self.picture = nn.Conv1d(3, 16, 3), nn.Conv2d(3, 16, 3)
+        self.both, self.last = nn.Conv2d(16, 16, 3, padding=1), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        gate = torch.relu(self.signal(x)).mean(2)[:, :, None, None]
+        return self.last(torch.relu(self.both(torch.relu(self.picture(y)) * gate)).mean((2, 3)))
+
+
+def test_a_picture_beside_what_is_pulled_back_to(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    written = surgeon.export(
+        Beside().eval(), tmp_path / "b", Recipe(), input_shape=(3, 12), others={"y": (3, 8, 9)}, formats=["onnx"]
+    )
+    assert all(line.passed for line in written.manifest.verification)
+
+
+def test_a_session_of_a_bundle_without_onnx(tmp_path: Path) -> None:
+    surgeon.export(Blocks().eval(), tmp_path / "b", input_shape=(3, 32, 32), formats=["torchscript"])
+    with pytest.raises(surgeon.SurgeonError, match=r"pullback\.onnx"):
+        surgeon.load(tmp_path / "b").pullback(np.zeros((1, 3, 32, 32), np.float32), np.ones((1, 4), np.float32))
 
 
 def test_files_of_others_and_on_other_processors_are_run_as_they_are(

@@ -44,12 +44,10 @@ def write_onnx(
 ) -> dict[str, int]:
     """Write pullback.onnx, ascent_step.onnx, ascent.onnx and weights.bin into `folder`.
 
-    Returns how often each pass of `surgeon.tuning` applied to the first.
-
     `program` is what `surgeon.rewriting.rewrite_program` returns, and `others` the names of its last inputs, those that
     the network has beside the one that is pulled back to; `defaults` are those of inputs that may be left
     out (`Manifest.input_defaults`); images are clamped to `value_range` by each step; `facts` (JSON) goes into
-    `metadata_props`.
+    `metadata_props`. Returns how often each pass of `surgeon.tuning` applied to the first file.
     """
     pullback = _translate_pullback(program, folder, recipe.opset, others)
     tuned = recipe.layout != "plain" and recipe.precision == "fp32"
@@ -62,11 +60,11 @@ def write_onnx(
         "ascent.onnx": _ascent(pullback, objective, step),
     }
     for name, model in models.items():
+        helper.set_model_props(model, {"surgeon": facts})
         if tuned and recipe.layout == "tuned":
             applied = tune(model)
             passes |= applied if name == "pullback.onnx" else {}
         _add_defaults(model, defaults)
-        helper.set_model_props(model, {"surgeon": facts})
         model.producer_name = "surgeon"
         onnx.save(model, folder / name)
         _check(folder / name)
@@ -283,6 +281,7 @@ def _ascent(pullback: ModelProto, objective: GraphProto, step: GraphProto) -> Mo
     runtime = {"step_size", "radius"} | {port.name for port in given if port.name != "cotangent"}
     fixed, varying = _split_by(nodes, {"input", "cotangent"})  # without a gate the pullback reads the latter alone
     weights, scalars = _split_by(fixed, runtime)
+    scalars = _needed(fixed, [name for node in scalars for name in node.output])
     body_nodes, inside = _renamed([*weights, *varying], constants, "each/", {"origin": "input"})
     body = helper.make_graph(
         [helper.make_node("Identity", ["turn/going"], ["turn/goes"], name="turn/goes"), *body_nodes],

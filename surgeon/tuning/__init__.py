@@ -9,15 +9,17 @@ Runtime convolves in a layout of its own, in blocks of channels. Torch-free.
 from __future__ import annotations
 
 import collections
+import json
 import platform
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import GraphProto, ModelProto, NodeProto
 
 from surgeon.machines import cores
-from surgeon.tuning.cooling import TEMPERATURE, fix_temperature, scale_by_constants
+from surgeon.tuning.cooling import fix_temperature, scale_by_constants
 from surgeon.tuning.draft import Draft
 from surgeon.tuning.narrow import fill_blocks
 from surgeon.tuning.strided import pull_back_strided
@@ -43,23 +45,29 @@ def tuned(path: Path, temperature: float | None = None, threads: int | None = No
     """The artifact in the file `path` as `tune` leaves it, without the weights that lie beside it.
 
     `threads` None means every core. None is returned where it is to be run as it is: another program's file,
-    another precision or processor, or nothing to do.
+    another precision or processor, larger than `_LARGEST`, or nothing to do.
     """
     if platform.machine().lower() not in _PROCESSORS or path.stat().st_size > _LARGEST:
         return None
     model = onnx.load(path, load_external_data=False)
-    ours = any(prop.key == "surgeon" for prop in model.metadata_props)
-    single = all(port.type.tensor_type.elem_type == TensorProto.FLOAT for port in model.graph.input[:1])
-    return model if ours and single and tune(model, temperature, threads or cores()) else None
+    single = _facts(model).get("recipe", {}).get("precision") == "fp32"
+    return model if single and tune(model, temperature, threads or cores()) else None
+
+
+def _facts(model: ModelProto) -> dict[str, Any]:
+    """What an artifact says of itself; nothing where it is another program's."""
+    found = next((prop.value for prop in model.metadata_props if prop.key == "surgeon"), "{}")
+    facts: dict[str, Any] = json.loads(found)
+    return facts
 
 
 def tune(model: ModelProto, temperature: float | None = None, threads: int = 1) -> dict[str, int]:
     """Rewrite `model`, an artifact of a bundle, in place, for so many threads; how often each pass applied, by name.
 
-    With `temperature` it is fixed: the input of that name is gone.
+    With `temperature` it is fixed: the input of that name is gone, unless it is one for each gate.
     """
     counts: collections.Counter[str] = collections.Counter()
-    soft = any(port.name == TEMPERATURE for port in model.graph.input)
+    soft = all(gate["rule"] == "soft" for gate in _facts(model).get("gates", [{"rule": "unknown"}]))
     inverse = {} if temperature is None else fix_temperature(model.graph, temperature)
     if inverse:
         counts[fix_temperature.__name__] = 1

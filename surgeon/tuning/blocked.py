@@ -31,7 +31,7 @@ _OUTSIDE = {"ConvTranspose", "Expand", "Pad"}  # never blocked
 def keep_blocked(graph: GraphProto) -> dict[str, int]:
     """Rewrite `graph` as above, in place; how often each was done: "spread", "scaled", "fused", "entered".
 
-    Its first input is the batch of images. No value changes.
+    Its first input of four dimensions says which batch is meant. No value changes.
     """
     walk = _Walk(graph)
     for node in list(graph.node):

@@ -18,10 +18,11 @@ TEMPERATURE = "temperature"
 def fix_temperature(graph: GraphProto, temperature: float) -> dict[str, float]:
     """Make the input "temperature" of `graph` a constant, and say which values are 1/T.
 
-    None are where there is no such input, or one for each gate: then it stays.
+    None are where there is no such input, or one for each gate: then it stays, as it does where nothing is 1/T.
     """
     port = next((port for port in graph.input if port.name == TEMPERATURE), None)
-    if port is None or port.type.tensor_type.shape.dim:
+    inverse = [node for node in graph.node if node.op_type == "Reciprocal" and list(node.input) == [TEMPERATURE]]
+    if port is None or port.type.tensor_type.shape.dim or not inverse:
         return {}
     graph.input.remove(port)
     default = next((initializer for initializer in graph.initializer if initializer.name == TEMPERATURE), None)
@@ -29,7 +30,6 @@ def fix_temperature(graph: GraphProto, temperature: float) -> dict[str, float]:
         graph.initializer.remove(default)
     value = numpy.array(temperature, numpy.float32)
     graph.initializer.append(numpy_helper.from_array(value, TEMPERATURE))
-    inverse = [node for node in graph.node if node.op_type == "Reciprocal" and list(node.input) == [TEMPERATURE]]
     return {node.output[0]: float(1 / value) for node in inverse}
 
 

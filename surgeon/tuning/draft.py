@@ -30,12 +30,12 @@ class Draft:
         self.graph = graph
         self.threads = threads  # of the session that will run it
         self.inverse = inverse or {}  # values, here or outside of a loop, that are known to be 1/T
-        self.soft = soft  # whether no gate jumps, so that rounding of the forward pass does no harm
+        self.soft = soft  # whether no gate jumps, so that rounding the forward pass otherwise does no harm
         self.nodes: list[NodeProto] = []
         self.shapes: dict[str, Shape] = {
             value.name: tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
             for value in (*graph.input, *graph.value_info, *graph.output)
-            if value.type.tensor_type.HasField("shape")
+            if value.type.tensor_type.HasField("shape") and value.type.tensor_type.elem_type == TensorProto.FLOAT
         }
         self.images = next((value.name for value in graph.input if len(self.shapes.get(value.name, ())) == 4), "")
         self.makers = {name: node for node in graph.node for name in node.output}
@@ -49,6 +49,8 @@ class Draft:
         self._values = {initializer.name: initializer for initializer in graph.initializer}
         self._constants = {initializer.name for initializer in graph.initializer} - {v.name for v in graph.input}
         self._written = set(self._constants)
+        for node in graph.node:
+            self._note_constant(node)
 
     def finish(self) -> None:
         """Put the nodes that were written into the graph."""
@@ -58,16 +60,18 @@ class Draft:
     def write(self, node: NodeProto) -> None:
         """Write `node`, one of the graph or a new one, behind all that are written."""
         self.nodes.append(node)
+        self._note_constant(node)
+
+    def _note_constant(self, node: NodeProto) -> None:
+        """What is computed from constants alone is one, but for what a loop computes."""
+        if not any(attribute.HasField("g") for attribute in node.attribute) and self._constants.issuperset(
+            name for name in node.input if name
+        ):
+            self._constants.update(node.output)
 
     def is_constant(self, name: str) -> bool:
         """Whether the value `name` depends on no input of the graph."""
-        if name in self._constants:
-            return True
-        maker = self.makers.get(name)
-        if maker is None or maker.op_type == "Loop" or not all(self.is_constant(i) for i in maker.input if i):
-            return False
-        self._constants.add(name)
-        return True
+        return name in self._constants
 
     def is_image(self, name: str) -> bool:
         """Whether `name` is [N, C, H, W] of the batch, of known sizes and with whole blocks of channels."""
@@ -135,18 +139,18 @@ class Draft:
             self.graph.initializer.append(numpy_helper.from_array(numpy.array(value, dtype), name))
         return name
 
-    def sizes(self, *sizes: int | str) -> str:
+    def sizes(self, *sizes: int) -> str:
         """The int64 tensor of `sizes`."""
         return self.constant(f"sizes/{'x'.join(map(str, sizes))}", sizes, numpy.int64)
 
-    def each(self, kernel: str, channels: int | str, height: int, width: int, like: NodeProto) -> str:
+    def each(self, kernel: str, channels: int, height: int, width: int, like: NodeProto) -> str:
         """`kernel` [1, 1, height, width] for each of `channels`: the weight of a depthwise convolution."""
         sizes = self.sizes(channels, 1, height, width)
         return self.add("Expand", [kernel, sizes], f"{kernel}/{channels}", like)
 
     def multiplied(self, tensor: str, factor: float, output: str, like: NodeProto) -> str:
         """`tensor` times `factor`, in the layout of convolutions: a depthwise one of one element."""
-        channels = self.shapes[tensor][1]
+        channels = self.image(tensor)[1]
         kernel = self.constant(f"times/{factor:.9g}", [[[[factor]]]])
         weight = self.each(kernel, channels, 1, 1, like)
         return self.add("Conv", [tensor, weight], output, like, self.shapes[tensor], group=channels)
@@ -156,11 +160,12 @@ class Draft:
 
         Broadcasting leaves the layout; a convolution of one plane does not.
         """
-        batch, channels, *size = shape
+        batch, *sizes = shape
+        channels, *size = (int(length) for length in sizes)
         area = "x".join(map(str, size))
         count = self.add("Shape", [self.images], f"{self.images}/batch", like, start=0, end=1)
-        sizes = self.add("Concat", [count, self.sizes(1, *size)], f"batch/{area}", like, axis=0)
-        planes = self.add("Expand", [plane, sizes], f"{plane}/{area}", like, (batch, 1, *size))
+        target = self.add("Concat", [count, self.sizes(1, *size)], f"batch/{area}", like, axis=0)
+        planes = self.add("Expand", [plane, target], f"{plane}/{area}", like, (batch, 1, *size))
         ones = self.each(self.constant("times/1", [[[[1.0]]]]), channels, 1, 1, like)
         return self.add("Conv", [planes, ones], f"{plane}/{channels}x{area}", like, shape)
 

@@ -35,7 +35,7 @@ def fill_blocks(draft: Draft, node: NodeProto) -> bool:
     filled = -(-outputs * count // BLOCK) * BLOCK
     if filled >= BLOCK * count or any(pads[a] != pads[a + 2] or pads[a] > kernel[a] - 1 for a in range(2)):
         return False
-    batch, channels, *size = draft.shapes[tensor]
+    batch, channels, *size = draft.image(tensor)
     turned = draft.add("Transpose", [weight], f"{out}/turned", node, perm=[0, 2, 3, 1])
     points = draft.add("Reshape", [turned, draft.sizes(outputs * count, channels, 1, 1)], f"{out}/points", node)
     apart = draft.add("Conv", [tensor, points], f"{out}/apart", node, (batch, outputs * count, *size))

@@ -1,4 +1,4 @@
-"""Stride-one convolutions of 3 x 3 in the backward pass, with 16 products where there were 36.
+"""Stride-one convolutions of 3 x 3, with 16 products where there were 36: backward, and forward where gates are soft.
 
 Winograd's minimal filtering F(2 x 2, 3 x 3) (Lavin and Gray 2016, arXiv 1509.09308): along one axis, two neighbouring
 outputs of a kernel w over four inputs d are
@@ -50,7 +50,7 @@ def convolve_with_fewer_products(draft: Draft, node: NodeProto) -> bool:
     outputs = draft.image(out)[1]
     tiles = (batch, outputs, math.ceil(height / 2), math.ceil(width / 2))
 
-    # kernels: [K, C, 1, 9] x [9, 1] -> [K, C, 1, 1], sixteen times
+    # [K, C, 1, 9] x [9, 1] -> [K, C, 1, 1], sixteen times
     rows = draft.add("Reshape", [weight, draft.sizes(outputs, channels, 1, 9)], f"{out}/rows", node)
 
     def product(i: int, j: int) -> str:
