@@ -82,14 +82,12 @@ def _weights_folder(model: ModelProto, folder: Path) -> Path:
 
     ONNX Runtime follows links from a file that it reads itself, and takes them for an escape from a folder it is given.
     """
-    place = folder
-    for graph in graphs(model.graph):
-        for initializer in graph.initializer:
-            for entry in initializer.external_data:
-                if entry.key == "location":
-                    real = (folder / entry.value).resolve()
-                    entry.value, place = real.name, real.parent
-    return place
+    kept = (initializer.external_data for graph in graphs(model.graph) for initializer in graph.initializer)
+    places = [entry for entries in kept for entry in entries if entry.key == "location"]
+    real = {name: (folder / name).resolve() for name in {place.value for place in places}}
+    for place in places:
+        place.value = real[place.value].name
+    return next((path.parent for path in real.values()), folder)
 
 
 def _return_memory() -> None:
