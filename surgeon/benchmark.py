@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from surgeon import machines
+from surgeon import machines, pieces
 from surgeon.artifacts.bundle import Bundle
+from surgeon.artifacts.manifest import Manifest
 from surgeon.contenders import Artifact, Contender, Unavailable
 from surgeon.errors import SurgeonError
 from surgeon.machines import Machine
@@ -258,24 +259,28 @@ class _Own:
     """The bundle's own artifacts, loaded."""
 
     artifacts: dict[str, Artifact]
+    manifest: Manifest
 
     @classmethod
     def open(cls, bundle: Bundle, device: str, threads: int) -> _Own:
         names = [name for name in ("pullback.onnx", "ascent.onnx") if name in bundle.manifest.artifacts]
         temperature = bundle.manifest.defaults.temperature
-        return cls({name: Artifact.open(bundle.file(name), device, threads, temperature) for name in names})
+        opened: dict[str, Artifact] = {
+            name: Artifact.open(bundle.file(name), device, threads, temperature) for name in names
+        }
+        return cls(opened, bundle.manifest)
 
     def values(self, given: dict[str, Array]) -> tuple[Array, Array]:
         output, pullback = self.artifacts["pullback.onnx"].session.run(["output", "pullback"], given)
         return output, pullback
 
     def contenders(self, given: dict[str, Array], steps: int) -> list[Contender]:
-        found = [self.artifacts["pullback.onnx"].contender("pullback", given)]
+        at_once = pieces.at_once(self.manifest, given["input"].shape, self.artifacts["pullback.onnx"].threads)
+        found = [self.artifacts["pullback.onnx"].contender("pullback", given, at_once=at_once)]
         if "ascent.onnx" in self.artifacts:
             climbing = {**given, "steps": numpy.array(steps)}
-            found.append(
-                self.artifacts["ascent.onnx"].contender("ascent", climbing, passes=steps + 0.5)
-            )  # the last forward pass
+            passes = steps + 0.5  # the last is forward alone
+            found.append(self.artifacts["ascent.onnx"].contender("ascent", climbing, passes, at_once))
         return found
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from surgeon import memory
+from surgeon import memory, pieces
 from surgeon.placement import off_device
 from surgeon.providers import open_session
 
@@ -58,13 +58,16 @@ class Artifact:
         """The nodes that a session on a GPU runs on the CPU, but for arithmetic on sizes."""
         return () if self.device == "cpu" else off_device(self.path, self.session)
 
-    def contender(self, name: str, given: Mapping[str, Array], passes: float = 1) -> Contender:
-        """A contender that runs the file on those of `given` that it takes."""
+    def contender(
+        self, name: str, given: Mapping[str, Array], passes: float = 1, at_once: int | None = None
+    ) -> Contender:
+        """A contender that runs the file on those of `given` that it takes, on a CPU so many samples at once."""
         ports = [port.name for port in [*self.session.get_inputs(), *self.session.get_overridable_initializers()]]
         taken = {name: given[name] for name in ports if name in given}
         if self.device == "cpu":
-            peak = functools.partial(memory.peak, self.path, taken, self.threads, self.temperature)
-            return Contender(name, lambda: self.session.run(None, taken), passes, peak)
+            most = at_once or len(given["input"])
+            peak = functools.partial(memory.peak, self.path, taken, self.threads, most, self.temperature)
+            return Contender(name, lambda: pieces.run(self.session, taken, most), passes, peak)
         return Contender(name, _bound(self.session, taken, self.device), passes)
 
 

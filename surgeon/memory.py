@@ -1,7 +1,8 @@
 """How much memory there is, and how much a run of an artifact takes, measured in a process of its own. Torch-free.
 
 The process has Python, numpy, ONNX Runtime and the inputs when it begins to count, so what is counted is the session,
-its weights among it, and one run: what a program that runs the artifact needs on top of its own.
+its weights among it, and two runs, of which the second may take more: what a program that runs the artifact needs on
+top of its own.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ from typing import Any
 
 import numpy
 
+from surgeon import pieces
 from surgeon.errors import SurgeonError
 from surgeon.providers import open_session
 
 Array = numpy.ndarray[Any, numpy.dtype[Any]]
 
 
-def peak(path: Path, feeds: Mapping[str, Array], threads: int, temperature: float | None = None) -> int | None:
-    """Bytes at the peak of loading the ONNX file `path` and running it once on the CPU; None on Windows.
+def peak(
+    path: Path, feeds: Mapping[str, Array], threads: int, at_once: int, temperature: float | None = None
+) -> int | None:
+    """Bytes at the peak of loading the ONNX file `path` and running it twice on the CPU; None on Windows.
 
-    It is loaded as `surgeon.load` does, for one `temperature` if that is given.
+    It is loaded as `surgeon.load` does, for one `temperature` if that is given, and runs `at_once` samples together.
 
     Raises SurgeonError where the process fails, as it does where memory runs out.
     """
@@ -34,7 +38,7 @@ def peak(path: Path, feeds: Mapping[str, Array], threads: int, temperature: floa
     with tempfile.TemporaryDirectory(prefix="surgeon-memory-") as folder:
         given = Path(folder) / "feeds.npz"
         numpy.savez(given, allow_pickle=False, **feeds)
-        command = [sys.executable, "-m", "surgeon.memory", str(path), str(given), str(threads)]
+        command = [sys.executable, "-m", "surgeon.memory", str(path), str(given), str(threads), str(at_once)]
         command += [] if temperature is None else [repr(temperature)]
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
     if ran.returncode:
@@ -51,13 +55,15 @@ def installed() -> int | None:
         return None
 
 
-def _measure(path: Path, given: Path, threads: int, temperature: float | None) -> int:
+def _measure(path: Path, given: Path, threads: int, at_once: int, temperature: float | None) -> int:
     import onnxruntime  # noqa: F401  its libraries are not the artifact's
 
     with numpy.load(given) as stored:
         feeds = {name: stored[name] for name in stored.files}
     before = _highest()
-    open_session(path, "cpu", threads, temperature=temperature).run(None, feeds)
+    session = open_session(path, "cpu", threads, temperature=temperature)
+    for _ in range(2):
+        pieces.run(session, feeds, at_once)
     return _highest() - before
 
 
@@ -72,5 +78,5 @@ def _highest() -> int:
 
 
 if __name__ == "__main__":
-    _temperature = float(sys.argv[4]) if len(sys.argv) > 4 else None
-    print(_measure(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), _temperature))
+    _temperature = float(sys.argv[5]) if len(sys.argv) > 5 else None
+    print(_measure(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), _temperature))

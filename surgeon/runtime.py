@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy
 
-from surgeon import units
+from surgeon import machines, pieces, units
 from surgeon.artifacts.bundle import Bundle
 from surgeon.artifacts.manifest import Layer, Manifest, Port
 from surgeon.errors import SurgeonError
@@ -80,6 +80,7 @@ class Session:
         self._threads = threads
         self._loaded: dict[tuple[str, float | None], onnxruntime.InferenceSession] = {}
         self._fixed: dict[str, float | None] = {}  # by artifact, the temperature that its first session has
+        self._at_once: dict[tuple[int, ...], int] = {}  # by a sample's shape, how many are run together
 
     @property
     def manifest(self) -> Manifest:
@@ -332,12 +333,21 @@ class Session:
                     "Give one row for each input",
                 )
         try:
-            return list(session.run(None, feeds, _run_options()))
+            return pieces.run(session, feeds, self._samples_at_once(input), _run_options())
         except Exception as error:  # ONNX Runtime's own exceptions have no common base
             raise SurgeonError(
                 f"{name} does not run on an input of shape {list(input.shape)} ({first_line(error)})",
                 "Where height and width are free, give a size that the network takes",
             ) from error
+
+    def _samples_at_once(self, input: Array) -> int:
+        """How many of a batch are run together: on a GPU, which has its own memory, all."""
+        if self.device != "cpu":
+            return len(input)
+        threads, shape = self._threads or machines.cores(), input.shape[1:]
+        if shape not in self._at_once:
+            self._at_once[shape] = pieces.at_once(self.manifest, input.shape, threads)
+        return self._at_once[shape]
 
     def _require_room(self, input: Array) -> None:
         """Raise SurgeonError where nothing is left of a small input at a gate: ONNX Runtime ends the process there."""

@@ -116,13 +116,19 @@ def described(layers: Sequence[Layer]) -> str:
 
 
 def size_at(formula: int | str, shape: Sequence[int]) -> int | None:
-    """What a size of the manifest, such as "(H - 1)//2 + 1", is for an input [N, C, H, W]; None where it says more."""
-    text = str(formula)
+    """What a size of the manifest, such as "(H - 1)//2 + 1", is for an input [N, C, H, W]; None if it says more.
+
+    Of inputs of other dimensions, only N is known.
+    """
+    if isinstance(formula, int):
+        return formula
+    text = formula
+    known = dict(zip("NCHW", shape, strict=True)) if len(shape) == 4 else {"N": shape[0]}
     if "**" in text or not re.fullmatch(r"[\dNHW+\-*/() ]+", text):
         return None
     try:
-        return int(eval(text, {"__builtins__": {}}, {"N": shape[0], "H": shape[2], "W": shape[3]}))
-    except (SyntaxError, ArithmeticError):
+        return int(eval(text, {"__builtins__": {}}, known))
+    except (SyntaxError, NameError, ArithmeticError):
         return None
 
 

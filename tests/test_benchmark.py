@@ -198,10 +198,11 @@ def test_memory_is_that_of_session_and_run(tmp_path):
         [helper.make_tensor("shape", TensorProto.INT64, [1], [50_000_000])],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
-    assert 200e6 < memory.peak(path, given, threads=1) < 260e6  # bytes of y, and what a session needs
+    # Bytes of y, which ONNX Runtime's arena takes in another place for the second run, and what a session needs.
+    assert 400e6 < memory.peak(path, given, threads=1, at_once=1) < 460e6
     path.write_bytes(b"nothing")
     with pytest.raises(SurgeonError, match="could not be measured"):
-        memory.peak(path, given, threads=1)
+        memory.peak(path, given, threads=1, at_once=1)
 
 
 def test_a_profile_divides_one_sum_by_operator_and_by_layer():

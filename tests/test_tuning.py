@@ -18,7 +18,9 @@ from torch import nn
 import surgeon
 from surgeon import tuning
 from surgeon.artifacts.manifest import Recipe
+from surgeon.placement import graphs
 from surgeon.providers import open_session
+from surgeon.tuning.draft import Draft
 
 RANDOM = np.random.default_rng(0)
 
@@ -72,7 +74,7 @@ FEWER = "convolve_with_fewer_products"
 
 
 @pytest.mark.parametrize("size", [(32, 24), (33, 24), (32, 25), (31, 23)])
-@pytest.mark.parametrize(("channels", "out"), [(128, 96), (96, 128), (160, 48)])
+@pytest.mark.parametrize(("channels", "out"), [(128, 96), (96, 160), (208, 48)])
 def test_convolutions_with_fewer_products(channels: int, out: int, size: tuple[int, int]) -> None:
     node, constants = convolution(out, channels, 3, pads=[1] * 4)
     same(model([node], (channels, *size), (out, *size), **constants), (channels, *size), {FEWER: 1})
@@ -194,6 +196,33 @@ def test_every_pass_applies_to_a_bundle_in_its_loop_too(bundle: Path) -> None:
         assert {step.__name__ for step in tuning.PASSES} <= set(applied), name
         assert applied["scale_by_constants"] == 4 * times
         assert "temperature" not in [port.name for port in found.graph.input]
+
+
+def test_nobody_runs_what_nobody_reads(bundle: Path) -> None:
+    """ONNX Runtime does not look: tensors of 1/T would be computed, and kept, at a temperature that is fixed."""
+    for name in ("pullback.onnx", "ascent.onnx"):
+        found = onnx.load(bundle / name, load_external_data=False)
+        before = sum(len(graph.node) for graph in graphs(found.graph))
+        tuning.tune(found, 0.5)
+        everything = list(graphs(found.graph))
+        read = {value.name for graph in everything for value in graph.output}
+        read |= {name for graph in everything for node in graph.node for name in node.input}
+        assert all(not read.isdisjoint(node.output) for graph in everything for node in graph.node)
+        assert before > 50
+
+
+def test_exponentials_are_written_behind_what_they_are_of(bundle: Path) -> None:
+    found = onnx.load(bundle / "pullback.onnx")
+    places = {node.op_type: i for i, node in enumerate(found.graph.node)}
+    first = next(i for i, node in enumerate(found.graph.node) if Draft.is_backward(node))
+    assert first < places["Exp"]
+    assert tuning.tune(found, 0.5)["write_exponentials_early"] == 1
+    nodes = list(found.graph.node)
+    exponential = next(i for i, node in enumerate(nodes) if node.op_type == "Exp")
+    pool = next(i for i, node in enumerate(nodes) if node.op_type == "MaxPool")
+    gate = next(i for i, node in enumerate(nodes) if node.op_type == "Sigmoid")
+    assert pool < exponential < gate
+    onnx.checker.check_model(found)  # in an order that holds
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -22,6 +22,7 @@ from surgeon.machines import cores
 from surgeon.tuning.cooling import fix_temperature, scale_by_constants
 from surgeon.tuning.draft import Draft
 from surgeon.tuning.narrow import fill_blocks
+from surgeon.tuning.ordering import write_exponentials_early
 from surgeon.tuning.strided import pull_back_strided
 from surgeon.tuning.winograd import convolve_with_fewer_products
 
@@ -86,6 +87,7 @@ def tune(model: ModelProto, temperature: float | None = None, threads: int = 1) 
             else:
                 counts[done] += 1
         draft.finish()
+        counts[write_exponentials_early.__name__] += write_exponentials_early(graph)
 
     walk(model.graph)
-    return dict(counts)
+    return {name: count for name, count in counts.items() if count}

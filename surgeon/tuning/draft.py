@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy
@@ -53,9 +53,18 @@ class Draft:
             self._note_constant(node)
 
     def finish(self) -> None:
-        """Put the nodes that were written into the graph."""
+        """Put the nodes that were written into the graph, but for those that nobody reads any more.
+
+        ONNX Runtime would run them, and keep what they compute until the end.
+        """
+        read = {value.name for value in self.graph.output}
+        kept = []
+        for node in reversed(self.nodes):
+            if not read.isdisjoint(node.output):
+                kept.append(node)
+                read.update(_reads(node))
         del self.graph.node[:]
-        self.graph.node.extend(self.nodes)
+        self.graph.node.extend(reversed(kept))
 
     def write(self, node: NodeProto) -> None:
         """Write `node`, one of the graph or a new one, behind all that are written."""
@@ -168,6 +177,15 @@ class Draft:
         planes = self.add("Expand", [plane, target], f"{plane}/{area}", like, (batch, 1, *size))
         ones = self.each(self.constant("times/1", [[[[1.0]]]]), channels, 1, 1, like)
         return self.add("Conv", [planes, ones], f"{plane}/{channels}x{area}", like, shape)
+
+
+def _reads(node: NodeProto) -> Iterator[str]:
+    """Names of what `node` reads, in its bodies too."""
+    yield from node.input
+    for body in (attribute.g for attribute in node.attribute if attribute.HasField("g")):
+        yield from (value.name for value in body.output)
+        for inner in body.node:
+            yield from _reads(inner)
 
 
 def attribute(node: NodeProto, name: str, default: Any) -> Any:

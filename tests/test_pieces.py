@@ -1,0 +1,76 @@
+"""A batch in pieces gives what the whole does, and pieces are as large as is of use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy
+import pytest
+
+from surgeon import pieces
+from surgeon.artifacts.manifest import Gate
+from surgeon.runtime import Session, load
+from tests.tiny_bundle import write_tiny
+
+Array = numpy.ndarray
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("pieces") / "tiny"
+    write_tiny(path)
+    return path
+
+
+class Counted:
+    """A session that notes how many samples each run has."""
+
+    def __init__(self, session: object) -> None:
+        self._session, self.samples = session, []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._session, name)
+
+    def run(self, names: object, feeds: dict[str, Array], options: object = None) -> list[Array]:
+        self.samples.append(len(feeds["input"]))
+        assert {len(feeds[name]) for name in ("cotangent", "origin") if name in feeds} == {len(feeds["input"])}
+        return self._session.run(names, feeds, options)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 5, 8])
+def test_pieces_give_what_the_whole_does(bundle: Path, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = numpy.random.default_rng(0)
+    x, session = random.uniform(-1, 1, (5, 3, 8, 8)).astype(numpy.float32), load(bundle, threads=1)
+    cotangent = session.one_hot([0, 1, 2, 3, 4])
+    whole = session.pullback(x, cotangent), session.ascent(x, cotangent, steps=3), list(session.steps(x, cotangent))
+    monkeypatch.setattr(pieces, "at_once", lambda *_: at_once)
+    cut = load(bundle, threads=1)
+    counted = []
+    opened = Session._session
+
+    def count(self: Session, name: str, temperature: object) -> tuple[object, bool]:
+        found, fixed = opened(self, name, temperature)
+        counted.append(Counted(found))
+        return counted[-1], fixed
+
+    monkeypatch.setattr(Session, "_session", count)
+    found = cut.pullback(x, cotangent), cut.ascent(x, cotangent, steps=3), list(cut.steps(x, cotangent))
+    for one, other in zip(whole[:2], found[:2], strict=True):
+        for expected, value in zip(one, other, strict=True):
+            numpy.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+    for before, after in zip(whole[2], found[2], strict=True):
+        numpy.testing.assert_allclose(after.perturbed, before.perturbed, rtol=1e-5, atol=1e-6)
+    expected = [min(at_once, 5 - start) for start in range(0, 5, at_once)]
+    assert all(one.samples == expected for one in counted)
+
+
+def test_how_many_at_once(bundle: Path) -> None:
+    manifest = load(bundle).manifest
+    megabyte = ("N", 4, 256, "W")  # of an input that is 256 wide
+    gates = tuple(Gate(f"g{i}", "", "aten.relu.default", "gate", "soft", megabyte) for i in range(30))
+    large = manifest.__class__(**{**vars(manifest), "gates": gates})
+    assert pieces.at_once(large, (8, 3, 256, 256), 1) == 2  # 30 MB for each of them
+    assert pieces.at_once(large, (8, 3, 256, 1024), 1) == 1  # one goes alone, however large
+    assert pieces.at_once(large, (8, 3, 256, 256), 2) == 34
+    assert pieces.at_once(manifest, (8, 3, 8, 8), 1) > 1000
+    assert pieces.at_once(manifest.__class__(**{**vars(manifest), "gates": ()}), (8, 3), 1) > 1000
