@@ -17,7 +17,7 @@ from typing import Any
 import numpy
 
 from surgeon.errors import SurgeonError
-from surgeon.providers import open_session
+from surgeon.providers import CPU, open_session
 
 Array = numpy.ndarray[Any, numpy.dtype[Any]]
 
@@ -57,7 +57,7 @@ def _measure(path: Path, given: Path, threads: int, temperature: float | None) -
     with numpy.load(given) as stored:
         feeds = {name: stored[name] for name in stored.files}
     before = _highest()
-    open_session(path, "cpu", threads, temperature=temperature).run(None, feeds)
+    open_session(path, CPU, threads, temperature=temperature).run(None, feeds)
     return _highest() - before
 
 

@@ -6,7 +6,7 @@ else on the CPU copies activations there and back, silently.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,13 @@ def off_device(path: Path, session: InferenceSession) -> tuple[str, ...]:
         return ()
     sizes = _of_sizes(path)
     return tuple(f"{node.op_type} ({node.name})" for node in left if node.name not in sizes)
+
+
+def behind(session: InferenceSession, providers: Sequence[str]) -> tuple[str, ...]:
+    """The nodes that `session` runs by one of `providers`, those behind the one that was asked for."""
+    assignments = session.get_provider_graph_assignment_info()
+    left = [node for assigned in assignments if assigned.ep_name in providers for node in assigned.get_nodes()]
+    return tuple(f"{node.op_type} ({node.name})" for node in left)
 
 
 def _of_sizes(path: Path) -> set[str]:
