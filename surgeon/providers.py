@@ -45,7 +45,7 @@ DEVICES = tuple(_PROVIDERS)
 _ERRORS_ONLY = 3  # ONNX Runtime warns of every input with a default, and the contract has such inputs
 _NOTHING = 4
 _GRAPHS = ("enable_cuda_graph", "trt_cuda_graph_enable")
-_COMPLAINT = re.compile(r"[^:/]*\b(?:provider|EP) option.*")  # what it says of options, behind files and functions
+_COMPLAINT = re.compile(r'(?:Unknown|Failed to parse) provider option:? "[^"]*"|Invalid \w+ EP option.*')
 
 
 @dataclass(frozen=True)
@@ -169,15 +169,17 @@ def open_session(
 
 def _not_loaded(path: Path, device: Device, told: str) -> SurgeonError:
     """What went wrong, by what ONNX Runtime says of it."""
+    if device.name != "cpu" and "Please install" in told:  # TensorRT's way; CUDA is left out of the session instead
+        return _no_provider(device)
     if complaint := _COMPLAINT.search(told):
         given = ", ".join(f"{key}={value}" for key, value in device.options.items())
         return OptionError(
-            f"{device.provider} does not take the options {given} ({complaint[0].strip()})",
+            f"{device.provider} does not take the options {given} ({complaint[0]})",
             "ONNX Runtime's documentation of the provider lists what it takes",
         )
     if device.captures and "graph capture" in told:
         return OptionError(
-            f"{path.name} cannot be captured in a CUDA graph ({told.rpartition(' : ')[2].strip()})",
+            f"{path.name} cannot be captured in a CUDA graph ({' '.join(told.rpartition(' : ')[2].split())})",
             "Leave enable_cuda_graph out",
         )
     return SurgeonError(f"ONNX Runtime cannot load {path} ({told})")
