@@ -54,7 +54,7 @@ def _of_sizes_in(graph: GraphProto) -> Iterator[str]:
         if value.type.tensor_type.elem_type in _INTEGERS and len(value.type.tensor_type.shape.dim) <= 1
     }
     for node in graph.node:
-        if few.issuperset(node.output):
+        if node.name and few.issuperset(node.output):  # where names are missing, sizes do not excuse the others
             yield node.name
 
 

@@ -39,15 +39,15 @@ class Variant(NamedTuple):
 
     name: str
     precision: str
-    options: dict[str, str] = {}  # of ONNX Runtime's provider, on top of TF32 off
+    options: dict[str, str]  # of ONNX Runtime's provider, on top of TF32 off
 
 
 VARIANTS = (
-    Variant("fp32", "fp32"),
+    Variant("fp32", "fp32", {}),
     Variant("fp32, TF32", "fp32", {"use_tf32": "1"}),
     Variant("fp32, NHWC", "fp32", {"prefer_nhwc": "1"}),
     Variant("fp32, CUDA graphs", "fp32", {"enable_cuda_graph": "1"}),
-    Variant("fp16", "fp16"),
+    Variant("fp16", "fp16", {}),
     Variant("fp16, NHWC", "fp16", {"prefer_nhwc": "1"}),
 )
 
@@ -89,7 +89,7 @@ def main(networks: tuple[str, ...], batch: str, device: str, repeats: int) -> No
     if reports:
         machine = reports[0].machine
         console.print(f"{machine.device}; {machine.processor}, {machine.threads} threads; {machine.versions}")
-    sys.exit(any(isinstance(row, Failure) for row in rows))
+    sys.exit(int(any(isinstance(row, Failure) for row in rows)))
 
 
 def check(network, precision, variants, batches, device, repeats, console):

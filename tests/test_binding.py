@@ -15,57 +15,11 @@ from surgeon.binding import UNCAPTURED, Bound, Plain
 from surgeon.errors import SurgeonError
 from surgeon.providers import CPU, open_session
 from surgeon.runtime import Session, load
+from tests import cuda_graphs
+from tests.cuda_graphs import GPU, Graphs
 from tests.tiny_bundle import write_tiny
 
 RANDOM = np.random.default_rng(0)
-
-
-class Graphs:
-    """A session on the CPU that keeps the rules of ONNX Runtime's CUDA graphs.
-
-    A run with a new id is captured: the addresses that it reads and writes. One with an id that is known replays that,
-    at those addresses, whatever is bound now.
-    """
-
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
-        self.session, self.captured, self.ids = session, {}, []
-
-    def __getattr__(self, name: str):
-        return getattr(self.session, name)
-
-    def io_binding(self):
-        return Recorded(self.session)
-
-    def run_with_iobinding(self, binding: Recorded, options: onnxruntime.RunOptions) -> None:
-        graph = int(options.get_run_config_entry("gpu_graph_id"))
-        self.ids.append(graph)
-        if graph == UNCAPTURED:
-            self.session.run_with_iobinding(binding, options)
-            return
-        assert set(binding.written) == {port.name for port in self.session.get_outputs()}, "outputs without an address"
-        read, written = self.captured.setdefault(graph, (dict(binding.read), dict(binding.written)))
-        replayed = self.session.io_binding()
-        for name, value in read.items():
-            replayed.bind_ortvalue_input(name, value)
-        for name, value in written.items():
-            replayed.bind_ortvalue_output(name, value)
-        self.session.run_with_iobinding(replayed)
-
-
-class Recorded(onnxruntime.IOBinding):
-    """A binding that tells the values it reads and writes."""
-
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
-        super().__init__(session)
-        self.read, self.written = {}, {}
-
-    def bind_ortvalue_input(self, name, value):
-        super().bind_ortvalue_input(name, value)
-        self.read[name] = value
-
-    def bind_ortvalue_output(self, name, value):
-        super().bind_ortvalue_output(name, value)
-        self.written[name] = value
 
 
 def bound(session: onnxruntime.InferenceSession, device: object = None) -> Bound:
@@ -196,17 +150,18 @@ def test_each_set_of_addresses_has_a_graph_of_its_own(digits_bundle: Path) -> No
     assert session.ids == [UNCAPTURED, 2, 1, 2, UNCAPTURED, 4, 3, 4, 1, 2, 1, 2]
 
 
-def test_an_ascent_with_graphs_is_the_loop_s(ways: tuple[Session, Session], monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, other = ways
-    monkeypatch.setattr(type(other.device), "captures", property(lambda _: True))
-    input, cotangent = given(plain, 3)
-    found = other.ascent(input, cotangent, steps=4, step_size=3.0)
-    monkeypatch.undo()
-    expected = plain.ascent(input, cotangent, steps=4, step_size=3.0)
-    for one, wanted in zip(found, expected, strict=True):
-        assert one.shape == wanted.shape
-        np.testing.assert_allclose(one, wanted, rtol=2e-4, atol=2e-4)
-    assert "ascent.onnx" in {name for name, _ in plain._loaded}
+def test_an_ascent_with_graphs_is_the_loop_s(digits_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = cuda_graphs.pretend(monkeypatch)
+    plain, other = load(digits_bundle, GPU), load(digits_bundle, GPU, provider_options={"enable_cuda_graph": True})
+    for steps in (1, 4, 4):
+        input, cotangent = given(plain, 3)
+        settings = {"steps": steps, "step_size": 3.0, "temperature": 0.2 * steps}
+        found, expected = (session.ascent(input, cotangent, **settings) for session in (other, plain))
+        for one, wanted in zip(found, expected, strict=True):
+            assert one.shape == wanted.shape
+            np.testing.assert_allclose(one, wanted, rtol=2e-4, atol=2e-4)
+    assert [name for name, _ in other._loaded] == ["ascent_step.onnx"]
+    assert [len(session.captured) for session in made] == [2]
 
 
 def test_timed_calls_run_on_what_is_there(digits_bundle: Path) -> None:
