@@ -56,12 +56,12 @@ class Artifact:
     @property
     def off_device(self) -> tuple[str, ...]:
         """The nodes that a session on a GPU runs on the CPU, but for arithmetic on sizes."""
-        return () if self.device.name == "cpu" else off_device(self.path, self.loaded.session)
+        return off_device(self.path, self.loaded.session, self.device)
 
     @property
     def behind(self) -> tuple[str, ...]:
         """The nodes that the provider left to the one behind it."""
-        return () if self.device.name == "cpu" else behind(self.loaded.session, [*self.device.chain][1:])
+        return behind(self.loaded.session, self.device)
 
     def values(self, given: Mapping[str, Array]) -> dict[str, Array]:
         """The outputs by name, of those of `given` that the file takes. Raises SurgeonError where it does not run."""

@@ -17,6 +17,7 @@ from surgeon.artifacts.manifest import Layer, Manifest, Port
 from surgeon.binding import Bound, Plain, runner
 from surgeon.errors import SurgeonError
 from surgeon.feeds import check_scalar, check_value, shape_text
+from surgeon.placement import behind, off_device
 from surgeon.providers import CPU, Device, first_line, open_session, require_provider
 from surgeon.units import Array, Unit
 
@@ -93,6 +94,21 @@ class Session:
     def manifest(self) -> Manifest:
         """What the bundle says about itself."""
         return self.bundle.manifest
+
+    @property
+    def off_device(self) -> dict[str, tuple[str, ...]]:
+        """By artifact, of those that were run, the nodes that were left to the CPU beside a GPU."""
+        left = {name: off_device(self.bundle.file(name), one.session, self.device) for name, one in self._run_so_far()}
+        return {name: nodes for name, nodes in left.items() if nodes}
+
+    @property
+    def behind(self) -> dict[str, tuple[str, ...]]:
+        """By artifact, of those that were run, the nodes that TensorRT left to CUDA."""
+        left = {name: behind(one.session, self.device) for name, one in self._run_so_far()}
+        return {name: nodes for name, nodes in left.items() if nodes}
+
+    def _run_so_far(self) -> list[tuple[str, Plain | Bound]]:
+        return [(name, one) for (name, _), one in self._loaded.items()]
 
     @property
     def others(self) -> tuple[Port, ...]:

@@ -42,13 +42,14 @@ from surgeon.errors import OptionError
 from surgeon.placement import off_device
 from surgeon.providers import Device, open_session
 path = Path(sys.argv[1])
+device = Device("cuda", json.loads(sys.argv[2]))
 try:
-    session = open_session(path, Device("cuda", json.loads(sys.argv[2])), 1)
+    session = open_session(path, device, 1)
 except OptionError as error:
     sys.exit(str(error))
 assigned = session.get_provider_graph_assignment_info()
 where = [(one.ep_name, node.op_type) for one in assigned for node in one.get_nodes()]
-print(json.dumps([where, off_device(path, session)]))
+print(json.dumps([where, off_device(path, session, device)]))
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import onnxruntime
@@ -176,3 +177,22 @@ def test_verification_sees_what_a_graph_held_on_to(digits_bundle: Path, monkeypa
 def test_no_device_of_that_name() -> None:
     with pytest.raises(SurgeonError, match="Choose one of cpu, cuda, tensorrt"):
         Device("tpu")
+
+
+@pytest.mark.parametrize("command", ["run", "figure"])
+def test_nodes_on_the_cpu_are_told(
+    digits_bundle: Path,
+    digit_photo: Path,
+    command: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    cuda_graphs.pretend(monkeypatch)
+    monkeypatch.setattr("surgeon.runtime.load", lambda bundle, *_: load(bundle, cuda_graphs.GPU))
+    output = tmp_path / ("figure.png" if command == "figure" else "pictures")
+    assert cli.invoke([command, str(digits_bundle), str(digit_photo), "-o", str(output), "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)
+    (line,) = [line for line in err.splitlines() if line.startswith("ascent_step.onnx: ")]
+    assert " nodes run on the CPU: " in line and line.endswith(", …")

@@ -109,8 +109,7 @@ def command(bundle: Path, against: tuple[str, ...] | None, as_json: bool, **sett
             _print_profile(console, round.profile)
     if "forward" not in against:
         console.print("ratios to 2 x forward need --against forward, and torch", style="dim")
-    _print_nodes(console, report.off_device, "run on the CPU")
-    _print_nodes(console, report.behind, "are left to CUDA")
+    screen.print_strays(console, report.off_device, report.behind)
     _print_machine(console, report)
 
 
@@ -162,14 +161,6 @@ def _print_profile(console: Console, profile: Profile) -> None:
         for name, nodes, seconds in rows:
             table.add_row(Text(name), str(nodes), f"{_milliseconds(seconds)} ms", f"{seconds / profile.seconds:.0%}")
         console.print(table)
-
-
-def _print_nodes(console: Console, found: dict[str, tuple[str, ...]], where: str) -> None:
-    """Of each artifact, the nodes that are not where they were asked for."""
-    for name, nodes in found.items():
-        if nodes:
-            told = f"{name}: {len(nodes)} nodes {where}: {', '.join(nodes[:5])}{', …' if nodes[5:] else ''}"
-            console.print(told, style="yellow", markup=False, soft_wrap=True)
 
 
 def _print_machine(console: Console, report: Benchmark) -> None:

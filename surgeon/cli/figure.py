@@ -132,6 +132,8 @@ def command(
         grid(panels, title=session.manifest.model.name, footer=footer(session, settings, extra, clip), side=side),
         output,
     )
+    for climber in (session, plain) if plain else (session,):
+        screen.print_strays(screen.console(error=True), climber.off_device, climber.behind)
     if as_json:
         drawn = zip(photos, images, own, rows, strict=True)
         cells = [

@@ -107,6 +107,7 @@ def command(
             except KeyboardInterrupt:
                 raise _interrupted(results, photos, output) from None
             results.append({"photo": str(photo), "size": list(image.shape[1:]), **result, "files": paths})
+    screen.print_strays(screen.console(error=True), session.off_device, session.behind)
     if as_json:
         screen.print_json({"bundle": str(bundle), "device": device, "settings": settings, "photos": results})
         return
