@@ -32,7 +32,7 @@ Feeds = Mapping[str, Array]
 
 def runner(session: InferenceSession, device: Device) -> Plain | Bound:
     """How `session` is run on `device`."""
-    return Plain(session) if device.name == "cpu" else Bound(session, device.memory, device.captures)
+    return Plain(session) if device.name == "cpu" else Bound(session, device.memory, device.index, device.captures)
 
 
 def quiet(graph: int | None = None) -> RunOptions:
@@ -66,7 +66,7 @@ class Plain:
 
 
 class Bound:
-    """A session that runs on values in the memory of `device`, "cuda" or, to see that it works, "cpu".
+    """A session that runs on values in the memory of a `device`, "cuda" or, to see that it works, "cpu".
 
     With `captures`, each run but the first at its addresses is captured in a CUDA graph, or replayed if it has been.
     What a graph reads it reads from the device, scalars too, whose values are replaced in place; so a value that
@@ -74,9 +74,9 @@ class Bound:
     shapes come of them, so that for other values there are other buffers, and another graph.
     """
 
-    def __init__(self, session: InferenceSession, device: str, captures: bool = False) -> None:
+    def __init__(self, session: InferenceSession, device: str, index: int = 0, captures: bool = False) -> None:
         self.session = session
-        self._device = device
+        self._place = device, index
         self._graphs = itertools.count(1) if captures else None
         self._free: dict[Any, list[_Lap]] = {}  # by what they are for, the buffers that nobody has at the moment
 
@@ -121,14 +121,14 @@ class Bound:
 
     def _new(self, feeds: Feeds) -> _Lap:
         inputs = {name: self._room(value) for name, value in feeds.items()}
-        return _Lap(self.session, self._device, inputs, self._graphs)
+        return _Lap(self.session, self._place, inputs, self._graphs)
 
     def _room(self, value: Array) -> OrtValue:
         """Memory for such a value. It is its own on the CPU as well, where a view of the array would be overwritten."""
         import onnxruntime
 
-        device = "cpu" if _sizes(value) else self._device
-        return onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(value.shape), value.dtype, device, 0)
+        place = ("cpu", 0) if _sizes(value) else self._place
+        return onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(value.shape), value.dtype, *place)
 
 
 class _Lap:
@@ -137,19 +137,19 @@ class _Lap:
     def __init__(
         self,
         session: InferenceSession,
-        device: str,
+        place: tuple[str, int],
         inputs: dict[str, OrtValue],
         graphs: Iterator[int] | None,
         outputs: dict[str, OrtValue] | None = None,
     ) -> None:
-        self._session, self._device, self._inputs, self._graphs = session, device, inputs, graphs
+        self._session, self._place, self._inputs, self._graphs = session, place, inputs, graphs
         self._names = [port.name for port in session.get_outputs()]
         self._binding = session.io_binding()
         self._outputs: dict[str, OrtValue] = {}
         self._graph = None if graphs is None else next(graphs)
         if outputs is None:  # ONNX Runtime knows their shapes, and makes them in the first run
             for name in self._names:
-                self._binding.bind_output(name, device)
+                self._binding.bind_output(name, *place)
         else:
             self._keep(outputs)
 
@@ -172,7 +172,7 @@ class _Lap:
     def outputs(self) -> list[Array]:
         """Copies of what the last run wrote."""
         arrays = [self._outputs[name].numpy() for name in self._names]
-        return [array.copy() for array in arrays] if self._device == "cpu" else arrays  # there they are views
+        return [array.copy() for array in arrays] if self._place[0] == "cpu" else arrays  # there they are views
 
     def turns(self) -> Iterator[_Lap]:
         """Run this, then from where it leads back into its own input, and so on; each lap as it has run."""
@@ -186,7 +186,7 @@ class _Lap:
     def _back(self) -> _Lap:
         here, there = self._inputs[_STATE], self._outputs[_SUCCESSOR]
         inputs, outputs = {**self._inputs, _STATE: there}, {**self._outputs, _SUCCESSOR: here}
-        return _Lap(self._session, self._device, inputs, self._graphs, outputs)
+        return _Lap(self._session, self._place, inputs, self._graphs, outputs)
 
     def _keep(self, outputs: dict[str, OrtValue]) -> None:
         """Write to these from now on."""

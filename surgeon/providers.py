@@ -79,6 +79,12 @@ class Device:
         return _PROVIDERS[self.name].memory
 
     @property
+    def index(self) -> int:
+        """Which of several GPUs it is."""
+        told = self.options.get("device_id", "0")
+        return int(told) if told.isdecimal() else 0  # ONNX Runtime refuses the rest
+
+    @property
     def options(self) -> dict[str, str]:
         """All that the provider is told."""
         return {**_PROVIDERS[self.name].options, **{key: str(value) for key, value in self.given.items()}}

@@ -69,6 +69,7 @@ class Rivals:
             )
         self.names = tuple(dict.fromkeys(names))
         self._folder, self._device, self._threads = folder, device, threads
+        self._place = torch.device(device.memory, device.index)
         self._dtype = torch.float16 if manifest.recipe.precision == "fp16" else torch.float32
         network = resolve_again(manifest, source=source, weights=weights).module
         network, recipe = comparable(network, manifest.recipe, torch.zeros(2, *input_shape(manifest)))
@@ -96,9 +97,7 @@ class Rivals:
         """
         if name == "forward":
             return self._forward(given, output)
-        input, cotangent = (
-            torch.from_numpy(given[key]).to(self._device.memory, self._dtype) for key in ("input", "cotangent")
-        )
+        input, cotangent = (torch.from_numpy(given[key]).to(self._place, self._dtype) for key in ("input", "cotangent"))
         network = self._eager(input, cotangent, pullback)
         if name == "compile":
             network = _compiled(network, input, cotangent)
@@ -138,7 +137,7 @@ class Rivals:
         """The faster of both ways in which the network's own code can run, if its values are right."""
         if self._manifest.recipe.temperatures:
             raise Unavailable("PyTorch's way has one temperature for all gates, and the bundle has several")
-        module, temperature = self._module.to(self._device.memory), self._manifest.defaults.temperature
+        module, temperature = self._module.to(self._place), self._manifest.defaults.temperature
         fast = eager.network(module, self._manifest.recipe, temperature)
         found = _array(eager.pull(fast, input, cotangent)[1])
         if _error(found, pullback) <= self._tolerance("pullback"):

@@ -63,10 +63,10 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> list[Graphs]:
     """Let GPU be a device, that of the CPU provider; return the sessions that will capture there, as they are made."""
     made, real = [], Bound.__init__
 
-    def made_to_the_rules(self: Bound, session: object, device: str, captures: bool = False) -> None:
+    def made_to_the_rules(self: Bound, session: object, device: str, index: int = 0, captures: bool = False) -> None:
         if captures:
             made.append(Graphs(session))
-        real(self, made[-1] if captures else session, device, captures)
+        real(self, made[-1] if captures else session, device, index, captures)
 
     monkeypatch.setitem(providers._PROVIDERS, GPU, providers._Provider("CPUExecutionProvider", {}, "cpu"))
     monkeypatch.setattr(Bound, "__init__", made_to_the_rules)

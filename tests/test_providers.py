@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 
 from surgeon import cli
+from surgeon.binding import runner
 from surgeon.cli import options
 from surgeon.errors import OptionError, ProviderError, SurgeonError
 from surgeon.providers import CPU, DEVICES, Device, open_session
@@ -35,6 +36,14 @@ def test_what_options_mean(on: object) -> None:
     graphs = Device("cuda", {"enable_cuda_graph": on, "prefer_nhwc": "1"})
     assert graphs.captures and not Device("cuda", {"enable_cuda_graph": "0"}).captures
     assert graphs.uncaptured == Device("cuda", {"prefer_nhwc": "1"})
+
+
+def test_one_of_several_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [Device("cuda", {"device_id": told}).index for told in (1, "2", "x")] == [1, 2, 0]
+    seen = []
+    monkeypatch.setattr("surgeon.binding.Bound.__init__", lambda self, session, *place: seen.append(place))
+    runner(object(), Device("cuda", {"device_id": 1, "enable_cuda_graph": 1}))
+    assert seen == [("cuda", 1, True)]
 
 
 def test_tensorrt_keeps_to_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
