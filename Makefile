@@ -29,7 +29,7 @@ sweep: .venv/dev  ## convert every architecture of tests/sweep.tsv, hours; resum
 	@$(PIP) -e '.[convert,dev,sweep]'
 	$(BIN)/python -m tests.sweep
 
-gpu-check:  ## on a GPU: convert, verify and time four networks there; uses PYTHON as it is, with its torch
+gpu-check:  ## on a GPU: convert, verify and time four networks there in several ways; uses PYTHON as it is, with its torch
 	$(PYTHON) -m tests.gpu_check
 
 # ---- The demonstration: EfficientNet-Lite0 with its ImageNet weights, on photos that come with Python packages.

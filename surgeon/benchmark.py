@@ -12,7 +12,7 @@ import importlib.util
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from surgeon import machines, pieces
+from surgeon import machines
 from surgeon.artifacts.bundle import Bundle
-from surgeon.artifacts.manifest import Manifest
 from surgeon.contenders import Artifact, Contender, Unavailable
 from surgeon.errors import SurgeonError
 from surgeon.machines import Machine
+from surgeon.pieces import Pieces
 from surgeon.profiling import Profile, profile
+from surgeon.providers import Device
 from surgeon.runtime import load
 
 if TYPE_CHECKING:
@@ -92,6 +93,8 @@ class Benchmark:
     warm_up: int
     rounds: tuple[Round, ...]
     off_device: dict[str, tuple[str, ...]]  # by artifact, the nodes that run on the CPU beside a GPU
+    behind: dict[str, tuple[str, ...]]  # by artifact, the nodes that TensorRT left to CUDA
+    provider_options: dict[str, str]  # all that ONNX Runtime's provider was told
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain values: seconds per pass (of an ascent, per step), and ratios to 2 x forward."""
@@ -108,6 +111,7 @@ def benchmark(
     batches: Sequence[int] = (1,),
     threads: int | None = None,
     device: str = "cpu",
+    provider_options: Mapping[str, Any] | None = None,
     steps: int | None = None,
     repeats: int = 15,
     warm_up: int = 2,
@@ -118,12 +122,14 @@ def benchmark(
 ) -> Benchmark:
     """Time `pullback` and `ascent` (per step) of the bundle against `against`, a choice of OPPONENTS.
 
-    An ascent's last forward pass counts as half a step. `threads` None takes every core that the process may use, for
-    PyTorch and ONNX Runtime alike; `steps` None takes the bundle's default; `profiled` adds where the pullback's time
-    goes. Opponents need torch and the network itself: `source` and `weights` say where it is, if not where the manifest
-    says. `progress` is told what is done now. Raises SurgeonError for an opponent that is unknown or needs what is not
-    installed, VerificationError where an opponent computes something else, ProviderError for a device that is not
-    there.
+    On a GPU `steps`, an ascent by single steps, takes part too, and with CUDA graphs it alone; all that ONNX Runtime
+    runs gets the `provider_options`. An ascent's last forward pass counts as half a step. `threads` None takes every
+    core that the process may use, for PyTorch and ONNX Runtime alike; `steps` None takes the bundle's default;
+    `profiled` adds where the pullback's time goes. Opponents need torch and the network itself: `source` and `weights`
+    say where it is, if not where the manifest says. `progress` is told what is done now. Raises SurgeonError for an
+    opponent that is unknown or needs what is not installed, or where one does not run, VerificationError where an
+    opponent computes something else, OptionError for an option that is not taken, ProviderError for a device that is
+    not there.
     """
     unknown = [name for name in against if name not in OPPONENTS]
     if unknown:
@@ -140,13 +146,14 @@ def benchmark(
             f"timing against {', '.join(against)} needs torch, which is not installed",
             'pip install "surgeon[convert]", or give --against none',
         )
-    opened = load(bundle, device, threads).bundle
+    session = load(bundle, device, threads, provider_options)
+    opened, place = session.bundle, session.device
     manifest = opened.manifest
     steps = manifest.defaults.steps if steps is None else steps
     threads = threads or machines.cores()
     inputs = [feeds(opened, batch) for batch in batches]
     busy = machines.load_average()
-    own = _Own.open(opened, device, threads)
+    own = _Own.open(opened, place, threads)
     with ExitStack() as stack:
         rivals = None
         if against:
@@ -154,14 +161,14 @@ def benchmark(
 
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="surgeon-bench-")))
             progress("the network itself")
-            rivals = stack.enter_context(Rivals(manifest, against, folder, device, threads, source, weights))
+            rivals = stack.enter_context(Rivals(manifest, against, folder, place, threads, source, weights))
         rounds = []
         for given in inputs:
             tell = _prefixed(progress, f"batch {len(given['input'])}: ")
             found = _round(own, rivals, given, steps, repeats, warm_up, tell)
             if profiled:
                 tell("profiling the pullback")
-                found = dataclasses.replace(found, profile=profile(opened, given, device, threads))
+                found = dataclasses.replace(found, profile=profile(opened, given, place, threads))
             rounds.append(found)
     return Benchmark(
         bundle=str(bundle),
@@ -174,6 +181,8 @@ def benchmark(
         warm_up=warm_up,
         rounds=tuple(rounds),
         off_device={name: artifact.off_device for name, artifact in own.artifacts.items()},
+        behind={name: artifact.behind for name, artifact in own.artifacts.items()},
+        provider_options=place.options,
     )
 
 
@@ -259,28 +268,31 @@ class _Own:
     """The bundle's own artifacts, loaded."""
 
     artifacts: dict[str, Artifact]
-    manifest: Manifest
+    skipped: dict[str, str]
 
     @classmethod
-    def open(cls, bundle: Bundle, device: str, threads: int) -> _Own:
-        names = [name for name in ("pullback.onnx", "ascent.onnx") if name in bundle.manifest.artifacts]
+    def open(cls, bundle: Bundle, device: Device, threads: int) -> _Own:
+        names, skipped = ["pullback.onnx", "ascent.onnx"], {}
+        if device.name != "cpu":
+            names.append("ascent_step.onnx")
+        if device.captures:
+            names.remove("ascent.onnx")
+            skipped["ascent"] = "it is a loop, and a CUDA graph holds none"
         temperature = bundle.manifest.defaults.temperature
-        opened: dict[str, Artifact] = {
-            name: Artifact.open(bundle.file(name), device, threads, temperature) for name in names
-        }
-        return cls(opened, bundle.manifest)
-
-    def values(self, given: dict[str, Array]) -> tuple[Array, Array]:
-        output, pullback = self.artifacts["pullback.onnx"].session.run(["output", "pullback"], given)
-        return output, pullback
+        there = [name for name in names if name in bundle.manifest.artifacts]
+        at_once = Pieces(bundle.manifest, threads)
+        opened = {name: Artifact.open(bundle.file(name), device, threads, temperature, at_once) for name in there}
+        return cls(opened, skipped)
 
     def contenders(self, given: dict[str, Array], steps: int) -> list[Contender]:
-        at_once = pieces.at_once(self.manifest, given["input"].shape, self.artifacts["pullback.onnx"].threads)
-        found = [self.artifacts["pullback.onnx"].contender("pullback", given, at_once=at_once)]
+        found = [self.artifacts["pullback.onnx"].contender("pullback", given)]
         if "ascent.onnx" in self.artifacts:
             climbing = {**given, "steps": numpy.array(steps)}
             passes = steps + 0.5  # the last is forward alone
-            found.append(self.artifacts["ascent.onnx"].contender("ascent", climbing, passes, at_once))
+            found.append(self.artifacts["ascent.onnx"].contender("ascent", climbing, passes))
+        if "ascent_step.onnx" in self.artifacts:
+            starting = {**given, "origin": given["input"]}
+            found.append(self.artifacts["ascent_step.onnx"].walker("steps", starting, steps))
         return found
 
 
@@ -294,9 +306,10 @@ def _round(
     progress: Callable[[str], None],
 ) -> Round:
     """Check the opponents' values, then time everyone at this batch size."""
-    contenders, skipped = own.contenders(given, steps), {}
+    contenders, skipped = own.contenders(given, steps), dict(own.skipped)
     if rivals is not None:
-        output, pullback = own.values(given)
+        own_values = own.artifacts["pullback.onnx"].values(given)
+        output, pullback = own_values["output"], own_values["pullback"]
         for name in rivals.names:
             progress(f"{name}: " + ("compiling" if name == "compile" else "checking its values"))
             try:

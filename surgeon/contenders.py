@@ -1,4 +1,4 @@
-"""Who takes part in a benchmark, and how an ONNX Runtime session does."""
+"""Who takes part in a benchmark, and how an artifact does."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 
-from surgeon import memory, pieces
-from surgeon.placement import off_device
-from surgeon.providers import open_session
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+from surgeon import memory
+from surgeon.binding import Bound, Plain, runner
+from surgeon.errors import SurgeonError
+from surgeon.pieces import AtOnce, whole
+from surgeon.placement import behind, off_device
+from surgeon.providers import Device, first_line, open_session
 
 Array = numpy.ndarray[Any, numpy.dtype[Any]]
 Call = Callable[[], Any]
@@ -43,47 +43,68 @@ class Artifact:
     """An ONNX file, loaded for a device."""
 
     path: Path
-    session: InferenceSession
-    device: str
+    loaded: Plain | Bound
+    device: Device
     threads: int
     temperature: float | None
 
     @classmethod
-    def open(cls, path: Path, device: str, threads: int, temperature: float | None = None) -> Artifact:
+    def open(
+        cls, path: Path, device: Device, threads: int, temperature: float | None = None, at_once: AtOnce = whole
+    ) -> Artifact:
         """As `surgeon.load` has it at this temperature. Raises what `surgeon.providers.open_session` raises."""
-        return cls(path, open_session(path, device, threads, temperature=temperature), device, threads, temperature)
+        session = open_session(path, device, threads, temperature=temperature)
+        return cls(path, runner(session, device, at_once), device, threads, temperature)
 
     @property
     def off_device(self) -> tuple[str, ...]:
         """The nodes that a session on a GPU runs on the CPU, but for arithmetic on sizes."""
-        return () if self.device == "cpu" else off_device(self.path, self.session)
+        return off_device(self.path, self.loaded.session, self.device)
 
-    def contender(
-        self, name: str, given: Mapping[str, Array], passes: float = 1, at_once: int | None = None
-    ) -> Contender:
-        """A contender that runs the file on those of `given` that it takes, on a CPU so many samples at once."""
-        ports = [port.name for port in [*self.session.get_inputs(), *self.session.get_overridable_initializers()]]
-        taken = {name: given[name] for name in ports if name in given}
-        if self.device == "cpu":
-            most = at_once or len(given["input"])
-            peak = functools.partial(memory.peak, self.path, taken, self.threads, most, self.temperature)
-            return Contender(name, lambda: pieces.run(self.session, taken, most), passes, peak)
-        return Contender(name, _bound(self.session, taken, self.device), passes)
+    @property
+    def behind(self) -> tuple[str, ...]:
+        """The nodes that the provider left to the one behind it."""
+        return behind(self.loaded.session, self.device)
+
+    def values(self, given: Mapping[str, Array]) -> dict[str, Array]:
+        """The outputs by name, of those of `given` that the file takes. Raises SurgeonError where it does not run."""
+        outputs = _named(self.path, self.loaded.run)(self._taken(given))
+        return dict(zip((port.name for port in self.loaded.session.get_outputs()), outputs, strict=True))
+
+    def contender(self, name: str, given: Mapping[str, Array], passes: float = 1) -> Contender:
+        """A contender that runs the file on those of `given` that it takes; on a GPU, they are there beforehand."""
+        taken = self._taken(given)
+        if isinstance(self.loaded, Bound):
+            return Contender(name, _named(self.path, self.loaded.call(taken)), passes)
+        at_once = self.loaded.at_once(taken)
+        peak = functools.partial(memory.peak, self.path, taken, self.threads, at_once, self.temperature)
+        return Contender(name, functools.partial(self.loaded.run, taken), passes, peak)
+
+    def walker(self, name: str, given: Mapping[str, Array], steps: int) -> Contender:
+        """A contender that does `steps` more steps of an ascent on a GPU, where its state stays."""
+        assert isinstance(self.loaded, Bound)
+        step = self.loaded.walk(self._taken(given))
+
+        def run() -> None:
+            for _ in range(steps):
+                step()
+
+        return Contender(name, _named(self.path, run), steps)
+
+    def _taken(self, given: Mapping[str, Array]) -> dict[str, Array]:
+        session = self.loaded.session
+        ports = [port.name for port in [*session.get_inputs(), *session.get_overridable_initializers()]]
+        return {name: given[name] for name in ports if name in given}
 
 
-def _bound(session: InferenceSession, taken: Mapping[str, Array], device: str) -> Call:
-    """A call that runs `session` on a GPU and copies nothing there or back, but for scalars."""
-    import onnxruntime
+def _named(path: Path, call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call`, raising SurgeonError where ONNX Runtime fails, as it does where a GPU's memory runs out."""
 
-    binding = session.io_binding()
-    for name, value in taken.items():
-        place = device if value.ndim else "cpu"
-        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(value, place, 0))
-    for port in session.get_outputs():
-        binding.bind_output(port.name, device)
-
-    def run() -> None:
-        session.run_with_iobinding(binding)
-        binding.synchronize_outputs()
+    @functools.wraps(call)
+    def run(*arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except Exception as error:  # ONNX Runtime's own exceptions have no common base
+            raise SurgeonError(f"{path.name} does not run ({first_line(error)})", "Try a smaller batch") from error
 
     return run

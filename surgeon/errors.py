@@ -42,3 +42,7 @@ class ProviderError(SurgeonError):
     """The execution provider that was asked for is not there; nothing falls back to another one."""
 
     exit_code = 5
+
+
+class OptionError(SurgeonError):
+    """The execution provider does not take an option that it was given, or cannot run this artifact with it."""

@@ -24,7 +24,7 @@ class Machine:
     cores: int  # that this process may run on
     threads: int  # for ONNX Runtime and PyTorch alike
     system: str
-    device: str  # cpu, or cuda and the GPU's name
+    device: str  # cpu, or cuda or tensorrt and the GPU's name
     load: float | None  # processes that wanted to run just before, the one-minute average; None where nobody counts
     versions: dict[str, str]  # of Python, surgeon, and those of PACKAGES that are installed
 
@@ -35,7 +35,7 @@ class Machine:
 
 
 def describe(device: str, threads: int, load: float | None = None) -> Machine:
-    """This machine; `device` is "cpu" or "cuda"."""
+    """This machine; `device` is "cpu", or that of a GPU."""
     return Machine(
         processor=processor(),
         cores=cores(),

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy
 
-from surgeon import pieces
+from surgeon.binding import Plain
 from surgeon.errors import SurgeonError
-from surgeon.providers import open_session
+from surgeon.providers import CPU, open_session
 
 Array = numpy.ndarray[Any, numpy.dtype[Any]]
 
@@ -61,9 +61,9 @@ def _measure(path: Path, given: Path, threads: int, at_once: int, temperature: f
     with numpy.load(given) as stored:
         feeds = {name: stored[name] for name in stored.files}
     before = _highest()
-    session = open_session(path, "cpu", threads, temperature=temperature)
+    loaded = Plain(open_session(path, CPU, threads, temperature=temperature), lambda _: at_once)
     for _ in range(2):
-        pieces.run(session, feeds, at_once)
+        loaded.run(feeds)
     return _highest() - before
 
 

@@ -9,7 +9,8 @@ what the whole would.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession, RunOptions
 
 Array = numpy.ndarray[Any, numpy.dtype[Any]]
+Feeds = Mapping[str, Array]
+AtOnce = Callable[[Feeds], int]
 
 BATCH = "N"
 """The name of the dimension that samples are counted in, in artifacts' own shapes."""
@@ -30,19 +33,36 @@ _KEPT_BY_EACH = 512 * 2**20
 """Bytes that a piece may keep for its gates: of a single thread, and for each of several."""
 
 
-def at_once(manifest: Manifest, shape: tuple[int, ...], threads: int) -> int:
-    """How many samples of inputs of `shape` [N, …] are best run together by so many threads: 1 or more."""
-    kept = 0
-    for gate in manifest.gates:
-        sizes = [units.size_at(size, (1, *shape[1:])) for size in gate.shape]
-        kept += 4 * math.prod(size for size in sizes if size is not None)
-    allowed = _KEPT_ALONE if threads == 1 else threads * _KEPT_BY_EACH
-    return max(1, allowed // max(1, kept))
+def whole(feeds: Feeds) -> int:
+    """All of them."""
+    return sys.maxsize
 
 
-def run(
-    session: InferenceSession, feeds: Mapping[str, Array], at_once: int, options: RunOptions | None = None
-) -> list[Array]:
+class Pieces:
+    """How many samples are best run together, of inputs for the artifacts that `manifest` describes, by `threads`."""
+
+    def __init__(self, manifest: Manifest, threads: int) -> None:
+        self._manifest = manifest
+        self._allowed = _KEPT_ALONE if threads == 1 else threads * _KEPT_BY_EACH
+        self._known: dict[tuple[int, ...], int] = {}  # by a sample's shape
+
+    def __call__(self, feeds: Feeds) -> int:
+        """The number, 1 or more, for the `input` [N, …] among `feeds`."""
+        shape = feeds["input"].shape[1:]
+        if shape not in self._known:
+            self._known[shape] = max(1, self._allowed // max(1, self._kept(shape)))
+        return self._known[shape]
+
+    def _kept(self, shape: tuple[int, ...]) -> int:
+        """Bytes that one sample keeps for its gates."""
+        kept = 0
+        for gate in self._manifest.gates:
+            sizes = [units.size_at(size, (1, *shape)) for size in gate.shape]
+            kept += 4 * math.prod(size for size in sizes if size is not None)
+        return kept
+
+
+def in_pieces(session: InferenceSession, feeds: Feeds, at_once: int, options: RunOptions | None = None) -> list[Array]:
     """All outputs of `session` for `feeds`, computed for at most `at_once` samples together."""
     ports = [*session.get_inputs(), *session.get_overridable_initializers()]
     batched = [port.name for port in ports if BATCH in port.shape[:1] and port.name in feeds]

@@ -6,9 +6,9 @@ else on the CPU copies activations there and back, silently.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx
 from onnx import GraphProto, TensorProto
@@ -16,22 +16,33 @@ from onnx import GraphProto, TensorProto
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
+    from surgeon.providers import Device
+
 _INTEGERS = {TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL}
 
 
-def off_device(path: Path, session: InferenceSession) -> tuple[str, ...]:
-    """The nodes of the ONNX file `path`, as "Operator (name)", that `session`, on a GPU, runs on the CPU.
+def off_device(path: Path, session: InferenceSession, device: Device) -> tuple[str, ...]:
+    """The nodes of the ONNX file `path`, as "Operator (name)", that `session` runs on the CPU beside a GPU.
 
     Arithmetic on sizes is left out: what makes nothing but integers of one dimension at most.
     """
-    assignments = session.get_provider_graph_assignment_info()
-    left = [
-        node for assigned in assignments if assigned.ep_name == "CPUExecutionProvider" for node in assigned.get_nodes()
-    ]
+    left = [] if device.name == "cpu" else _assigned(session, ["CPUExecutionProvider"])
     if not left:
         return ()
     sizes = _of_sizes(path)
     return tuple(f"{node.op_type} ({node.name})" for node in left if node.name not in sizes)
+
+
+def behind(session: InferenceSession, device: Device) -> tuple[str, ...]:
+    """The nodes that `session` leaves to a provider behind that of `device`, as TensorRT does to CUDA."""
+    providers = [*device.chain][1:]
+    return tuple(f"{node.op_type} ({node.name})" for node in (_assigned(session, providers) if providers else []))
+
+
+def _assigned(session: InferenceSession, providers: Sequence[str]) -> list[Any]:
+    """The nodes that run by one of `providers`."""
+    assignments = session.get_provider_graph_assignment_info()
+    return [node for assigned in assignments if assigned.ep_name in providers for node in assigned.get_nodes()]
 
 
 def _of_sizes(path: Path) -> set[str]:
@@ -47,7 +58,7 @@ def _of_sizes_in(graph: GraphProto) -> Iterator[str]:
         if value.type.tensor_type.elem_type in _INTEGERS and len(value.type.tensor_type.shape.dim) <= 1
     }
     for node in graph.node:
-        if few.issuperset(node.output):
+        if node.name and few.issuperset(node.output):  # where names are missing, sizes do not excuse the others
             yield node.name
 
 

@@ -19,7 +19,8 @@ import numpy
 import onnx
 
 from surgeon.artifacts.bundle import Bundle
-from surgeon.providers import open_session
+from surgeon.binding import UNCAPTURED, quiet
+from surgeon.providers import CPU, Device, open_session
 from surgeon.tuning import tuned
 
 Array = numpy.ndarray[Any, numpy.dtype[Any]]
@@ -64,7 +65,7 @@ class _Timed:
 
 
 def profile(
-    bundle: Bundle, feeds: Mapping[str, Array], device: str = "cpu", threads: int | None = None, repeats: int = 5
+    bundle: Bundle, feeds: Mapping[str, Array], device: Device = CPU, threads: int | None = None, repeats: int = 5
 ) -> Profile:
     """Run `pullback.onnx` of `bundle` on `feeds` once to warm up and `repeats` times under ONNX Runtime's profiler.
 
@@ -76,10 +77,10 @@ def profile(
         temperature = bundle.manifest.defaults.temperature
         session = open_session(path, device, threads, temperature=temperature, trace=Path(folder) / "trace")
         for _ in range(1 + repeats):
-            session.run(None, dict(feeds))
+            session.run(None, dict(feeds), quiet(UNCAPTURED))
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     nodes = _timed(events, repeats)
-    model = tuned(path, temperature, threads) if device == "cpu" else None
+    model = tuned(path, temperature, threads) if device.name == "cpu" else None
     owners = _owners(model or onnx.load(path, load_external_data=False))
     return Profile(
         batch=len(feeds["input"]),

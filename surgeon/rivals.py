@@ -24,6 +24,7 @@ from surgeon.artifacts.onnx_writer import export_plain
 from surgeon.contenders import Artifact, Contender, Unavailable
 from surgeon.errors import ProviderError, SurgeonError, VerificationError
 from surgeon.problems import comparable, input_shape
+from surgeon.providers import Device
 from surgeon.sources import resolve_again
 from surgeon.verify import HALF_TOLERANCE, HARD_TOLERANCE, OUTPUT_TOLERANCE, SOFT_TOLERANCE, relative_error
 
@@ -52,14 +53,15 @@ class Rivals:
         manifest: Manifest,
         names: Sequence[str],
         folder: Path,
-        device: str,
+        device: Device,
         threads: int,
         source: str | None = None,
         weights: str | None = None,
     ) -> None:
-        if device == "cuda" and not torch.cuda.is_available() and set(names) - {"forward"}:
+        if device.memory == "cuda" and not torch.cuda.is_available() and set(names) - {"forward"}:
             raise ProviderError(
-                "the device 'cuda' is not there for PyTorch", "Install PyTorch with CUDA, or give --against forward"
+                f"the device {device.name!r} is not there for PyTorch",
+                "Install PyTorch with CUDA, or give --against forward",
             )
         if manifest.others:
             raise SurgeonError(
@@ -67,23 +69,25 @@ class Rivals:
             )
         self.names = tuple(dict.fromkeys(names))
         self._folder, self._device, self._threads = folder, device, threads
+        self._place = torch.device(device.memory, device.index)
         self._dtype = torch.float16 if manifest.recipe.precision == "fp16" else torch.float32
         network = resolve_again(manifest, source=source, weights=weights).module
         network, recipe = comparable(network, manifest.recipe, torch.zeros(2, *input_shape(manifest)))
         self._manifest = dataclasses.replace(manifest, recipe=recipe)
         self._module = network.to(self._dtype)
         self._plain: Artifact | None = None
-        self._settings = (torch.get_num_threads(), torch.backends.cudnn.allow_tf32)
+        self._settings = (torch.get_num_threads(), *_tf32())
 
     def __enter__(self) -> Rivals:
         torch.set_num_threads(self._threads)
-        torch.backends.cudnn.allow_tf32 = False  # nor does the artifact's provider use it
+        _allow_tf32(self._device.tf32, self._device.tf32)  # as the artifact's provider has it
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        threads, torch.backends.cudnn.allow_tf32 = self._settings
+        threads, *tf32 = self._settings
+        _allow_tf32(*tf32)
         torch.set_num_threads(threads)
 
     def contender(self, name: str, given: dict[str, Array], output: Array, pullback: Array) -> Contender:
@@ -93,9 +97,7 @@ class Rivals:
         """
         if name == "forward":
             return self._forward(given, output)
-        input, cotangent = (
-            torch.from_numpy(given[key]).to(self._device, self._dtype) for key in ("input", "cotangent")
-        )
+        input, cotangent = (torch.from_numpy(given[key]).to(self._place, self._dtype) for key in ("input", "cotangent"))
         network = self._eager(input, cotangent, pullback)
         if name == "compile":
             network = _compiled(network, input, cotangent)
@@ -105,7 +107,7 @@ class Rivals:
 
         def run() -> None:
             eager.pull(network, input, cotangent)
-            if self._device == "cuda":
+            if self._device.memory == "cuda":
                 torch.cuda.synchronize()
 
         return Contender(name, run)
@@ -114,7 +116,7 @@ class Rivals:
         if self._plain is None:
             self._plain = self._export_plain(given["input"])
         precise = {"input": given["input"].astype(numpy.float16 if self._dtype == torch.float16 else numpy.float32)}
-        (found,) = self._plain.session.run(None, precise)
+        (found,) = self._plain.values(precise).values()
         self._check("the plain export's output", found, output, self._tolerance("output"))
         return self._plain.contender("forward", precise)
 
@@ -135,7 +137,7 @@ class Rivals:
         """The faster of both ways in which the network's own code can run, if its values are right."""
         if self._manifest.recipe.temperatures:
             raise Unavailable("PyTorch's way has one temperature for all gates, and the bundle has several")
-        module, temperature = self._module.to(self._device), self._manifest.defaults.temperature
+        module, temperature = self._module.to(self._place), self._manifest.defaults.temperature
         fast = eager.network(module, self._manifest.recipe, temperature)
         found = _array(eager.pull(fast, input, cotangent)[1])
         if _error(found, pullback) <= self._tolerance("pullback"):
@@ -144,7 +146,7 @@ class Rivals:
 
     def _tolerance(self, quantity: str) -> float:
         recipe = self._manifest.recipe
-        if recipe.precision == "fp16":
+        if recipe.precision == "fp16" or self._device.tf32:
             return HALF_TOLERANCE
         if quantity == "output":
             return OUTPUT_TOLERANCE
@@ -159,6 +161,15 @@ class Rivals:
                 f"{what} is off the bundle's by {error:.1e} ({tolerance:.0e} allowed), so their times do not compare",
                 "Say with --source and --weights which network the bundle holds, or `surgeon verify` it",
             )
+
+
+def _tf32() -> tuple[bool, bool]:
+    """Whether PyTorch's convolutions and its matrix products may use TF32."""
+    return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+
+def _allow_tf32(convolutions: bool, products: bool) -> None:
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products
 
 
 def _array(values: Tensor) -> Array:

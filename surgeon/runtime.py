@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy
 
-from surgeon import machines, pieces, units
+from surgeon import machines, units
 from surgeon.artifacts.bundle import Bundle
 from surgeon.artifacts.manifest import Layer, Manifest, Port
+from surgeon.binding import Bound, Plain, runner
 from surgeon.errors import SurgeonError
 from surgeon.feeds import check_scalar, check_value, shape_text
-from surgeon.providers import DEVICES, first_line, open_session, require_provider
+from surgeon.pieces import Pieces
+from surgeon.placement import behind, off_device
+from surgeon.providers import CPU, Device, first_line, open_session, require_provider
 from surgeon.units import Array, Unit
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 Others = Mapping[str, Array]
 """What a network takes beside its input, by name, one row for each sample."""
@@ -52,18 +53,26 @@ class Step:
     score: Array  # [N], the objective's value at `perturbed`
 
 
-def load(path: str | Path, device: str = "cpu", threads: int | None = None) -> Session:
-    """Open the bundle in folder `path` for `device` ("cpu" or "cuda") with `threads` threads (None: all cores).
+def load(
+    path: str | Path,
+    device: str = "cpu",
+    threads: int | None = None,
+    provider_options: Mapping[str, Any] | None = None,
+) -> Session:
+    """Open the bundle in folder `path` for `device` with `threads` threads (None: all cores).
 
-    Raises SurgeonError for a bundle that is damaged or not there, ProviderError for a device that is not there.
+    The device is "cpu", "cuda" or "tensorrt". `provider_options` go to ONNX Runtime's provider for it on top of
+    surgeon's own, which are {"use_tf32": "0"} for CUDA; with {"enable_cuda_graph": "1"}, a run is captured once for
+    each set of shapes, and replayed from then on. Raises SurgeonError for a bundle that is damaged or not there,
+    ProviderError for a device that is not there, OptionError for options on the CPU, which takes none; others are known
+    to be wrong when an artifact is first run.
     """
-    if device not in DEVICES:
-        raise SurgeonError(f"there is no device {device!r}", f"Choose one of {', '.join(DEVICES)}")
+    place = Device(device, provider_options or {})
     if threads is not None and threads < 1:
         raise SurgeonError(f"the number of threads is {threads}", "Give 1 or more")
-    session = Session(Bundle.open(path), device, threads)
+    session = Session(Bundle.open(path), place, threads)
     if device != "cpu":
-        require_provider(device)
+        require_provider(place)
     return session
 
 
@@ -71,21 +80,37 @@ class Session:
     """A bundle's artifacts, ready to run; each ONNX file is loaded when it is first needed.
 
     On the CPU it is loaded for the temperature that is asked for first, which saves some percent of time, and once more
-    if another is asked for: for any. What is loaded stays.
+    if another is asked for: for any. What is loaded stays. On a GPU, so does what an ascent has reached, until its end;
+    what is returned are copies.
     """
 
-    def __init__(self, bundle: Bundle, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, device: Device = CPU, threads: int | None = None) -> None:
         self.bundle = bundle
         self.device = device
         self._threads = threads
-        self._loaded: dict[tuple[str, float | None], onnxruntime.InferenceSession] = {}
+        self._loaded: dict[tuple[str, float | None], Plain | Bound] = {}
         self._fixed: dict[str, float | None] = {}  # by artifact, the temperature that its first session has
-        self._at_once: dict[tuple[int, ...], int] = {}  # by a sample's shape, how many are run together
+        self._pieces = Pieces(bundle.manifest, threads or machines.cores())
 
     @property
     def manifest(self) -> Manifest:
         """What the bundle says about itself."""
         return self.bundle.manifest
+
+    @property
+    def off_device(self) -> dict[str, tuple[str, ...]]:
+        """By artifact, of those that were run, the nodes that were left to the CPU beside a GPU."""
+        left = {name: off_device(self.bundle.file(name), one.session, self.device) for name, one in self._run_so_far()}
+        return {name: nodes for name, nodes in left.items() if nodes}
+
+    @property
+    def behind(self) -> dict[str, tuple[str, ...]]:
+        """By artifact, of those that were run, the nodes that TensorRT left to CUDA."""
+        left = {name: behind(one.session, self.device) for name, one in self._run_so_far()}
+        return {name: nodes for name, nodes in left.items() if nodes}
+
+    def _run_so_far(self) -> list[tuple[str, Plain | Bound]]:
+        return [(name, one) for (name, _), one in self._loaded.items()]
 
     @property
     def others(self) -> tuple[Port, ...]:
@@ -177,12 +202,19 @@ class Session:
     ) -> Ascent:
         """Climb `steps` steps from `input` f32 [N, C, H, W] along its pullbacks, in one run of `ascent.onnx`.
 
+        With CUDA graphs it is as many runs of `ascent_step.onnx`, and one more for the last score.
         `cotangent` is one-hot for the objective "logit", a distribution for "cross-entropy", and absent for "energy".
         A negative `step_size` descends; `radius` inf does not project; None takes the bundle's default. `others`, what
         else the network takes by name, stay as they are. Raises SurgeonError as `pullback` does, and for steps < 1, a
         step size that is not finite, or a radius that is not > 0.
         """
         scalars: dict[str, Any] = {"steps": steps, "step_size": step_size, "radius": radius, "temperature": temperature}
+        if self.device.captures:
+            # ONNX Runtime captures no loop. An error would have every caller write this instead, who asked for an
+            # ascent and for graphs, and the values are the same.
+            walk = [*self.steps(input, cotangent, others=others, **scalars)]
+            score = numpy.stack([step.score for step in walk])
+            return Ascent(walk[-1].perturbed, walk[-1].output, walk[-2].pullback, score)
         return Ascent(*self._run("ascent.onnx", input, cotangent, others, **scalars))
 
     def steps(
@@ -203,11 +235,17 @@ class Session:
         count = self.manifest.defaults.steps if steps is None else steps
         check_scalar("steps", count)
         scalars: dict[str, Any] = {"step_size": step_size, "radius": radius, "temperature": temperature}
+        name = "ascent_step.onnx"
+        artifact, feeds = self._prepared(name, input, cotangent, others, origin=input, **scalars)
         here = input
-        for number in range(count + 1):
-            beyond, output, pullback = self._run("ascent_step.onnx", here, cotangent, others, origin=input, **scalars)
-            yield Step(number, here, output, pullback, self.score(output, cotangent))
-            here = beyond
+        with contextlib.closing(artifact.climb(feeds)) as climb:
+            for number in range(count + 1):
+                if not numpy.isfinite(here).all():
+                    raise SurgeonError(f"step {number} of the ascent led to values that are not finite")
+                with self._failing(name, input):
+                    beyond, output, pullback = next(climb)
+                yield Step(number, here, output, pullback, self.score(output, cotangent))
+                here = beyond
 
     def score(self, output: Array, cotangent: Array | None = None) -> Array:
         """The objective's value [N] at an `output` of the network, as an ascent reports it."""
@@ -310,10 +348,19 @@ class Session:
         self, name: str, input: Array, cotangent: Array | None, others: Others | None, **scalars: Any
     ) -> list[Array]:
         """Check the values against what the artifact takes, run it, and return its outputs."""
+        artifact, feeds = self._prepared(name, input, cotangent, others, **scalars)
+        with self._failing(name, input):
+            return artifact.run(feeds)
+
+    def _prepared(
+        self, name: str, input: Array, cotangent: Array | None, others: Others | None, **scalars: Any
+    ) -> tuple[Plain | Bound, dict[str, Array]]:
+        """The artifact, loaded, and what it is given, checked against what it takes."""
         self._require_room(input)
-        session, fixed = self._session(name, scalars["temperature"])
+        artifact, fixed = self._artifact(name, scalars["temperature"])
         if fixed:
             del scalars["temperature"]
+        session = artifact.session
         ports = {port.name: port for port in [*session.get_inputs(), *session.get_overridable_initializers()]}
         required = [port.name for port in session.get_inputs()]
         given = {**dict.fromkeys(required), "input": input, **(others or {}), "cotangent": cotangent, **scalars}
@@ -332,22 +379,18 @@ class Session:
                     f"the {key} is for a batch of {len(value)}, and the input has {len(input)}",
                     "Give one row for each input",
                 )
+        return artifact, feeds
+
+    @contextlib.contextmanager
+    def _failing(self, name: str, input: Array) -> Iterator[None]:
+        """Raise SurgeonError where a run fails."""
         try:
-            return pieces.run(session, feeds, self._samples_at_once(input), _run_options())
+            yield
         except Exception as error:  # ONNX Runtime's own exceptions have no common base
             raise SurgeonError(
                 f"{name} does not run on an input of shape {list(input.shape)} ({first_line(error)})",
                 "Where height and width are free, give a size that the network takes",
             ) from error
-
-    def _samples_at_once(self, input: Array) -> int:
-        """How many of a batch are run together: on a GPU, which has its own memory, all."""
-        if self.device != "cpu":
-            return len(input)
-        threads, shape = self._threads or machines.cores(), input.shape[1:]
-        if shape not in self._at_once:
-            self._at_once[shape] = pieces.at_once(self.manifest, input.shape, threads)
-        return self._at_once[shape]
 
     def _require_room(self, input: Array) -> None:
         """Raise SurgeonError where nothing is left of a small input at a gate: ONNX Runtime ends the process there."""
@@ -365,12 +408,12 @@ class Session:
         recipe = self.manifest.recipe
         return f"gate {recipe.gate}, pool {recipe.pool}, objective {recipe.objective}"
 
-    def _session(self, name: str, temperature: Any) -> tuple[onnxruntime.InferenceSession, bool]:
-        """The session of one artifact, and whether it is for this `temperature` (None: the default) alone."""
+    def _artifact(self, name: str, temperature: Any) -> tuple[Plain | Bound, bool]:
+        """One artifact, loaded, and whether it is for this `temperature` (None: the default) alone."""
         path, manifest = self.bundle.file(name), self.manifest
         tempered = "temperature" in {port.name for port in manifest.artifacts[name].inputs}
         at = None
-        if self.device == "cpu" and tempered and manifest.recipe.temperature_input == "scalar":
+        if self.device.name == "cpu" and tempered and manifest.recipe.temperature_input == "scalar":
             given = manifest.defaults.temperature if temperature is None else check_scalar("temperature", temperature)
             wanted = float(numpy.float32(given))  # as artifacts have it
             at = wanted if self._fixed.setdefault(name, wanted) == wanted else None
@@ -379,7 +422,7 @@ class Session:
             ports = [*session.get_inputs(), *session.get_overridable_initializers()]
             if at is not None and any(port.name == "temperature" for port in ports):
                 self._fixed[name] = at = None  # this one is for any
-            self._loaded[name, at] = session
+            self._loaded[name, at] = runner(session, self.device, self._pieces)
         return self._loaded[name, at], at is not None
 
 
@@ -394,12 +437,3 @@ def top(output: Array, count: int = 5) -> list[tuple[int, float]]:
     probabilities = softmax(output.astype(numpy.float64))
     best = numpy.argsort(-probabilities, kind="stable")[:count]
     return [(int(index), float(probabilities[index])) for index in best]
-
-
-def _run_options() -> onnxruntime.RunOptions:
-    """No log: errors are raised."""
-    import onnxruntime
-
-    options = onnxruntime.RunOptions()
-    options.log_severity_level = 4
-    return options

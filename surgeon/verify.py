@@ -5,25 +5,23 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from surgeon.artifacts.bundle import Bundle
 from surgeon.artifacts.manifest import Artifact, Comparison, Manifest
-from surgeon.errors import ProviderError, SurgeonError, VerificationError
+from surgeon.binding import Bound, Plain, runner
+from surgeon.errors import OptionError, ProviderError, SurgeonError, VerificationError
 from surgeon.inputs import example
 from surgeon.modules import copied
 from surgeon.problems import Problem, Values, comparable, input_shape, is_hard, problems
-from surgeon.providers import open_session, provider
+from surgeon.providers import Device, open_session
 from surgeon.tuning import tuned
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 SOFT_TOLERANCE = 1e-4
 """Of fp32 pullbacks with soft gates at T >= 0.1, which measure 1e-7 to 1e-5; below, rounding grows as 1/T."""
@@ -40,7 +38,7 @@ ASCENT_TOLERANCE = 1e-3
 HARD_ASCENT_TOLERANCE = 6e-2
 
 HALF_TOLERANCE = 5e-2
-"""Of fp16 artifacts, whose numbers have 11 bits."""
+"""Of fp16 artifacts, whose numbers have 11 bits, and of fp32 ones under TF32, whose factors have as many."""
 
 ROUNDING = 5
 """What autograd in the artifact's precision is off from the next higher one, an artifact may be this many times, up to
@@ -55,8 +53,9 @@ Runner = Callable[[Values], Values]
 class _Asked:
     """A problem and its answers, found when they are first wanted."""
 
-    def __init__(self, problem: Problem, module: nn.Module, precision: str) -> None:
-        self.problem, self._module, self._precision = problem, module, precision
+    def __init__(self, problem: Problem, module: nn.Module) -> None:
+        self.problem, self._module = problem, module
+        self._rounding: dict[str, dict[str, float]] = {}
 
     @cached_property
     def expected(self) -> Values:
@@ -70,13 +69,17 @@ class _Asked:
             )
         return found
 
-    @cached_property
-    def rounding(self) -> dict[str, float]:
+    def rounding(self, precision: str) -> dict[str, float]:
         """How far autograd in the artifact's precision is from the next: fp16 from `expected`, that from float64.
 
         Nothing where the network does not run in the other precision.
         """
-        other = torch.float64 if self._precision == "fp32" else torch.float16
+        if precision not in self._rounding:
+            self._rounding[precision] = self._measured(precision)
+        return self._rounding[precision]
+
+    def _measured(self, precision: str) -> dict[str, float]:
+        other = torch.float64 if precision == "fp32" else torch.float16
         try:
             values = self.problem.solve(copied(self._module).to(other), other)
         except (RuntimeError, TypeError, SurgeonError):
@@ -91,6 +94,7 @@ def verify(
     manifest: Manifest | None = None,
     tolerance: float | None = None,
     device: str = "cpu",
+    provider_options: Mapping[str, Any] | None = None,
     progress: Callable[[Comparison], None] | None = None,
     seed: int = 20250722,
 ) -> tuple[Comparison, ...]:
@@ -100,28 +104,31 @@ def verify(
     temperature is once left to its default and once another (one for each gate, where they are given so). Errors are
     relative L2 norms; `perturbed` is compared by what was added to the input. `tolerance` replaces every default one;
     by default, what goes beyond is asked once more, in another precision: what rounding explains may stay (`ROUNDING`).
-    ONNX files run on `device`, and on the CPU once more as `surgeon.load` tunes them; TorchScript runs on the CPU.
+    ONNX files run on `device` with its `provider_options`, as `surgeon.load` has it, and on the CPU once more as that
+    tunes them; TorchScript runs on the CPU. Under TF32, fp32 is held to what fp16 is, and the lines say so.
     `progress` is told each line as it is known. A line over its tolerance raises nothing here: see `require`. Raises
-    VerificationError where an artifact does not run, or where the pullback is zero, so that nothing is proved, and
-    ProviderError for a device that is not there.
+    VerificationError where an artifact does not run, or where the pullback is zero, so that nothing is proved,
+    ProviderError for a device that is not there, and OptionError for an option that it does not take.
     """
-    folder = Path(folder)
+    folder, place = Path(folder), Device(device, provider_options or {})
     manifest = manifest or Bundle.open(folder).manifest
     module, recipe = comparable(module, manifest.recipe, example(input_shape(manifest), manifest.others))
     manifest = dataclasses.replace(manifest, recipe=recipe)
-    asked = [_Asked(problem, module, recipe.precision) for problem in problems(module, manifest, seed)]
+    asked = [_Asked(problem, module) for problem in problems(module, manifest, seed)]
     lines = []
     for name, artifact in manifest.artifacts.items():
         own = [one for one in asked if one.problem.kind == Path(name).stem]
         # One session at a time: each holds the weights, and packed copies of them.
-        for form, questions, run in _forms(folder / name, artifact, device, own, manifest):
+        precision, note = _precision(artifact, recipe.precision, place)
+        held = dataclasses.replace(manifest, recipe=dataclasses.replace(recipe, precision=precision))
+        for form, questions, run in _forms(folder / name, artifact, place, own, manifest):
             for one in questions:
                 found = _run(name, run, one.problem.feeds)
                 for quantity in one.expected:
-                    line = _compare(name, quantity, one.problem, found, one.expected, manifest, tolerance, device)
-                    line = dataclasses.replace(line, condition=line.condition + form)
+                    line = _compare(name, quantity, one.problem, found, one.expected, held, tolerance, place.provider)
+                    line = dataclasses.replace(line, condition=line.condition + note + form)
                     if not line.passed and tolerance is None:
-                        explained = min(ROUNDING * one.rounding.get(quantity, 0.0), MOST_ROUNDING[recipe.precision])
+                        explained = min(ROUNDING * one.rounding(precision).get(quantity, 0.0), MOST_ROUNDING[precision])
                         line = dataclasses.replace(line, tolerance=max(line.tolerance, explained))
                     lines.append(line)
                     if progress is not None:
@@ -132,15 +139,24 @@ def verify(
     return tuple(lines)
 
 
+def _precision(artifact: Artifact, precision: str, device: Device) -> tuple[str, str]:
+    """The precision that `artifact` is held to on `device`, and what its lines say of that."""
+    if device.tf32 and precision == "fp32" and artifact.format == "onnx":
+        return "fp16", ", TF32"
+    return precision, ""
+
+
 def _forms(
-    path: Path, artifact: Artifact, device: str, asked: list[_Asked], manifest: Manifest
+    path: Path, artifact: Artifact, device: Device, asked: list[_Asked], manifest: Manifest
 ) -> Iterator[tuple[str, list[_Asked], Runner]]:
     """The file as it is, with every question; and as `surgeon.load` runs it on the CPU, with the first of them.
 
-    Of a single step nothing is tuned but its pullback, which has been asked.
+    Of a single step nothing is tuned but its pullback, which has been asked. A loop is in no CUDA graph, so
+    `surgeon.load` does not run that file where others are captured; it is asked without.
     """
-    yield "", asked, _runner(path, artifact, device)
-    if device != "cpu" or artifact.format != "onnx" or not asked or path.stem == "ascent_step":
+    loop = device.captures and path.name == "ascent.onnx"
+    yield ", no graph" if loop else "", asked, _runner(path, artifact, device.uncaptured if loop else device)
+    if device.name != "cpu" or artifact.format != "onnx" or not asked or path.stem == "ascent_step":
         return
     given = asked[0].problem.feeds.get("temperature", torch.tensor(manifest.defaults.temperature))
     temperature = float(given) if given.dim() == 0 else None
@@ -194,13 +210,13 @@ def _compare(
     expected: Values,
     manifest: Manifest,
     tolerance: float | None,
-    device: str,
+    provider: str,
 ) -> Comparison:
     if quantity not in found:
         raise VerificationError(f"{name} has no output {quantity}", "Export the bundle again")
     limit = default_tolerance(manifest, problem, quantity) if tolerance is None else tolerance
     error = _error(quantity, found, expected, problem)
-    where = "torch" if name.endswith(".ts") else provider(device)
+    where = "torch" if name.endswith(".ts") else provider
     return Comparison(name, quantity, problem.condition, error, limit, where)
 
 
@@ -231,7 +247,7 @@ def _run(name: str, runner: Runner, feeds: Values) -> Values:
 
 
 def _runner(
-    path: Path, artifact: Artifact, device: str, tuning: bool = False, temperature: float | None = None
+    path: Path, artifact: Artifact, device: Device, tuning: bool = False, temperature: float | None = None
 ) -> Runner:
     if not path.is_file():
         raise SurgeonError(f"{path} is missing", "Export the bundle again")
@@ -239,14 +255,16 @@ def _runner(
         if artifact.format == "torchscript":
             return _torchscript_runner(path, artifact)
         # PyTorch wants the cores in between.
-        return _onnx_runner(open_session(path, device, None, tuning=tuning, temperature=temperature, spinning=False))
-    except ProviderError:
+        session = open_session(path, device, None, tuning=tuning, temperature=temperature, spinning=False)
+        return _onnx_runner(runner(session, device), device.captures)
+    except (ProviderError, OptionError):
         raise
     except Exception as error:
         raise VerificationError(f"{path.name} does not load ({_first_line(error)})", _remedy(error)) from error
 
 
-def _onnx_runner(session: onnxruntime.InferenceSession) -> Runner:
+def _onnx_runner(loaded: Plain | Bound, captures: bool) -> Runner:
+    session = loaded.session
     types = {port.name: port.type for port in [*session.get_inputs(), *session.get_overridable_initializers()]}
     dtypes = {
         **{"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(bool)": torch.bool},
@@ -255,7 +273,12 @@ def _onnx_runner(session: onnxruntime.InferenceSession) -> Runner:
 
     def run(feeds: Values) -> Values:
         given = {name: feeds[name].to(dtypes[types[name]]).numpy() for name in types if name in feeds}
-        outputs = session.run(None, given)
+        if captures:
+            # Captured on other values, so that whatever the graph held on to would show.
+            other = {name: value / 2 if value.dtype.kind == "f" else value for name, value in given.items()}
+            for _ in range(2):  # the first run makes room
+                loaded.run({name: value.astype(given[name].dtype) for name, value in other.items()})
+        outputs = loaded.run(given)
         names = [port.name for port in session.get_outputs()]
         return {name: torch.from_numpy(value).float() for name, value in zip(names, outputs, strict=True)}
 

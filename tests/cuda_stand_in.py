@@ -16,6 +16,8 @@ from pathlib import Path
 
 import onnxruntime
 
+from surgeon.errors import OptionError
+
 TOOLS = ("gcc", "nm", "readelf")
 _PROVIDER = "libonnxruntime_providers_cuda.so"
 
@@ -36,13 +38,18 @@ import json, sys
 from pathlib import Path
 import onnxruntime
 del onnxruntime.preload_dlls  # it would load torch's own libraries of CUDA, which want a GPU
+from surgeon.errors import OptionError
 from surgeon.placement import off_device
-from surgeon.providers import open_session
+from surgeon.providers import Device, open_session
 path = Path(sys.argv[1])
-session = open_session(path, "cuda", 1)
+device = Device("cuda", json.loads(sys.argv[2]))
+try:
+    session = open_session(path, device, 1)
+except OptionError as error:
+    sys.exit(str(error))
 assigned = session.get_provider_graph_assignment_info()
 where = [(one.ep_name, node.op_type) for one in assigned for node in one.get_nodes()]
-print(json.dumps([where, off_device(path, session)]))
+print(json.dumps([where, off_device(path, session, device)]))
 """
 
 
@@ -76,15 +83,23 @@ def build(folder: Path) -> None:
         subprocess.run(["gcc", *flags, "-o", str(folder / library), str(source)], check=True)
 
 
-def assignment(libraries: Path, path: Path) -> tuple[collections.Counter[tuple[str, str]], list[str]]:
+def assignment(libraries: Path, path: Path, **options: str) -> tuple[collections.Counter[tuple[str, str]], list[str]]:
     """How many nodes of the ONNX file `path` go where, by (provider, operator), and what `off_device` says of them."""
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
-    asked = subprocess.run(
-        [sys.executable, "-c", _ASK, str(path)], env=environment, capture_output=True, text=True, check=False
-    )
-    assert asked.returncode == 0, asked.stderr
-    where, off = json.loads(asked.stdout.splitlines()[-1])
+    where, off = json.loads(_ask(libraries, path, options).splitlines()[-1])
     return collections.Counter(tuple(one) for one in where), off
+
+
+def refusal(libraries: Path, path: Path, **options: str) -> str:
+    """The line that tells why the provider does not run the ONNX file `path` with these options."""
+    return _ask(libraries, path, options, fails=True)
+
+
+def _ask(libraries: Path, path: Path, options: dict[str, str], fails: bool = False) -> str:
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
+    command = [sys.executable, "-c", _ASK, str(path), json.dumps(options)]
+    asked = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert asked.returncode == (OptionError.exit_code if fails else 0), asked.stderr
+    return asked.stderr if fails else asked.stdout
 
 
 def _provider() -> Path:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import statistics
 
+import click
 import numpy
 import onnx
 import pytest
@@ -10,10 +11,12 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from surgeon import benchmark, cli, eager, machines, memory, oracle, profiling, rivals
+from surgeon import benchmark, cli, contenders, eager, machines, memory, oracle, profiling, rivals
 from surgeon.artifacts.bundle import Bundle
 from surgeon.artifacts.manifest import Recipe
+from surgeon.cli import bench
 from surgeon.errors import SurgeonError, VerificationError
+from tests import cuda_graphs
 from tests.digits import digits
 from tests.networks import NETWORKS, build
 from tests.tiny_bundle import SIDE, Tiny, write_tiny
@@ -276,3 +279,49 @@ def test_feeds_are_in_range_and_one_hot(bundle):
     assert given["input"].shape == (4, 3, SIDE, SIDE) and given["input"].dtype == numpy.float32
     assert numpy.abs(given["input"]).max() <= 1
     assert given["cotangent"].shape == (4, 5) and (given["cotangent"].sum(1) == 1).all()
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_gpu_steps_where_the_state_stays(bundle, monkeypatch, graphs):
+    made = cuda_graphs.pretend(monkeypatch)
+    given = {"enable_cuda_graph": "1"} if graphs else {"device_id": 0}
+    report = benchmark.benchmark(
+        bundle, against=("forward",), device=cuda_graphs.GPU, provider_options=given, repeats=2, source=TINY
+    )
+    (found,) = report.rounds
+    names = [timing.name for timing in found.timings]
+    assert names == ["forward", "pullback", *([] if graphs else ["ascent"]), "steps"]
+    assert list(found.skipped) == (["ascent"] if graphs else [])
+    assert len(made) == (3 if graphs else 0) and all(session.captured for session in made)
+    facts = report.to_json()
+    assert facts["provider_options"] == {key: str(value) for key, value in given.items()}
+    assert facts["off_device"]["pullback.onnx"] and not any(facts["behind"].values())
+
+
+def test_bench_says_which_options_were_used(bundle, monkeypatch, surgeon):
+    cuda_graphs.pretend(monkeypatch)
+    monkeypatch.setattr(bench.command.params[-4], "type", click.STRING)
+    assert bench.command.params[-4].name == "device"
+    where = ("--device", cuda_graphs.GPU, "--provider-option", "enable_cuda_graph=1")
+    code, out, err = surgeon("bench", bundle, "--against", "none", "--repeats", 2, *where)
+    assert code == 0, err
+    assert "ONNX Runtime's provider has enable_cuda_graph=1" in out
+    assert "ascent was left out: it is a loop, and a CUDA graph holds none" in out
+    assert "ascent_step, its state on the GPU" in out
+
+
+def test_what_is_left_to_another_provider_is_shown(bundle, monkeypatch, surgeon):
+    monkeypatch.setattr(contenders.Artifact, "behind", property(lambda self: ("Conv (a)",)))
+    code, out, err = surgeon("bench", bundle, "--against", "none", "--repeats", 1)
+    assert code == 0, err
+    assert "pullback.onnx: 1 nodes are left to CUDA: Conv (a)" in out
+
+
+def test_a_contender_that_fails_is_an_error(bundle, monkeypatch):
+    def failing(*_):
+        raise RuntimeError("out of memory\nat such a place")
+
+    cuda_graphs.pretend(monkeypatch)
+    monkeypatch.setattr("surgeon.binding._Lap.run", failing)
+    with pytest.raises(SurgeonError, match=r"pullback.onnx does not run \(out of memory\)"):
+        benchmark.benchmark(bundle, device=cuda_graphs.GPU, repeats=1)

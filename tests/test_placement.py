@@ -25,12 +25,52 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["pullback.onnx", "ascent_step.onnx", "ascent.onnx"])
+ARTIFACTS = ["pullback.onnx", "ascent_step.onnx", "ascent.onnx"]
+
+
+@pytest.mark.parametrize("name", ARTIFACTS)
 def test_nothing_leaves_the_gpu_but_arithmetic_on_sizes(libraries: Path, name: str) -> None:
     where, off = cuda_stand_in.assignment(libraries, DIGITS / name)
     assert off == []
     assert where[CUDA, "Conv"] and where[CUDA, "Sigmoid"]
     assert {operator for provider, operator in where if provider == CPU} <= {"Concat"}
+
+
+@pytest.mark.parametrize("name", ARTIFACTS)
+def test_nor_does_it_with_channels_last(libraries: Path, name: str) -> None:
+    where, off = cuda_stand_in.assignment(libraries, DIGITS / name, prefer_nhwc="1")
+    assert off == []
+    assert where[CUDA, "Conv"] and where[CUDA, "Transpose"] > 2  # into that layout and out of it
+    assert {provider for provider, _ in where} == {CUDA}
+
+
+@pytest.mark.parametrize("name", ARTIFACTS[:2])
+def test_what_has_no_loop_can_be_captured(libraries: Path, name: str) -> None:
+    _, off = cuda_stand_in.assignment(libraries, DIGITS / name, enable_cuda_graph="1")
+    assert off == []
+
+
+@pytest.mark.parametrize("name", ARTIFACTS[:2])
+def test_what_reads_a_scalar_reads_it_on_the_gpu(name: str) -> None:
+    """A value that a kernel reads on the CPU is fixed in a captured graph; those of these operators read none there."""
+    graph = onnx.load(DIGITS / name, load_external_data=False).graph
+    scalars = {value.name for value in graph.input if not value.type.tensor_type.shape.dim}
+    assert scalars
+    assert {node.op_type for node in graph.node if scalars & set(node.input)} <= {"Reciprocal", "Mul", "Div"}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("ascent.onnx", {"enable_cuda_graph": "1"}, "ascent.onnx cannot be captured in a CUDA graph (This session"),
+        ("pullback.onnx", {"bogus": "1"}, "does not take the options use_tf32=0, bogus=1 (Unknown provider option:"),
+        ("pullback.onnx", {"use_tf32": "maybe"}, 'use_tf32=maybe (Failed to parse provider option "use_tf32")'),
+    ],
+)
+def test_what_the_provider_refuses_is_one_line(libraries: Path, name: str, options: dict[str, str], said: str) -> None:
+    told = cuda_stand_in.refusal(libraries, DIGITS / name, **options)
+    assert said in told
+    assert len(told.splitlines()) == 1
 
 
 def test_what_leaves_it_is_named(libraries: Path, tmp_path: Path) -> None:

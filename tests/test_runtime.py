@@ -182,7 +182,7 @@ def test_no_provider_is_taken_for_another(bundles, monkeypatch):
     monkeypatch.setattr(
         onnxruntime,
         "InferenceSession",
-        lambda path, settings, providers: real(path, providers=["CPUExecutionProvider"]),
+        lambda path, settings, providers, **_: real(path, providers=["CPUExecutionProvider"]),
     )
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
     session = load(bundles / "soft", device="cuda")

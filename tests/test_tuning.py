@@ -19,7 +19,7 @@ import surgeon
 from surgeon import tuning
 from surgeon.artifacts.manifest import Recipe
 from surgeon.placement import graphs
-from surgeon.providers import open_session
+from surgeon.providers import CPU, open_session
 from surgeon.tuning.draft import Draft
 
 RANDOM = np.random.default_rng(0)
@@ -237,7 +237,7 @@ def test_a_session_computes_what_the_file_does(bundle: Path, temperature: float,
         ("ascent.onnx", session.ascent(x, cotangent, steps=3, temperature=temperature)),
     ):
         steps = {"steps": np.array(3)} if name == "ascent.onnx" else {}
-        plain = open_session(bundle / name, "cpu", None, tuning=False)
+        plain = open_session(bundle / name, CPU, None, tuning=False)
         for value, expected in zip(found, plain.run(None, feeds | steps), strict=True):
             assert np.linalg.norm(value - expected) <= 2e-5 * np.linalg.norm(expected)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from surgeon.profiling import Profile
 
 OPPONENTS = ("forward", "eager", "compile")
+NAMES = {"ascent": "ascent, per step of {}", "steps": "ascent_step, its state on the GPU"}
 MOST_SHARES = 12  # of a profile, on the screen
 
 EXAMPLES = """\b
@@ -74,6 +75,7 @@ def _sizes(text: str) -> tuple[int, ...]:
 @click.option("--source", metavar="MODEL", help="The network, if not what the manifest says.")
 @click.option("--weights", metavar="FILE|NAME", help="Its weights, if not where the manifest says.")
 @options.device
+@options.provider_options
 @options.threads
 @options.as_json
 def command(bundle: Path, against: tuple[str, ...] | None, as_json: bool, **settings: Any) -> None:
@@ -107,10 +109,7 @@ def command(bundle: Path, against: tuple[str, ...] | None, as_json: bool, **sett
             _print_profile(console, round.profile)
     if "forward" not in against:
         console.print("ratios to 2 x forward need --against forward, and torch", style="dim")
-    for name, nodes in report.off_device.items():
-        if nodes:
-            told = f"{name}: {len(nodes)} nodes run on the CPU: {', '.join(nodes[:5])}{', …' if nodes[5:] else ''}"
-            console.print(told, style="yellow", markup=False, soft_wrap=True)
+    screen.print_strays(console, report.off_device, report.behind)
     _print_machine(console, report)
 
 
@@ -130,7 +129,7 @@ def _print_round(console: Console, report: Benchmark, round: Round) -> None:
     for column in ("", "median", "quartiles", *ratios, *(("peak memory",) if weighed else ())):
         table.add_column(column, justify="right" if column else "left")
     for timing in round.timings:
-        cells = [f"ascent, per step of {report.steps}" if timing.name == "ascent" else timing.name]
+        cells = [NAMES.get(timing.name, timing.name).format(report.steps)]
         cells += [f"{_milliseconds(timing.median)} ms", " – ".join(map(_milliseconds, timing.quartiles))]
         if timing.ratios is not None:
             low, high = quartiles(timing.ratios)
@@ -168,7 +167,9 @@ def _print_machine(console: Console, report: Benchmark) -> None:
     machine = report.machine
     load = "" if machine.load is None else f"; load before {machine.load:g}"
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    given = ", ".join(f"{key}={value}" for key, value in report.provider_options.items())
     lines = (
+        *([f"ONNX Runtime's provider has {given}"] if given else []),
         f"{report.repeats} turns after {report.warm_up} to warm up; gates {report.gate}, pools {report.pool}",
         f"{machine.processor}, {machine.cores} cores, {machine.threads} threads, {machine.system}{load}",
         versions,

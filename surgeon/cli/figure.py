@@ -66,6 +66,7 @@ Examples:
 )
 @click.option("--side", type=click.IntRange(32, 1024), default=192, show_default=True, help="Pixels of a cell's side.")
 @options.device
+@options.provider_options
 @options.threads
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("exported/figure.png"), show_default=True)
 @options.as_json
@@ -81,6 +82,7 @@ def command(
     clip: float,
     side: int,
     device: str,
+    provider_options: dict[str, str],
     threads: int | None,
     output: Path,
     as_json: bool,
@@ -99,8 +101,8 @@ def command(
 
     format_of(output)  # before the work, not after it
     spare_photos(photos, [output])
-    session = load(bundle, device, threads)
-    plain = load(against, device, threads) if against else None
+    session = load(bundle, device, threads, provider_options)
+    plain = load(against, device, threads, provider_options) if against else None
     if session.manifest.recipe.objective == "energy":
         raise SurgeonError(f"the objective of {bundle} is energy, which has no target classes", "See `surgeon run`")
     if session.others:
@@ -130,6 +132,8 @@ def command(
         grid(panels, title=session.manifest.model.name, footer=footer(session, settings, extra, clip), side=side),
         output,
     )
+    for climber in (session, plain) if plain else (session,):
+        screen.print_strays(screen.console(error=True), climber.off_device, climber.behind)
     if as_json:
         drawn = zip(photos, images, own, rows, strict=True)
         cells = [

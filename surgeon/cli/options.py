@@ -38,6 +38,19 @@ def number(above: float | None = None, infinite: bool = False) -> Callable[[str]
     return convert
 
 
+def pairs(texts: Sequence[str]) -> dict[str, str]:
+    """Each KEY=VALUE; raises where one is not, or a key is given twice."""
+    found: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = (part.strip() for part in text.partition("="))
+        if not (key and equals and value):
+            raise click.BadParameter(f"{text!r} is not KEY=VALUE.")
+        if key in found:
+            raise click.BadParameter(f"{key} is given twice.")
+        found[key] = value
+    return found
+
+
 Size = tuple[int, int] | str
 """Height and width, or NATIVE."""
 
@@ -114,7 +127,16 @@ temperature = click.option(
     "--temperature", type=number(above=0), metavar="T", help="Softness of the gates.  [default: the bundle's]"
 )
 device = click.option(
-    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where it runs."
+    "--device", type=click.Choice(["cpu", "cuda", "tensorrt"]), default="cpu", show_default=True, help="Where it runs."
+)
+provider_options = click.option(
+    "--provider-option",
+    "provider_options",
+    multiple=True,
+    callback=lambda ctx, param, texts: pairs(texts),
+    metavar="KEY=VALUE",
+    help="An option of ONNX Runtime's provider for that device, such as use_tf32=1, prefer_nhwc=1 or "
+    "enable_cuda_graph=1; again for each.",
 )
 threads = click.option("--threads", type=click.IntRange(min=1), help="Processor threads.  [default: all cores]")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")

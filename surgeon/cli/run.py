@@ -53,6 +53,7 @@ Examples:
 @others.given
 @click.option("--descend", is_flag=True, help="Walk away from the class instead of towards it.")
 @options.device
+@options.provider_options
 @options.threads
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("exported/pictures"), show_default=True)
 @options.as_json
@@ -66,6 +67,7 @@ def command(
     descend: bool,
     step_size: float | None,
     device: str,
+    provider_options: dict[str, str],
     threads: int | None,
     output: Path,
     as_json: bool,
@@ -81,7 +83,7 @@ def command(
     from surgeon.cli import screen
     from surgeon.runtime import load
 
-    session = load(bundle, device, threads)
+    session = load(bundle, device, threads, provider_options)
     defaults = session.manifest.defaults
     length = defaults.step_size if step_size is None else step_size
     settings = {**scalars, "step_size": -length if descend else length}
@@ -105,6 +107,7 @@ def command(
             except KeyboardInterrupt:
                 raise _interrupted(results, photos, output) from None
             results.append({"photo": str(photo), "size": list(image.shape[1:]), **result, "files": paths})
+    screen.print_strays(screen.console(error=True), session.off_device, session.behind)
     if as_json:
         screen.print_json({"bundle": str(bundle), "device": device, "settings": settings, "photos": results})
         return

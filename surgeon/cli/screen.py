@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -45,6 +46,17 @@ def print_json(data: Any) -> None:
     from surgeon.artifacts.manifest import strict
 
     click.echo(json.dumps(strict(data), indent=1, allow_nan=False))
+
+
+def print_strays(
+    console: Console, off_device: Mapping[str, tuple[str, ...]], behind: Mapping[str, tuple[str, ...]]
+) -> None:
+    """Of each artifact, the nodes that are not where they were asked for."""
+    for found, where in ((off_device, "run on the CPU"), (behind, "are left to CUDA")):
+        for name, nodes in found.items():
+            if nodes:
+                told = f"{name}: {len(nodes)} nodes {where}: {', '.join(nodes[:5])}{', …' if nodes[5:] else ''}"
+                console.print(told, style="yellow", markup=False, soft_wrap=True)
 
 
 def size_text(count: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @click.option("--tolerance", type=options.number(above=0), help="Relative L2 error allowed.  [default: by quantity]")
 @click.option("--integrity", is_flag=True, help="Check the files against the manifest and nothing more (no torch).")
 @options.device
+@options.provider_options
 @options.as_json
 def command(
     bundle: Path,
@@ -30,6 +31,7 @@ def command(
     tolerance: float | None,
     integrity: bool,
     device: str,
+    provider_options: dict[str, str],
     as_json: bool,
 ) -> None:
     r"""Check the files of BUNDLE against its manifest, then run its artifacts against PyTorch's autograd.
@@ -51,7 +53,7 @@ def command(
         return
     lines: list[Comparison] = []
     try:
-        _compare(opened, source, weights, tolerance, device, lines)
+        _compare(opened, source, weights, tolerance, lines, device=device, provider_options=provider_options)
     except VerificationError:
         _print(opened, lines, as_json, finished=False)
         raise
@@ -66,10 +68,10 @@ def _compare(
     source: str | None,
     weights: str | None,
     tolerance: float | None,
-    device: str,
     lines: list[Comparison],
+    **where: Any,
 ) -> None:
-    """Append to `lines` each comparison as it is made."""
+    """Append to `lines` each comparison as it is made; `where` is on what device."""
     from surgeon.cli import screen
 
     try:
@@ -96,7 +98,7 @@ def _compare(
             network.module,
             manifest=bundle.manifest,
             tolerance=tolerance,
-            device=device,
+            **where,
             progress=told,
         )
 
