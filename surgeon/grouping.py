@@ -50,18 +50,19 @@ class Layer:
     gates: int
 
 
-def pictured(structure: Structure) -> tuple[Node, ...]:
-    """The nodes of the graph that holds the pullback, such as an ascent's loop; all nodes where none is marked so."""
+def pictured(structure: Structure) -> int | None:
+    """Which graph holds the pullback, such as an ascent's loop; None where no node is marked so."""
     backward = collections.Counter(node.graph for node in structure.nodes if node.part == "backward")
-    if not backward:
-        return structure.nodes
-    graph = backward.most_common(1)[0][0]
-    return tuple(node for node in structure.nodes if node.graph == graph)
+    return backward.most_common(1)[0][0] if backward else None
 
 
 def pairs(structure: Structure, gates: Sequence[Gate] = ()) -> tuple[Pair, ...]:
-    """Each node of the source graph in order of use, then backward nodes that have no forward one, then a step."""
-    nodes = pictured(structure)
+    """Each node of the source graph in order of use, then backward nodes that have no forward one, then a step.
+
+    Of the graph that is `pictured`, or of all graphs.
+    """
+    graph = pictured(structure)
+    nodes = [node for node in structure.nodes if graph is None or node.graph == graph]
     forward: dict[str, list[Node]] = {}
     backward: dict[str, list[Node]] = {}
     for node in sorted(nodes, key=lambda node: node.constant):  # weights are made before anything is used

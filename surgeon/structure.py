@@ -57,15 +57,22 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Graph:
+    """The model's own graph, or the body of a loop or branch."""
+
+    name: str  # of the node whose body it is; "" of the model's own
+    inputs: tuple[tuple[str, Shape], ...]
+    outputs: tuple[tuple[str, Shape], ...]
+
+
+@dataclass(frozen=True)
 class Structure:
     """The nodes of a model, in the file's order, each counted once, those in bodies of loops and branches included."""
 
     nodes: tuple[Node, ...]
     parameters: int  # floating-point numbers in initializers, but for the defaults of inputs
     batch: int  # that the counts are for: 1, or what the file fixes
-    graphs: tuple[str, ...]  # names of the nodes whose bodies they are; the first is the model's own, ""
-    inputs: tuple[tuple[str, Shape], ...]
-    outputs: tuple[tuple[str, Shape], ...]
+    graphs: tuple[Graph, ...]  # the model's own is the first
     opsets: dict[str, int] = field(default_factory=dict)  # by domain
 
     def multiply_adds(self, part: str) -> int | None:
@@ -82,6 +89,18 @@ def total(values: Iterable[int | None]) -> int | None:
     found = list(values)
     known = [value for value in found if value is not None]
     return sum(known) if len(known) == len(found) else None
+
+
+def figure_text(count: int | None) -> str:
+    """A count in three figures, such as 118 M; "?" where it is not known, and nothing for 0."""
+    if count is None:
+        return "?"
+    if count < 1000:
+        return str(count) if count else ""
+    value, units = float(count), ["", "k", "M", "G", "T", "P"]
+    while value >= 999.5 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.{0 if value >= 99.95 else 1 if value >= 9.995 else 2}f} {units[0]}"
 
 
 def read(model: ModelProto, sizes: Mapping[str, int] | None = None, input_shape: Shape = ()) -> Structure:
@@ -103,8 +122,6 @@ def read(model: ModelProto, sizes: Mapping[str, int] | None = None, input_shape:
         parameters=sum(reader.counts.values()),
         batch=leading[0],
         graphs=tuple(reader.graphs),
-        inputs=tuple((value.name, inference.shape(value) or ()) for value in inputs),
-        outputs=tuple((value.name, inference.shape(value) or ()) for value in stated.output),
         opsets={entry.domain: entry.version for entry in model.opset_import},
     )
 
@@ -171,7 +188,7 @@ class _Reader:
 
     def __init__(self, inputs: set[str]) -> None:
         self.nodes: list[Node] = []
-        self.graphs: list[str] = []
+        self.graphs: list[Graph] = []
         self.counts: dict[_Weight, int] = {}  # floating-point numbers in each initializer
         self._inputs = inputs
         self._read: set[_Weight] = set()
@@ -179,7 +196,11 @@ class _Reader:
     def read(self, stated: GraphProto, known: GraphProto, scope: _Scope, name: str = "") -> None:
         """Add the nodes of `stated`, and those of the bodies in it. `known` is the same graph with numbers."""
         place = len(self.graphs)
-        self.graphs.append(name)
+        given = inference.ports(stated) if place == 0 else stated.input
+        inputs, outputs = (
+            tuple((value.name, inference.shape(value) or ()) for value in ends) for ends in (given, stated.output)
+        )
+        self.graphs.append(Graph(name, inputs, outputs))
         numbered = {value.name: value for value in (*known.input, *known.value_info, *known.output)}
         for value in (*stated.input, *stated.value_info, *stated.output):
             scope.values[value.name] = _value(value, numbered.get(value.name, value))

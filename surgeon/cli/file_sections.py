@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from surgeon.artifacts.manifest import Gate, Manifest, Port
 from surgeon.cli.screen import size_text
-from surgeon.cli.tables import bytes_text, counts_text, number_text, shape_text, table
+from surgeon.cli.tables import bytes_text, counts_text, shape_text, table
 from surgeon.grouping import Pair, count, layers, named
 from surgeon.inspection import FileReport, Inspection, nothing_fits, operators
-from surgeon.structure import ROLES, UNMARKED, total
+from surgeon.structure import ROLES, UNMARKED, figure_text, total
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -84,7 +84,7 @@ class FileSections:
                 nodes = [node for node in structure.nodes if node.part == part]
                 if nodes:
                     work, memory = structure.multiply_adds(part), structure.bytes(part)
-                    costs = f"{number_text(work) or 0} multiply-adds, {bytes_text(memory)} of activations"
+                    costs = f"{figure_text(work) or 0} multiply-adds, {bytes_text(memory)} of activations"
                     rows.append((part, f"{len(nodes)} nodes, {costs} for {sample}"))
         files = ", ".join(f"{file.name} {size_text(file.bytes)}" for file in self.inspection.files)
         rows.append(("size", f"{size_text(self.inspection.bytes)} in all: {files}"))
@@ -107,8 +107,8 @@ class FileSections:
         found = layers(self.inspection.pairs(self.pattern))
         rows: list[tuple[Any, ...]] = [
             (
-                one.module or ROOT, counts_text(one.operators, 3), shape_text(one.shape), number_text(one.parameters),
-                number_text(one.multiply_adds), number_text(one.backward_multiply_adds), bytes_text(one.bytes),
+                one.module or ROOT, counts_text(one.operators, 3), shape_text(one.shape), figure_text(one.parameters),
+                figure_text(one.multiply_adds), figure_text(one.backward_multiply_adds), bytes_text(one.bytes),
                 one.gates or "",
             )
             for one in found
@@ -117,7 +117,7 @@ class FileSections:
         parameters, memory = sum(one.parameters for one in found), total(one.bytes for one in found)
         gates = sum(one.gates for one in found)
         rows.append(
-            ("total", "", "", number_text(parameters), *map(number_text, sums), bytes_text(memory), gates or "")
+            ("total", "", "", figure_text(parameters), *map(figure_text, sums), bytes_text(memory), gates or "")
         )
         columns = ["module", "operators", "output", "parameters", "multiply-adds", "backward", "memory", "gates"]
         if not any(one.backward_multiply_adds for one in found):

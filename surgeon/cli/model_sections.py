@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from surgeon.cli.tables import bytes_text, number_text, shape_text, table
+from surgeon.cli.tables import bytes_text, shape_text, table
+from surgeon.structure import figure_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -84,7 +85,7 @@ class ModelSections:
         rows = [
             ("model", f"{self.name}, {self.outline.parameters:,} parameters"),
             ("source", self.source.model.source),
-            ("forward", f"{number_text(self.outline.multiply_adds) or 0} multiply-adds for one sample"),
+            ("forward", f"{figure_text(self.outline.multiply_adds) or 0} multiply-adds for one sample"),
             ("gates", f"{gates.count('gate')} gates, {gates.count('pool')} max pools"),
             ("temperature", f"{self.source.temperature:g}, unless `surgeon export --temperature` says another"),
         ]
@@ -103,7 +104,7 @@ class ModelSections:
         rows = []
         for one in self._layers_there():
             counted = one.parameters is not None
-            costs = [number_text(one.parameters), number_text(one.multiply_adds)] if counted else ["", ""]
+            costs = [figure_text(one.parameters), figure_text(one.multiply_adds)] if counted else ["", ""]
             memory = bytes_text(one.bytes) if one.bytes is not None else ""
             shape = shape_text(one.shape, "not one tensor")
             calls = one.calls if one.calls > 1 else ""

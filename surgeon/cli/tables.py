@@ -28,13 +28,19 @@ class Sections(Protocol):
         """A section for people."""
 
 
+def printable(item: Any) -> str:
+    """What a cell says, without the characters that would steer a terminal: names may come from any file."""
+    text = "" if item is None else str(item)
+    return "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], right: Sequence[str] = ()) -> Table:
     """A table whose heading is left out where every column's is blank; text is never taken for markup."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    heading = Text(title, style="bold") if title else None
+    heading = Text(printable(title), style="bold") if title else None
     headed = any(column.strip() for column in columns)
     shape = box.SIMPLE_HEAD if headed else None
     made = Table(title=heading, title_justify="left", box=shape, pad_edge=False, show_header=headed)
@@ -43,25 +49,13 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], rig
             column, justify="right" if column in right else "left", overflow="fold", style=STYLES.get(column)
         )
     for row in rows:
-        made.add_row(*[Text("" if item is None else str(item)) for item in row])
+        made.add_row(*[Text(printable(item)) for item in row])
     return made
 
 
 def shape_text(shape: Sequence[int | str] | None, none: str = "") -> str:
     """[N, 64, 56, 56]."""
     return none if shape is None else "[" + ", ".join(map(str, shape)) + "]"
-
-
-def number_text(count: int | None) -> str:
-    """A count in three figures: 118 M; "?" where it is not known, and nothing for 0."""
-    if count is None:
-        return "?"
-    if count < 1000:
-        return str(count) if count else ""
-    value, units = float(count), ["", "k", "M", "G", "T"]
-    while value >= 999.5 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{value:.{0 if value >= 99.95 else 1 if value >= 9.995 else 2}f} {units[0]}"
 
 
 def bytes_text(count: int | None) -> str:
