@@ -5,7 +5,7 @@ const picture = document.getElementById("picture"), view = document.getElementBy
 const LEFT = G.margin, RIGHT = G.margin + G.box + G.gap, TOP = 40, PAD = 10, LONG = 400;
 const two = groups[0].hasBackward, WIDTH = two ? RIGHT + G.box + G.margin : RIGHT;
 const opened = new Set(initially);
-let rows, frames, height, chosen = null, at = { x: 0, y: 0, scale: 1 };
+let rows, frames, tops, drawn, most, height, painted = [0, 0], chosen = null, at = { x: 0, y: 0, scale: 1 };
 
 // ---- layout
 
@@ -31,6 +31,10 @@ function layOut() {
     return y;
   };
   height = place(0, TOP, 0) + G.foot;
+  tops = [...frames.map(({ number, top }) => [number, top, true]), ...[...rows].map(([number, y]) => [number, y, false])];
+  tops.sort((one, other) => one[1] - other[1]);
+  drawn = paths();
+  most = Math.max(1, ...[...rows.keys()].map((number) => Math.max(groups[number].work, groups[number].backWork)));
 }
 
 function shown(number) {
@@ -54,12 +58,12 @@ function paths() {
       const a = rows.get(start), b = rows.get(end);
       if (kind === "saved") {
         const y = a + G.row / 2, to = b + G.row / 2, middle = (LEFT + G.box + RIGHT) / 2;
-        found.push([kind, `M${LEFT + G.box} ${y}C${middle} ${y} ${middle} ${to} ${RIGHT} ${to}`]);
+        found.push([kind, Math.min(a, b), Math.max(a, b), `M${LEFT + G.box} ${y}C${middle} ${y} ${middle} ${to} ${RIGHT} ${to}`]);
       } else if (start === end || !order.has(start) || !order.has(end)) {
         continue;
       } else if (order.get(end) - order.get(start) === (kind === "forward" ? 1 : -1)) {
         const [y, to] = kind === "forward" ? [a + G.row, b] : [a, b + G.row];
-        found.push([kind, `M${side + G.box / 2} ${y}V${to}`]);
+        found.push([kind, Math.min(y, to), Math.max(y, to), `M${side + G.box / 2} ${y}V${to}`]);
       } else {
         arcs.push([a, b]);
       }
@@ -73,7 +77,7 @@ function paths() {
       taken[lane].push([low, high]);
       const outside = G.lane * (lane % G.lanes) + 12;
       const [edge, to] = kind === "forward" ? [side, side - outside] : [side + G.box, side + G.box + outside];
-      found.push([`${kind} arc`, arc(edge, to, a + 0.68 * G.row, b + 0.32 * G.row)]);
+      found.push([`${kind} arc`, low, high, arc(edge, to, a + 0.68 * G.row, b + 0.32 * G.row)]);
     }
   }
   return found;
@@ -109,7 +113,7 @@ function box(parent, x, y, work, most) {
   if (work) make(parent, "rect", { class: "bar", x: x + 4, y: y + G.row - 4, width: ((G.box - 8) * work) / most, height: 3, rx: 1.5 });
 }
 
-function drawRow(number, y, most) {
+function drawRow(number, y) {
   const group = groups[number], port = group.kind === "port", opens = group.children.length > 0;
   const name = (opens ? "▸ " : "") + group.short;
   const row = item(number, opens ? "opens" : "", group);
@@ -141,19 +145,27 @@ function item(number, style, group) {
 
 function draw() {
   layOut();
+  paint();
+  choose(chosen ?? tops[0]?.[0]);
+}
+
+// Only what is in sight, and as much above and below it, is drawn: a graph may have thousands of rows.
+function paint() {
+  const high = picture.parentElement.clientHeight / at.scale, start = -at.y / at.scale;
+  const [from, to] = (painted = [start - high, start + 2 * high]);
+  const inSight = (top, bottom) => bottom >= from && top <= to;
   view.replaceChildren();
   make(view, "text", { class: "heading", x: LEFT, y: TOP - 16 }, "forward ↓");
   if (two) make(view, "text", { class: "heading", x: RIGHT, y: TOP - 16 }, "backward ↑");
-  for (const { number, top, bottom, depth } of frames) {
+  for (const { top, bottom, depth } of frames) {
     const inset = G.inset * depth;
-    make(view, "rect", { class: "frame", x: inset, y: top, width: WIDTH - 2 * inset, height: bottom - top, rx: 6 });
+    if (inSight(top, bottom)) make(view, "rect", { class: "frame", x: inset, y: top, width: WIDTH - 2 * inset, height: bottom - top, rx: 6 });
   }
-  for (const [kind, d] of paths()) make(view, "path", { class: `edge ${kind}`, d });
-  const most = Math.max(1, ...[...rows.keys()].map((number) => Math.max(groups[number].work, groups[number].backWork)));
-  const tops = [...frames.map(({ number, top }) => [number, top, true]), ...[...rows].map(([number, y]) => [number, y, false])];
-  for (const [number, y, frame] of tops.sort((one, other) => one[1] - other[1])) {
+  for (const [kind, top, bottom, d] of drawn) if (inSight(top, bottom + G.row)) make(view, "path", { class: `edge ${kind}`, d });
+  for (const [number, y, frame] of tops) {
+    if (!inSight(y, y + G.row)) continue;
     if (!frame) {
-      drawRow(number, y, most);
+      drawRow(number, y);
       continue;
     }
     const head = item(number, "opens", groups[number]);
@@ -161,12 +173,11 @@ function draw() {
     make(head, "text", { class: "frame-name opens", x: LEFT, y: y + 17 }, `▾ ${groups[number].short}`);
     make(head, "rect", { class: "hit", x: LEFT - 3, y: y + 3, width: G.box, height: G.head - 5, rx: 4 });
   }
-  choose(chosen ?? first());
+  mark();
 }
 
-const first = () => items()[0] && Number(items()[0].dataset.group);
-const items = () => [...view.querySelectorAll("[role=treeitem]")];
 const find = (number) => view.querySelector(`[data-group="${number}"]`);
+const placeOf = (number) => tops.findIndex(([one]) => one === number);
 
 // ---- what a module holds
 
@@ -200,44 +211,48 @@ function tell(number) {
     told.push(table);
     if (nodes.length > LONG) told.push(say("p", `and ${nodes.length - LONG} more`, "soft"));
   }
-  if (group.kind === "port") told.push(say("p", [group.short, group.right].filter(Boolean).join("; ")));
   told.push(say("h3", "keys"), keys(), say("p", legend, "soft"));
   panel.replaceChildren(...told);
 }
 
 function keys() {
-  const made = say("p", "", "soft");
-  const listed = [["↑ ↓", "move"], ["→ ←", "open, close"], ["+ − 0", "zoom, fit"], ["E C", "open, close all"]];
-  for (const [key, what] of listed) made.append(say("kbd", key), ` ${what}  `);
-  made.append("Drag or scroll to move, hold Ctrl to zoom.");
+  const made = document.createElement("ul");
+  const listed = [["↑ ↓", "move"], ["→ ←", "open, close"], ["+ − 0", "zoom, fit the width"], ["E C", "open, close all"], ["Ctrl", "and the wheel: zoom"]];
+  for (const [key, what] of listed) {
+    const one = made.appendChild(document.createElement("li"));
+    one.append(say("kbd", key), ` ${what}`);
+  }
   return made;
 }
 
 function choose(number) {
   if (number === undefined) return;
-  let found = find(number) ? number : shown(number);
-  if (!find(found)) found = first();
-  for (const one of items()) {
-    one.classList.toggle("chosen", Number(one.dataset.group) === found);
-    one.setAttribute("tabindex", Number(one.dataset.group) === found ? 0 : -1);
+  chosen = placeOf(number) >= 0 ? number : shown(number);
+  mark();
+  tell(chosen);
+}
+
+function mark() {
+  for (const one of view.querySelectorAll("[data-group]")) {
+    const is = Number(one.dataset.group) === chosen;
+    one.classList.toggle("chosen", is);
+    one.setAttribute("tabindex", is ? 0 : -1);
   }
-  chosen = found;
-  tell(found);
 }
 
 // ---- opening and closing: what was clicked stays where it is
 
-const top = (number) => frames.find((frame) => frame.number === number)?.top ?? rows.get(number);
+const topOf = (number) => tops[placeOf(number)][1];
 
-function toggle(number, focus) {
+function toggle(number) {
   if (!groups[number].children.length) return;
-  const before = top(number);
+  const before = topOf(number);
   if (!opened.delete(number)) opened.add(number);
   chosen = number;
   draw();
-  at.y += (before - top(number)) * at.scale;
+  at.y += (before - topOf(number)) * at.scale;
   move();
-  if (focus) find(number).focus({ preventScroll: true });
+  find(number)?.focus({ preventScroll: true });
 }
 
 function openAll(open) {
@@ -253,6 +268,10 @@ function move() {
   at.x = Math.min(wide - 60, Math.max(60 - WIDTH * scale, at.x));
   at.y = Math.min(high - 60, Math.max(60 - height * scale, at.y));
   view.setAttribute("transform", `translate(${at.x} ${at.y}) scale(${scale})`);
+  const start = -at.y / scale, had = view.contains(document.activeElement);
+  if (start >= painted[0] && start + high / scale <= painted[1]) return;
+  paint();
+  if (had) find(chosen)?.focus({ preventScroll: true });
 }
 
 function zoom(factor, x = picture.clientWidth / 2, y = picture.clientHeight / 2) {
@@ -268,7 +287,7 @@ function fit() {
 }
 
 function reveal(number) {
-  const y = at.y + top(number) * at.scale, low = picture.clientHeight - G.row * at.scale - 20;
+  const y = at.y + topOf(number) * at.scale, low = picture.clientHeight - G.row * at.scale - 20;
   if (y < 20 || y > low) {
     at.y += Math.min(Math.max(20, y), low) - y;
     move();
@@ -297,7 +316,7 @@ const release = () => { picture.classList.remove("dragged"); grip = null; };
 picture.addEventListener("pointerup", (event) => {
   const over = grip && !grip.moved && event.target.closest("[data-group]");
   release();
-  if (over) toggle(Number(over.dataset.group), true);
+  if (over) toggle(Number(over.dataset.group));
 });
 picture.addEventListener("pointercancel", release);
 picture.addEventListener("wheel", (event) => {
@@ -314,19 +333,18 @@ picture.addEventListener("wheel", (event) => {
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("button")) return;
-  const listed = items(), place = listed.findIndex((one) => Number(one.dataset.group) === chosen);
-  const go = (number) => { choose(number); find(chosen).focus({ preventScroll: true }); reveal(chosen); };
-  const step = (by) => go(Number(listed[Math.min(listed.length - 1, Math.max(0, place + by))].dataset.group));
+  const go = (number) => { choose(number); reveal(chosen); find(chosen)?.focus({ preventScroll: true }); };
+  const step = (by) => go(tops[Math.min(tops.length - 1, Math.max(0, placeOf(chosen) + by))][0]);
   const parent = groups[chosen]?.parent;
   const actions = {
     ArrowDown: () => step(1),
     ArrowUp: () => step(-1),
-    Home: () => step(-listed.length),
-    End: () => step(listed.length),
-    ArrowRight: () => (opened.has(chosen) ? step(1) : toggle(chosen, true)),
-    ArrowLeft: () => (opened.has(chosen) ? toggle(chosen, true) : parent && go(parent)),
-    Enter: () => toggle(chosen, true),
-    " ": () => toggle(chosen, true),
+    Home: () => step(-tops.length),
+    End: () => step(tops.length),
+    ArrowRight: () => (opened.has(chosen) ? step(1) : toggle(chosen)),
+    ArrowLeft: () => (opened.has(chosen) ? toggle(chosen) : parent && go(parent)),
+    Enter: () => toggle(chosen),
+    " ": () => toggle(chosen),
     "+": () => zoom(1.25),
     "=": () => zoom(1.25),
     "-": () => zoom(0.8),
@@ -334,7 +352,7 @@ document.addEventListener("keydown", (event) => {
     e: () => openAll(true),
     c: () => openAll(false),
   };
-  const action = listed.length && actions[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+  const action = tops.length && actions[event.key.length === 1 ? event.key.toLowerCase() : event.key];
   if (!action) return;
   event.preventDefault();
   action();

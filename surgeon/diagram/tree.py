@@ -19,6 +19,7 @@ from surgeon.temperatures import module_names
 ROWS = 40
 """How many rows a picture has, where nobody says how deep it goes."""
 
+_FEW = 8  # with fewer rows there is little to see
 _MANY = 80  # children of a module, above which they are taken together
 
 
@@ -89,7 +90,7 @@ def opened(diagram: Diagram, depth: int | None = None, pattern: str | None = Non
             if group.kind != "module" or not group.children:
                 continue
             more = rows - 1 + len(group.children)
-            if depth is not None or more <= ROWS:
+            if depth is not None or more <= ROWS or rows < _FEW:
                 found.add(number)
                 rows = more
                 below += group.children
