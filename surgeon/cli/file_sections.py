@@ -101,7 +101,7 @@ class FileSections:
                 rows = [("in", *_port(port)) for port in file.inputs] + [("out", *_port(port)) for port in file.outputs]
                 kind = f"{file.format}, opset {file.opset}" if file.opset else file.format
                 heading = f"{file.name} ({kind}, {size_text(file.bytes)})"
-                yield table(heading, ("", "name", "dtype", "shape", "default", "meaning"), rows)
+                yield table(heading, ("", "name", "dtype", "shape", "default", "meaning"), rows, spare=("meaning",))
 
     def _layers(self) -> Iterable[RenderableType]:
         found = layers(self.inspection.pairs(self.pattern))
@@ -122,7 +122,7 @@ class FileSections:
         columns = ["module", "operators", "output", "parameters", "multiply-adds", "backward", "memory", "gates"]
         if not any(one.backward_multiply_adds for one in found):
             columns, rows = columns[:5] + columns[6:7], [(*row[:5], *row[6:7]) for row in rows]
-        yield table("layers", columns, rows, right=columns[3:])
+        yield table("layers", columns, rows, columns[3:], spare=("operators", "gates", "memory", "backward"))
 
     def _nodes(self) -> Iterable[RenderableType]:
         found = self.inspection.pairs(self.pattern)
@@ -136,7 +136,7 @@ class FileSections:
         columns = ["module", "node", "forward", "output", "rule", "backward"]
         if not any(pair.backward for pair in found):
             columns, rows = columns[:4], [row[:4] for row in rows]
-        yield table("nodes", columns, rows)
+        yield table("nodes", columns, rows, spare=("output", "node"))
 
     def _fitting(self) -> tuple[Gate, ...]:
         found = [gate for gate in self.inspection.gates if named(self.pattern, gate.module, [gate.node])]
@@ -151,7 +151,8 @@ class FileSections:
             (one.module or ROOT, one.node, one.op, one.kind, one.rule, soft(one), shape_text(one.shape))
             for one in self._fitting()
         ]
-        yield table("gates and pools", ("module", "node", "operator", "kind", "rule", "T", "shape"), rows)
+        columns = ("module", "node", "operator", "kind", "rule", "T", "shape")
+        yield table("gates and pools", columns, rows, spare=("operator", "shape", "node"))
 
     def _operators(self) -> Iterable[RenderableType]:
         from surgeon.kernels import PROVIDERS

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SECTIONS = ("overview", "ports", "layers", "nodes", "gates", "operators", "classes", "verification")
 USUAL = ("overview", "ports", "operators", "verification")
-"""What is shown unless it is said."""
+"""What is shown of a bundle or file unless it is said; of a model the first two, as the others take longer."""
 
 EXAMPLES = """\b
 Examples:
@@ -56,7 +56,8 @@ class Chosen(click.ParamType[tuple[str, ...]]):
 @click.argument("path", type=click.Path(path_type=Path), metavar="PATH|MODEL")
 @click.option(
     "--show", type=Chosen(), multiple=True,
-    help=f"What to show: {', '.join(SECTIONS)}, or all. Repeatable.  [default: {','.join(USUAL)}]",
+    help=f"What to show: {', '.join(SECTIONS)}, or all. Repeatable.  [default: {','.join(USUAL)}; of a MODEL "
+    f"{','.join(USUAL[:2])}]",
 )  # fmt: skip
 @click.option(
     "--filter", "pattern", metavar="PATTERN",
@@ -97,7 +98,7 @@ def command(
     """
     from surgeon.cli import screen
 
-    is_file = not as_model and (path.exists() or path.suffix.lower() in (".onnx", ".json")) and path.suffix != ".pt2"
+    is_file = not as_model and path.suffix.lower() != ".pt2" and (path.exists() or _names_a_file(path))
     if graph is None and depth is not None:
         raise click.UsageError("--depth goes with --graph.")
     if graph is not None and graph.suffix.lower() not in (".svg", ".html"):
@@ -125,7 +126,9 @@ def command(
     absent = [name for name in asked if name not in described.there]
     if absent:
         raise SurgeonError(f"{path} has no section {absent[0]}", f"It has {', '.join(described.there)}")
-    chosen = [name for one in show for name in one] or ([] if graph is not None else list(USUAL))
+    chosen = [name for one in show for name in one] or (
+        [] if graph is not None else list(USUAL if is_file else USUAL[:2])
+    )
     wanted = [name for name in described.there if name in chosen]
     if as_json:
         picture = {"graph": str(graph)} if graph is not None else {}
@@ -137,3 +140,8 @@ def command(
             console.print(part)
     if graph is not None:
         console.print(f"{graph} ({screen.size_text(graph.stat().st_size)})", markup=False, soft_wrap=True)
+
+
+def _names_a_file(path: Path) -> bool:
+    """Whether `path`, where nothing is, was meant for a bundle or file rather than for a model."""
+    return ":" not in str(path) and (len(path.parts) > 1 or path.suffix.lower() in (".onnx", ".json"))

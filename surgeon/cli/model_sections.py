@@ -110,7 +110,7 @@ class ModelSections:
             calls = one.calls if one.calls > 1 else ""
             rows.append((one.name, one.kind, shape, *costs, memory, one.gates or "", calls))
         columns = ("layer", "kind", "output", "parameters", "multiply-adds", "memory", "gates", "calls")
-        yield table("layers, with what is inside them", columns, rows, right=columns[3:])
+        yield table("layers, with what is inside them", columns, rows, columns[3:], spare=("calls", "memory", "kind"))
 
     def _nodes(self) -> Iterable[RenderableType]:
         rows = [(one.module or ROOT, one.name, one.operator, shape_text(one.shape)) for one in self._steps()]
@@ -120,7 +120,9 @@ class ModelSections:
         rows = [
             (one.module or ROOT, one.name, one.operator, one.kind, shape_text(one.shape)) for one in self._gates_there()
         ]
-        yield table("gates and pools", ("module", "node", "operator", "kind", "output"), rows)
+        yield table(
+            "gates and pools", ("module", "node", "operator", "kind", "output"), rows, spare=("operator", "node")
+        )
 
     def _operators(self) -> Iterable[RenderableType]:
         rows = [(one.operator, len(one.places), one.treatment) for one in self._support().operators]

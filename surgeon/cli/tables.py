@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from surgeon.cli.screen import size_text
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.table import Table
 
 STYLES = {"module": "bold", "layer": "bold", "backward": "cyan", "rule": "green", "T": "green", "kind": "dim"}
@@ -34,23 +35,54 @@ def printable(item: Any) -> str:
     return "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], right: Sequence[str] = ()) -> Table:
-    """A table whose heading is left out where every column's is blank; text is never taken for markup."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+@dataclass(frozen=True)
+class Fitted:
+    """A table that leaves out columns, those of `spare` in turn, until it fits a terminal; a pipe gets all of them."""
 
-    heading = Text(printable(title), style="bold") if title else None
-    headed = any(column.strip() for column in columns)
-    shape = box.SIMPLE_HEAD if headed else None
-    made = Table(title=heading, title_justify="left", box=shape, pad_edge=False, show_header=headed)
-    for column in columns:
-        made.add_column(
-            column, justify="right" if column in right else "left", overflow="fold", style=STYLES.get(column)
-        )
-    for row in rows:
-        made.add_row(*[Text(printable(item)) for item in row])
-    return made
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    right: Sequence[str] = ()
+    spare: Sequence[str] = ()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Rich's way to ask for what is printed."""
+        from rich.text import Text
+
+        if self.title:
+            yield Text(printable(self.title), style="bold")
+        for left_out in range(len(self.spare) + 1):
+            table = self._table(self.spare[:left_out])
+            wide = console.measure(table, options=options.update(width=10_000)).maximum
+            if wide <= options.max_width or not console.is_terminal:
+                break
+        yield table
+
+    def _table(self, without: Sequence[str]) -> Table:
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        headed = any(column.strip() for column in self.columns)
+        made = Table(box=box.SIMPLE_HEAD if headed else None, pad_edge=False, show_header=headed)
+        kept = [place for place, column in enumerate(self.columns) if column not in without]
+        for column in (self.columns[place] for place in kept):
+            side: Literal["left", "right"] = "right" if column in self.right else "left"
+            made.add_column(column, justify=side, overflow="fold", style=STYLES.get(column))
+        for row in self.rows:
+            made.add_row(*[Text(printable(row[place])) for place in kept])
+        return made
+
+
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    right: Sequence[str] = (),
+    spare: Sequence[str] = (),
+) -> Fitted:
+    """A table under its title; headings are left out where every column's is blank; text is never taken for markup."""
+    return Fitted(title, columns, list(rows), right, spare)
 
 
 def shape_text(shape: Sequence[int | str] | None, none: str = "") -> str:

@@ -179,18 +179,21 @@ class _Tree:
             if deeper == {next(iter(deeper))} and deeper != {here}:
                 here = next(iter(deeper))
             if deeper != {here}:
-                group = Group(_short(here), ".".join(here), parent)
+                group = Group(_short(here, prefix), ".".join(here), parent)
                 leaves |= self.add(self.new(group), items, here)
             else:
-                leaves |= self._call(parent, items, here, here == prefix)
+                leaves |= self._call(parent, items, here, prefix)
         return leaves
 
-    def _call(self, parent: int, items: Sequence[_Item], here: tuple[str, ...], own: bool) -> dict[int, int]:
-        """One call of a module without others inside, or a run of nodes that are a module's own."""
+    def _call(
+        self, parent: int, items: Sequence[_Item], here: tuple[str, ...], prefix: tuple[str, ...]
+    ) -> dict[int, int]:
+        """One call of a module without others inside, or a run of nodes that are the own ones of the module around."""
+        own = here == prefix
         first = items[0][1]
         nodes = [node for _, pair in items for node in pair.forward]
         names = ", ".join(dict.fromkeys(node.operator for node in nodes if node.floating)) or first.source
-        short = ("ascent step" if first.step else names) if own else _short(here)
+        short = ("ascent step" if first.step else names) if own else _short(here, prefix)
         number = self.new(Group(short, ".".join(here), parent, "part" if own else "module"))
         if len(items) == 1:
             self._pairs[number] = [first]
@@ -243,10 +246,10 @@ def _together(before: Pair, pair: Pair) -> bool:
     return bool(before.forward) and bool(pair.forward)
 
 
-def _short(path: Sequence[str]) -> str:
-    """layer1.0 of a.layer1.0: a number says nothing alone."""
-    numbered = len(path) > 1 and path[-1].isdecimal()
-    return ".".join(path[-2:] if numbered else path[-1:])
+def _short(path: Sequence[str], around: Sequence[str]) -> str:
+    """The name of a module within another: downsample.0 in layer1.0; but layer1.0 in layer1, as 0 says little."""
+    start = len(around)
+    return ".".join(path[start - 1 if start and path[start].isdecimal() else start :])
 
 
 def _words(counts: dict[str, int]) -> str:
