@@ -192,7 +192,8 @@ class _Tree:
         own = here == prefix
         first = items[0][1]
         nodes = [node for _, pair in items for node in pair.forward]
-        names = ", ".join(dict.fromkeys(node.operator for node in nodes if node.floating)) or first.source
+        told = [node.operator for node in nodes if node.floating] or [node.operator for node in nodes]
+        names = ", ".join(dict.fromkeys(told)) or first.source
         short = ("ascent step" if first.step else names) if own else _short(here, prefix)
         number = self.new(Group(short, ".".join(here), parent, "part" if own else "module"))
         if len(items) == 1:
