@@ -217,7 +217,7 @@ function tell(number) {
 
 function keys() {
   const made = document.createElement("ul");
-  const listed = [["↑ ↓", "move"], ["→ ←", "open, close"], ["+ − 0", "zoom, fit the width"], ["E C", "open, close all"], ["Ctrl", "and the wheel: zoom"]];
+  const listed = [["↑ ↓", "move"], ["→ ←", "open, close"], ["+ − 0", "zoom, fit"], ["E C", "open, close all"], ["Ctrl + wheel", "zoom"]];
   for (const [key, what] of listed) {
     const one = made.appendChild(document.createElement("li"));
     one.append(say("kbd", key), ` ${what}`);
