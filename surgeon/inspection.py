@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from surgeon.structure import Structure
 
 SECTIONS = ("overview", "ports", "layers", "nodes", "gates", "operators", "classes", "verification")
-"""What there is to show of a bundle or file, in order."""
+"""What there is to show, in order."""
 
 PICTURED = "pullback.onnx"
 """The artifact of a bundle whose layers and nodes are shown; without it, the first ONNX file."""

@@ -14,9 +14,9 @@ from rich.console import Console
 
 from surgeon import cli
 from surgeon.cli.figure import layout
-from surgeon.cli.inspect import SECTIONS
 from surgeon.cli.run import file_names
 from surgeon.cli.tables import table
+from surgeon.inspection import SECTIONS
 from tests.tiny_bundle import write_tiny
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -11,7 +11,7 @@ from surgeon.artifacts.manifest import Gate, Manifest, Port
 from surgeon.cli.screen import size_text
 from surgeon.cli.tables import bytes_text, counts_text, shape_text, table
 from surgeon.grouping import Pair, count, layers, named
-from surgeon.inspection import FileReport, Inspection, nothing_fits, operators
+from surgeon.inspection import SECTIONS, FileReport, Inspection, nothing_fits, operators
 from surgeon.structure import ROLES, UNMARKED, figure_text, total
 
 if TYPE_CHECKING:
@@ -33,8 +33,7 @@ class FileSections:
         there["gates"] = manifest is not None
         there["classes"] = bool(manifest and manifest.labels)
         there["verification"] = bool(manifest and manifest.files)  # a lone file does not know how it went
-        order = ("overview", "ports", "layers", "nodes", "gates", "operators", "classes", "verification")
-        self.there = tuple(name for name in order if there[name])
+        self.there = tuple(name for name in SECTIONS if there[name])
 
     def data(self, section: str) -> Any:
         """A section as JSON values."""

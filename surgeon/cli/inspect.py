@@ -10,11 +10,11 @@ import click
 from surgeon.cli import options, others
 from surgeon.cli.export import Shape
 from surgeon.errors import SurgeonError
+from surgeon.inspection import SECTIONS
 
 if TYPE_CHECKING:
     from surgeon.cli.tables import Sections
 
-SECTIONS = ("overview", "ports", "layers", "nodes", "gates", "operators", "classes", "verification")
 USUAL = ("overview", "ports", "operators", "verification")
 """What is shown of a bundle or file unless it is said; of a model the first two, as the others take longer."""
 
