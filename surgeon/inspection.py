@@ -5,25 +5,32 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgeon.artifacts.bundle import MANIFEST, Bundle
-from surgeon.artifacts.manifest import Manifest, Port
+from surgeon.artifacts.manifest import Gate, Manifest, Port
 from surgeon.errors import SurgeonError
 
 if TYPE_CHECKING:
     import onnx
 
-ROLES = ("forward", "backward", "step")
-"""What a node of an artifact is for, as its metadata says; a node that says nothing counts as "unmarked"."""
+    from surgeon.grouping import Pair
+    from surgeon.inference import Shape
+    from surgeon.structure import Structure
+
+SECTIONS = ("overview", "ports", "layers", "nodes", "gates", "operators", "classes", "verification")
+"""What there is to show, in order."""
+
+PICTURED = "pullback.onnx"
+"""The artifact of a bundle whose layers and nodes are shown; without it, the first ONNX file."""
 
 
 @dataclass(frozen=True)
 class FileReport:
-    """One file: what it takes and gives where it computes something, and how often each operator occurs by role."""
+    """One file: what it takes and gives where it computes something, and its structure where it is an ONNX file."""
 
     name: str
     bytes: int
@@ -31,11 +38,18 @@ class FileReport:
     inputs: tuple[Port, ...] = ()
     outputs: tuple[Port, ...] = ()
     opset: int | None = None
-    operators: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)  # role -> operator -> count
+    producer: str = ""
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict)  # but for surgeon's own facts
+    structure: Structure | None = None
 
-    def operator_count(self, role: str) -> int:
-        """Number of nodes of that role."""
-        return sum(self.operators.get(role, {}).values())
+
+@dataclass(frozen=True)
+class Operator:
+    """All nodes of one operator in a file."""
+
+    operator: str
+    counts: dict[str, int]  # by role
+    providers: dict[str, str | None]  # by key of `kernels.PROVIDERS`: see `kernels.support`; the worst of its nodes
 
 
 @dataclass(frozen=True)
@@ -56,36 +70,87 @@ class Inspection:
         """Size of all files together."""
         return sum(file.bytes for file in self.files)
 
-    def to_json(self) -> dict[str, Any]:
-        """Everything as JSON values."""
-        files = [dataclasses.asdict(file) for file in self.files]
-        return {"path": self.path, "bytes": self.bytes, "files": files, "facts": self.facts}
+    @property
+    def pictured(self) -> FileReport | None:
+        """The file whose layers and nodes are shown; None where no file is ONNX."""
+        found = [file for file in self.files if file.structure is not None]
+        return next((file for file in found if file.name == PICTURED), found[0] if found else None)
+
+    @property
+    def gates(self) -> tuple[Gate, ...]:
+        """Gates and pools, as far as surgeon made what is inspected."""
+        return self.manifest.gates if self.manifest is not None else ()
+
+    def pairs(self, pattern: str | None = None) -> tuple[Pair, ...]:
+        """The nodes of `pictured`, forward beside backward, those whose module or name fits `pattern`.
+
+        Raises SurgeonError where no file is ONNX, or nothing fits.
+        """
+        from surgeon.grouping import named, pairs
+
+        file = self.pictured
+        if file is None or file.structure is None:
+            raise SurgeonError(f"{self.path} holds no ONNX file", "Export it with --formats onnx")
+        found = pairs(file.structure, self.gates)
+        names = [{pair.source, *(node.name for node in (*pair.forward, *pair.backward))} for pair in found]
+        fitting = [pair for pair, known in zip(found, names, strict=True) if named(pattern, pair.module, known)]
+        if pattern is not None and not fitting:
+            raise nothing_fits(pattern, [pair.module or pair.source for pair in found])
+        return tuple(fitting)
 
 
-def inspect(path: str | Path) -> Inspection:
+def nothing_fits(pattern: str, names: Iterable[str]) -> SurgeonError:
+    """The error for a pattern that no module or node fits."""
+    there = list(dict.fromkeys(names))
+    shown = ", ".join(there[:6]) + (f" and {len(there) - 6} more" if len(there) > 6 else "")
+    return SurgeonError(f"no module or node is called {pattern!r}", f"There are {shown}" if there else "There is none")
+
+
+def inspect(path: str | Path, input_shape: Shape = ()) -> Inspection:
     """Describe the bundle folder or ONNX file at `path`; a bundle's files are checked against its manifest first.
 
-    Raises SurgeonError where there is neither, or it is damaged.
+    `input_shape`, of one sample of the first input, gives numbers to sizes that are free; without it, photos have the
+    size that the bundle's manifest says. Raises SurgeonError where there is no bundle and no file, or it is damaged.
     """
     target = Path(path)
     if target.is_dir() or target.name == MANIFEST:
-        return _inspect_bundle(Bundle.open(target.parent if target.name == MANIFEST else target))
+        return _inspect_bundle(Bundle.open(target.parent if target.name == MANIFEST else target), input_shape)
     if not target.exists():
-        file = target.suffix.lower() in (".onnx", ".pt2", ".json") or len(target.parts) > 1
-        export = f"For a model, export it first: `surgeon export {target} -o exported/{target.name}`"
-        raise SurgeonError(
-            f"there is no bundle or file {target}", "Give the path of a bundle or an .onnx file" if file else export
-        )
+        raise SurgeonError(f"there is no bundle or file {target}", "Give the path of a bundle or an .onnx file")
     if target.suffix.lower() != ".onnx":
         raise SurgeonError(f"{target} is neither a bundle's folder nor an .onnx file", "Give one of those")
     model = _load(target)
     text = next((entry.value for entry in model.metadata_props if entry.key == "surgeon"), None)
     manifest = Manifest.from_json(text) if text is not None else None
     facts = json.loads(text) if text is not None else {}
-    return Inspection(str(target), (_report(target, model, ()),), facts, manifest)
+    report = _report(target, model, (), manifest, input_shape)
+    return Inspection(str(target), (report,), facts, manifest)
 
 
-def _inspect_bundle(bundle: Bundle) -> Inspection:
+def operators(file: FileReport) -> tuple[Operator, ...]:
+    """The operators of an ONNX file, the most frequent first, and which providers have kernels for them."""
+    from surgeon.kernels import PROVIDERS, support
+
+    assert file.structure is not None
+    found: dict[str, collections.Counter[str]] = {}
+    verdicts: dict[str, dict[str, list[str | None]]] = {}
+    for node in file.structure.nodes:
+        found.setdefault(node.operator, collections.Counter())[node.role] += 1
+        told = verdicts.setdefault(node.operator, {provider: [] for provider in PROVIDERS})
+        for provider in PROVIDERS:
+            told[provider].append(support(node, file.structure.opsets, provider))
+    worst = {
+        name: {provider: min(all_of, key=_VERDICTS.index) for provider, all_of in told.items()}
+        for name, told in verdicts.items()
+    }
+    listed = [Operator(name, dict(counts), worst[name]) for name, counts in found.items()]
+    return tuple(sorted(listed, key=lambda one: (-sum(one.counts.values()), one.operator)))
+
+
+_VERDICTS = ("no", None, "expanded", "yes")
+
+
+def _inspect_bundle(bundle: Bundle, input_shape: Shape) -> Inspection:
     bundle.check()
     manifest, reports = bundle.manifest, []
     for name, file in manifest.files.items():
@@ -94,21 +159,24 @@ def _inspect_bundle(bundle: Bundle) -> Inspection:
             reports.append(FileReport(name, file.bytes, ""))
         elif artifact.format == "onnx":
             path, described = bundle.path / name, (*artifact.inputs, *artifact.outputs)
-            reports.append(_report(path, _load(path), described))
+            reports.append(_report(path, _load(path), described, manifest, input_shape))
         else:
             reports.append(FileReport(name, file.bytes, artifact.format, artifact.inputs, artifact.outputs))
     return Inspection(str(bundle.path), tuple(reports), json.loads(manifest.to_json()), manifest)
 
 
-def _report(path: Path, model: onnx.ModelProto, described: Iterable[Port]) -> FileReport:
+def _report(
+    path: Path, model: onnx.ModelProto, described: Iterable[Port], manifest: Manifest | None, input_shape: Shape
+) -> FileReport:
     """What the ONNX file itself says of its ports; the manifest only adds what they mean."""
+    from surgeon import inference
+    from surgeon.structure import read
+
     meanings = {port.name: port.meaning for port in described}
     defaults = {initializer.name: _default(initializer) for initializer in model.graph.initializer}
-    # Before IR version 4 every weight is an input too: a port is what has no initializer, or a scalar one.
-    inputs = [value for value in model.graph.input if value.name not in defaults or defaults[value.name] is not None]
-    operators: dict[str, collections.Counter[str]] = {}
-    for role, operator in _operators(model.graph.node):
-        operators.setdefault(role, collections.Counter())[operator] += 1
+    image = manifest.image if manifest is not None else None
+    sizes = {"H": image.height, "W": image.width} if image is not None and not input_shape else {}
+    inputs = inference.ports(model.graph)
     return FileReport(
         name=path.name,
         bytes=path.stat().st_size,
@@ -116,24 +184,10 @@ def _report(path: Path, model: onnx.ModelProto, described: Iterable[Port]) -> Fi
         inputs=tuple(_port(value, meanings, defaults.get(value.name)) for value in inputs),
         outputs=tuple(_port(value, meanings, None) for value in model.graph.output),
         opset=next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), None),
-        operators={role: dict(operators[role].most_common()) for role in sorted(operators, key=_place)},
+        producer=f"{model.producer_name} {model.producer_version}".strip(),
+        metadata={entry.key: entry.value for entry in model.metadata_props if entry.key != "surgeon"},
+        structure=read(model, sizes, input_shape),
     )
-
-
-def _place(role: str) -> int:
-    """Where a role stands in a list: those of ROLES in their order, then what is unmarked."""
-    return ROLES.index(role) if role in ROLES else len(ROLES)
-
-
-def _operators(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[str, str]]:
-    """Role and operator of every node, bodies of loops and branches included."""
-    for node in nodes:
-        metadata = {entry.key: entry.value for entry in node.metadata_props}
-        domain = f"{node.domain}." if node.domain not in ("", "ai.onnx") else ""
-        yield metadata.get("surgeon.role", "unmarked"), domain + node.op_type
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                yield from _operators(graph.node)
 
 
 def _port(
@@ -141,11 +195,12 @@ def _port(
 ) -> Port:
     import onnx
 
+    from surgeon import inference
+
     tensor = value.type.tensor_type
     known = value.type.HasField("tensor_type") and tensor.elem_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name if known else "?"  # such as a sequence
-    shape = tuple(size.dim_value if size.HasField("dim_value") else size.dim_param or "?" for size in tensor.shape.dim)
-    return Port(value.name, dtype, shape, meanings.get(value.name, ""), default)
+    return Port(value.name, dtype, inference.shape(value) or (), meanings.get(value.name, ""), default)
 
 
 def _default(initializer: onnx.TensorProto) -> float | int | tuple[float, ...] | None:
@@ -171,3 +226,8 @@ def _load(path: Path) -> onnx.ModelProto:
     if not model.graph.node and not model.opset_import:  # an empty or foreign file may parse as an empty message
         raise SurgeonError(f"{path} is not an ONNX file that can be read", "See that the file is whole")
     return model
+
+
+def plain(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    """`pairs` as JSON values."""
+    return [dataclasses.asdict(pair) | {"shape": pair.shape, "backward_shape": pair.backward_shape} for pair in pairs]

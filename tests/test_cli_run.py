@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -9,10 +10,13 @@ from pathlib import Path
 import numpy
 import PIL.Image
 import pytest
+from rich.console import Console
 
 from surgeon import cli
 from surgeon.cli.figure import layout
 from surgeon.cli.run import file_names
+from surgeon.cli.tables import table
+from surgeon.inspection import SECTIONS
 from tests.tiny_bundle import write_tiny
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -254,15 +258,88 @@ def test_a_size_that_the_network_does_not_take(surgeon, bundles, photos):
 
 
 def test_inspect_shows_ports_gates_operators_and_verification(surgeon, bundles):
-    code, out, err = surgeon("inspect", bundles / "soft", "--gates", "--classes")
+    code, out, err = surgeon("inspect", bundles / "soft", "--show", "all")
     assert (code, err) == (0, "")
-    for words in ("temperature", "[N, 3, 8, 8]", "backward: 7 operators", "aten.relu.default", "all 1 within", "crane"):
+    for words in ("temperature", "[N, 3, 8, 8]", "7 nodes", "aten.relu.default", "all 1 within", "crane", "Sigmoid"):
         assert words in out
     assert "not verified" in surgeon("inspect", bundles / "hard")[1]
     assert "verif" not in surgeon("inspect", bundles / "soft" / "pullback.onnx")[1]
-    assert json.loads(surgeon("inspect", bundles / "soft", "--json")[1])["facts"]["model"]["name"] == "tiny"
-    code, out, err = surgeon("inspect", "resnet50")
-    assert (code, out, err.count("\n")) == (1, "", 1) and "surgeon export resnet50" in err
+    told = json.loads(surgeon("inspect", bundles / "soft", "--json")[1])
+    assert set(told) == {"path", "overview", "ports", "operators", "verification"}
+    assert told["overview"]["facts"]["model"]["name"] == "tiny"
+    code, out, err = surgeon("inspect", "exported/tiny")
+    assert (code, out, err.count("\n")) == (1, "", 1) and "no bundle or file exported/tiny" in err
+
+
+def test_sections_are_chosen_by_name(surgeon, bundles):
+    code, out, err = surgeon("inspect", bundles / "soft", "--show", "classes,layers", "--show", "gates", "--json")
+    told = json.loads(out)
+    assert (code, err, list(told)) == (0, "", ["path", "layers", "gates", "classes"])
+    assert told["gates"][0]["rule"] == "soft" and told["classes"][2] == "tiger cat"
+    assert set(json.loads(surgeon("inspect", bundles / "soft", "--show", "all", "--json")[1])) == {"path", *SECTIONS}
+    code, _, err = surgeon("inspect", bundles / "soft", "--show", "layers,weights")
+    assert code == 2 and "'weights' is not one of overview," in err and err.count("\n") == 1
+    code, _, err = surgeon("inspect", bundles / "soft" / "pullback.onnx", "--show", "verification")
+    assert code == 1 and "has no section verification" in err and err.count("\n") == 1
+
+
+def test_sections_are_filtered_by_module_and_node(surgeon, digits_bundle):
+    def told(pattern, section="layers"):
+        code, out, err = surgeon("inspect", digits_bundle, "--show", section, "--filter", pattern, "--json")
+        assert (code, err) == (0, "")
+        return json.loads(out)[section]
+
+    assert [layer["module"] for layer in told("features.[24]")] == ["features.2", "features.4"]
+    assert len(told("features")) == 8 and len(told("features", "gates")) == 5
+    assert [gate["module"] for gate in told("relu_1", "gates")] == ["features.6"]
+    (pair,) = told("features.6", "nodes")
+    assert [node["operator"] for node in pair["forward"]] == ["Relu"]
+    assert [node["operator"] for node in pair["backward"]] == ["Mul", "Sigmoid", "Mul"]
+    for section in ("layers", "nodes", "gates"):
+        code, out, err = surgeon("inspect", digits_bundle, "--show", section, "--filter", "stem")
+        assert (code, out) == (1, "") and "no module or node is called 'stem'" in err and err.count("\n") == 1
+
+
+def test_a_narrow_terminal_gets_fewer_columns_and_a_pipe_gets_all():
+    columns, row = ("module", "operators", "output"), ("layer4.2.downsample", "BatchNormalization", "[N, 2048, 7, 7]")
+    for terminal, width, there in ((True, 40, False), (True, 80, True), (False, 40, True)):
+        written = io.StringIO()
+        console = Console(file=written, width=width, force_terminal=terminal, color_system=None)
+        console.print(table("layers", columns, [row], spare=("operators",)))
+        assert ("BatchNorm" in written.getvalue()) == there and "layer4.2" in written.getvalue()
+
+
+def test_names_do_not_steer_the_terminal():
+    written = io.StringIO()
+    Console(file=written, width=80).print(table("a\x1b[2J", ("b",), [["[red]\x1b[31m\x9bc"]]))
+    assert "\x1b" not in written.getvalue() and "\x9b" not in written.getvalue() and "[red]" in written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--graph", "graph.png"], "neither in .svg nor in .html"),
+        (["--depth", "2"], "--depth goes with --graph"),
+        (["--also", "mask=1,8,8"], "--input and --also go with a MODEL"),
+    ],
+)
+def test_options_that_do_not_go_together(surgeon, bundles, arguments, words):
+    code, out, err = surgeon("inspect", bundles / "soft", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1) and words in err
+
+
+def test_inspect_draws_graphs(surgeon, bundles):
+    code, out, err = surgeon("inspect", bundles / "soft", "--graph", "there/graph.svg")
+    assert (
+        (code, err) == (0, "") and out.startswith("there/graph.svg (") and "<svg" in Path("there/graph.svg").read_text()
+    )
+    code, out, _ = surgeon("inspect", bundles / "soft", "--graph", "graph.html", "--show", "gates", "--json")
+    assert code == 0 and set(json.loads(out)) == {"path", "gates", "graph"} and Path("graph.html").exists()
+    Path("file").write_text("")
+    code, out, err = surgeon("inspect", bundles / "soft", "--graph", "file/graph.svg")
+    assert (code, out, err.count("\n")) == (1, "", 1) and "cannot be written" in err
+    code, _, err = surgeon("inspect", bundles / "soft", "--graph", "no.svg", "--filter", "stem")
+    assert code == 1 and "no module or node is called 'stem'" in err and not Path("no.svg").exists()
 
 
 def test_group_help_version_and_near_commands(surgeon):
@@ -304,10 +381,12 @@ from surgeon.cli import invoke
 bundle, photo, out = sys.argv[1:]
 assert invoke(["export", "resnet50"]) == 1
 codes = [invoke(["run", bundle, photo, "-o", out]), invoke(["figure", bundle, photo, "-o", out + "/f.png"])]
-sys.exit(any([*codes, invoke(["inspect", bundle])]))
+codes.append(invoke(["inspect", bundle, "--show", "all", "--graph", out + "/g.html"]))
+codes.append(invoke(["inspect", bundle + "/pullback.onnx", "--show", "all", "--json", "--graph", out + "/g.svg"]))
+sys.exit(any(codes) or any(name.split(".")[0] == "torch" for name in sys.modules))
 """
     command = [sys.executable, "-c", script, str(bundles / "soft"), photos[0], str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0
     assert done.stderr.startswith("error: torch is not installed") and done.stderr.count("\n") == 1
-    assert len(written(tmp_path / "out")) == 5
+    assert len(written(tmp_path / "out")) == 7

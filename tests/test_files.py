@@ -292,7 +292,7 @@ def test_a_failed_export_reports_what_was_compared(tmp_path: Path, monkeypatch: 
 
 def test_layers_of_a_file_go_by_its_own_names(tmp_path: Path) -> None:
     path = str(saved(net(), tmp_path))
-    listed = json.loads(invoked("inspect", path, "--layers", "--json")[1])["layers"]
+    listed = json.loads(invoked("inspect", path, "--as-model", "--show", "layers", "--json")[1])["layers"]
     assert [(layer["name"], layer["kind"], layer["shape"]) for layer in listed[:2]] == [
         ("layer1_layer1_0_Conv", "Conv", ["N", 4, 6, 6]),
         ("relu", "Relu", ["N", 4, 6, 6]),

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import json
-
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
 from surgeon.errors import SurgeonError
-from surgeon.inspection import inspect
+from surgeon.inspection import inspect, operators
 from tests.tiny_bundle import LABELS, write_tiny
 
 
@@ -34,15 +32,22 @@ def test_a_bundle_is_described(tiny):
     assert [port.dtype for port in ascent.inputs][-2:] == ["float32", "int64"]
     assert ascent.inputs[0].shape == ("N", 3, 8, 8) and ascent.inputs[0].meaning == "pixels in [-1, 1]"
     assert ascent.opset == 18 and files["ascent.onnx.bin"].format == ""
-    json.dumps(found.to_json())
+    assert found.pictured is files["pullback.onnx"]
 
 
 def test_operators_are_counted_by_role_and_in_loop_bodies(tiny):
-    files = {file.name: file for file in inspect(tiny).files}
-    assert files["pullback.onnx"].operators["forward"] == {"MatMul": 2, "Flatten": 1, "Relu": 1}
-    assert files["pullback.onnx"].operator_count("backward") == 7
-    assert files["ascent.onnx"].operators["backward"]["Sigmoid"] == 1  # inside the loop
-    assert files["ascent.onnx"].operators["unmarked"]["Loop"] == 1
+    files = {file.name: {one.operator: one.counts for one in operators(file)} for file in inspect(tiny).files[::2]}
+    forward = {name: counts["forward"] for name, counts in files["pullback.onnx"].items() if "forward" in counts}
+    assert forward == {"MatMul": 2, "Flatten": 1, "Relu": 1}
+    assert sum(counts.get("backward", 0) for counts in files["pullback.onnx"].values()) == 7
+    assert files["ascent.onnx"]["Sigmoid"] == {"backward": 1}  # inside the loop
+    assert files["ascent.onnx"]["Loop"] == {"unmarked": 1}
+
+
+def test_a_pattern_that_fits_nothing_is_named(tiny):
+    assert [pair.forward[0].operator for pair in inspect(tiny).pairs() if pair.forward][-1] == "MatMul"
+    with pytest.raises(SurgeonError, match="no module or node is called 'stem'"):
+        inspect(tiny).pairs("stem")
 
 
 def test_the_manifest_file_stands_for_its_bundle(tiny):
@@ -65,7 +70,7 @@ def test_a_foreign_file_is_described_too(tmp_path):
     found = inspect(tmp_path / "relu.onnx")
     assert found.manifest is None and found.facts == {}
     assert found.files[0].inputs[0].shape == ("batch", "?")
-    assert found.files[0].operators == {"unmarked": {"Relu": 1}}
+    assert [one.counts for one in operators(found.files[0])] == [{"unmarked": 1}]
     sequence = helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None)
     nodes = [helper.make_node("SequenceConstruct", ["x"], ["s"])]
     onnx.save(helper.make_model(helper.make_graph(nodes, "g", ends[:1], [sequence])), str(tmp_path / "list.onnx"))
@@ -75,7 +80,7 @@ def test_a_foreign_file_is_described_too(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("resnet50", None, "surgeon export resnet50 -o exported/resnet50"),
+        ("resnet50", None, "no bundle or file resnet50"),
         ("model.pt", b"1", "neither a bundle's folder nor an .onnx file"),
         ("empty.onnx", b"", "not an ONNX file"),
         ("text.onnx", b"hello, this is no protobuf", "not an ONNX file"),

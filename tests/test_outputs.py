@@ -141,7 +141,7 @@ def test_entries_are_listed_and_every_listed_one_converts(run) -> None:  # noqa:
         "flows.1.high",
     ]
     assert found["flows.0"].shape == ("N", 5, 9, 8)
-    code, out, _ = run("inspect", "tests.test_layers:several", "--layers", "--json")
+    code, out, _ = run("inspect", "tests.test_layers:several", "--show", "layers", "--json")
     listed = [layer["name"] for layer in json.loads(out)["layers"] if layer["kind"] == "entry"]
     assert (code, listed) == (0, ["out", "features"])
     assert run("check", "tests.test_layers:several", "--at", "features", "--at", "out")[0] == 0

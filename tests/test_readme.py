@@ -42,7 +42,7 @@ def test_command_runs(command: str, clone: Path) -> None:
 
 def test_finds_what_it_should() -> None:
     assert len(PROGRAMS) == 5
-    assert len(COMMANDS) == 2
+    assert len(COMMANDS) == 5
 
 
 @pytest.mark.parametrize("path", [*re.findall(r"\]\(([^):#]+)\)", TEXT), *re.findall(r"`(surgeon/[a-z_/.]+)`", TEXT)])

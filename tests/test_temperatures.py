@@ -187,10 +187,10 @@ def test_command(tmp_path: Path, digit_photo: Path) -> None:
     own = ["--temperature", "0.4", "--temperature", "features.2=0.9", "--temperature", "*.1?=2"]
     assert runner.invoke(group, [*command, "per-gate", *own], catch_exceptions=False).exit_code == 0
     told = json.loads(runner.invoke(group, ["inspect", made, "--json"], catch_exceptions=False).stdout)
-    ports = {port["name"]: port for port in told["files"][0]["inputs"]}
+    ports = {port["name"]: port for port in told["ports"]["ascent.onnx"]["inputs"]}
     assert ports["temperature"]["shape"] == [5]
     assert ports["temperature"]["default"] == pytest.approx([0.9, 0.4, 0.4, 0.4, 2])
-    assert "input (0.9)" in runner.invoke(group, ["inspect", made, "--gates"], catch_exceptions=False).stdout
+    assert "input (0.9)" in runner.invoke(group, ["inspect", made, "--show", "gates"], catch_exceptions=False).stdout
     run = ["run", made, str(digit_photo), "--target", "3", "--json", "-o", str(tmp_path / "pictures")]
     scores = []
     for options in ([], ["--temperature", "0.4"]):

@@ -21,7 +21,7 @@ COMMANDS = {
     "run": "Climb from photos towards a class or unit; write the pictures.",
     "figure": "Draw photos against target classes, soft pullbacks over ordinary gradients.",
     "verify": "Compare a bundle's artifacts with PyTorch's autograd.",
-    "inspect": "Say what a bundle or an ONNX file takes, gives and holds, or a model's layers.",
+    "inspect": "Say what a bundle, an ONNX file or a model is made of, or draw its graph.",
     "bench": "Time a bundle against forward passes and eager autograd.",
     "models": "List the models that can be named.",
     "completion": "Print the lines that let a shell complete surgeon's commands.",

@@ -110,7 +110,7 @@ class Formats(click.ParamType[tuple[str, ...]]):
 @click.option(
     "--at", metavar="LAYER", multiple=True,
     help="Module, entry of what the network returns, or node, whose output takes the cotangent (`surgeon inspect MODEL "
-    "--layers` lists them); what is above it is left out. Of a module that is called again, the last call counts. "
+    "--show layers` lists them); what is above it is left out. Of a module that is called again, the last call counts. "
     "Repeatable: the output is the layers' outputs then, flattened, one after the other.  [default: the network's "
     "output]",
 )  # fmt: skip

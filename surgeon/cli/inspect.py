@@ -1,9 +1,7 @@
-"""`surgeon inspect`: what a bundle or an ONNX file takes, gives and holds."""
+"""`surgeon inspect`: what a model, a bundle or an ONNX file is made of, in tables, as JSON, or as a picture."""
 
 from __future__ import annotations
 
-import collections
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,216 +9,139 @@ import click
 
 from surgeon.cli import options, others
 from surgeon.cli.export import Shape
+from surgeon.errors import SurgeonError
+from surgeon.inspection import SECTIONS
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from surgeon.cli.tables import Sections
 
-    from surgeon.artifacts.manifest import Manifest, Port
-    from surgeon.inspection import FileReport, Inspection
-
+USUAL = ("overview", "ports", "operators", "verification")
+"""What is shown of a bundle or file unless it is said; of a model the first two, as the others take longer."""
 
 EXAMPLES = """\b
 Examples:
-  surgeon inspect exported/lite0 --gates
-  surgeon inspect exported/lite0/pullback.onnx --json
-  surgeon inspect resnet50 --layers
-  surgeon inspect mypackage.models:make --layers --input-shape 3,64,64"""
+  surgeon inspect exported/lite0
+  surgeon inspect exported/lite0 --show layers,gates --filter 'blocks.3*'
+  surgeon inspect exported/lite0 --show nodes              each node, and what it is pulled back by
+  surgeon inspect exported/lite0 --graph lite0.html        a picture to open in a browser
+  surgeon inspect classifier.onnx --show all --json
+  surgeon inspect resnet50 --show layers                   what `surgeon export --at` can name
+  surgeon inspect mypackage.models:make --show layers --input-shape 3,64,64"""
+
+
+class Chosen(click.ParamType[tuple[str, ...]]):
+    """Names of sections between commas as a tuple; `all` is every one."""
+
+    name = "SECTION[,SECTION]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Parse `value`, unless it is parsed already."""
+        if isinstance(value, tuple):
+            return value
+        found = [name.strip() for name in value.split(",")]
+        for name in found:
+            if name not in (*SECTIONS, "all"):
+                self.fail(f"{name!r} is not one of {', '.join(SECTIONS)}, all.", param, ctx)
+        return SECTIONS if "all" in found else tuple(found)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        """The sections that may follow what is typed."""
+        from click.shell_completion import CompletionItem
+
+        before, comma, last = incomplete.rpartition(",")
+        return [CompletionItem(before + comma + name) for name in (*SECTIONS, "all") if name.startswith(last)]
 
 
 @click.command("inspect", epilog=EXAMPLES)
 @click.argument("path", type=click.Path(path_type=Path), metavar="PATH|MODEL")
-@click.option("--gates", is_flag=True, help="List every gate and pool.")
-@click.option("--classes", is_flag=True, help="List every class.")
-@click.option("--layers", is_flag=True, help="List what `surgeon export MODEL --at` can name (needs torch).")
-@click.option("--input-shape", type=Shape(), help="With --layers: one input's shape, without the batch.")
+@click.option(
+    "--show", type=Chosen(), multiple=True,
+    help=f"What to show: {', '.join(SECTIONS)}, or all. Repeatable.  [default: {','.join(USUAL)}; of a MODEL "
+    f"{','.join(USUAL[:2])}]",
+)  # fmt: skip
+@click.option(
+    "--filter", "pattern", metavar="PATTERN",
+    help="In layers, nodes and gates, only those whose module (or one around it) or node has this name; *, ? and [...] "
+    "as in file names. In a picture, modules of that name are opened.",
+)  # fmt: skip
+@click.option(
+    "--graph", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Draw the graph of a bundle or .onnx file, forward beside backward: .html to explore, .svg to keep.",
+)  # fmt: skip
+@click.option("--depth", type=click.IntRange(min=1), help="With --graph: how deep modules are opened.  [default: fits]")
+@click.option(
+    "--input-shape", type=Shape(),
+    help="One input's shape, without the batch: of a MODEL, or of an .onnx file whose sizes are free.",
+)  # fmt: skip
+@click.option("--as-model", is_flag=True, help="Take an .onnx file for a MODEL, as `surgeon export` does.")
 @others.described
 @options.as_json
 def command(
     path: Path,
-    gates: bool,
-    classes: bool,
-    layers: bool,
+    show: tuple[tuple[str, ...], ...],
+    pattern: str | None,
+    graph: Path | None,
+    depth: int | None,
     input_shape: tuple[int, ...] | None,
+    as_model: bool,
     input: str | None,
     also: tuple[others.Stated, ...],
     as_json: bool,
 ) -> None:
-    """Describe the bundle or .onnx file at PATH: inputs, outputs, gates, operators, sizes, verification.
+    """Say what a bundle or .onnx file at PATH is made of, or a MODEL: shapes, layers, gates, operators, costs.
 
-    Checks a bundle's files against its manifest; loads no weights and runs nothing. With --layers it describes a MODEL:
-    its modules, the entries of what it returns, and the gates that are functions, with the shape of their output and
-    the gates inside them.
+    Checks a bundle's files against its manifest, loads no weights and runs nothing. Multiply-adds are those of
+    convolutions and products of matrices, for one sample where the batch is free, and memory is what activations take;
+    a loop's body counts once. Layers, nodes and operators are those of pullback.onnx, where there is one; of operators
+    it says whether ONNX Runtime's providers here have kernels, as far as they tell. A MODEL needs torch; its layers are
+    what `surgeon export MODEL --at` can name.
     """
     from surgeon.cli import screen
 
-    if layers:
-        _print_layers(str(path), input_shape, input, also, as_json)
-        return
-    if input_shape is not None:
-        raise click.UsageError("--input-shape goes with --layers.")
-    from surgeon.inspection import inspect
+    is_file = not as_model and path.suffix.lower() != ".pt2" and (path.exists() or _names_a_file(path))
+    if graph is None and depth is not None:
+        raise click.UsageError("--depth goes with --graph.")
+    if graph is not None and graph.suffix.lower() not in (".svg", ".html"):
+        raise click.BadParameter(f"{graph} ends neither in .svg nor in .html.", param_hint="--graph")
+    if graph is not None and not is_file:
+        raise click.UsageError("--graph draws a bundle or an .onnx file; export the model first.")
+    described: Sections
+    if is_file:
+        if input is not None or also:
+            raise click.UsageError("--input and --also go with a MODEL.")
+        from surgeon.cli.file_sections import FileSections
+        from surgeon.inspection import inspect
 
-    inspection = inspect(path)
+        inspection = inspect(path, input_shape or ())
+        described = FileSections(inspection, pattern)
+        if graph is not None:
+            from surgeon.diagram import draw
+
+            draw(inspection, graph, depth=depth, pattern=pattern)
+    else:
+        from surgeon.cli.model_sections import ModelSections
+
+        described = ModelSections(str(path), *options.network(str(path), input_shape, input, also), pattern)
+    asked = [name for one in show for name in one if one != SECTIONS]
+    absent = [name for name in asked if name not in described.there]
+    if absent:
+        raise SurgeonError(f"{path} has no section {absent[0]}", f"It has {', '.join(described.there)}")
+    chosen = [name for one in show for name in one] or (
+        [] if graph is not None else list(USUAL if is_file else USUAL[:2])
+    )
+    wanted = [name for name in described.there if name in chosen]
     if as_json:
-        screen.print_json(inspection.to_json())
+        picture = {"graph": str(graph)} if graph is not None else {}
+        screen.print_json({"path": str(path), **{name: described.data(name) for name in wanted}, **picture})
         return
     console = screen.console()
-    manifest = inspection.manifest
-    if manifest is not None:
-        _print_origin(console, manifest)
-    for file in inspection.files:
-        _print_file(console, file)
-    if manifest is not None:
-        _print_gates(console, manifest, every=gates)
-        if manifest.files:  # a bundle: a lone file does not know how its verification went
-            _print_verification(console, manifest)
-        if classes:
-            _print_classes(console, manifest)
-    _print_sizes(console, inspection)
+    for name in wanted:
+        for part in described.tables(name):
+            console.print(part)
+    if graph is not None:
+        console.print(f"{graph} ({screen.size_text(graph.stat().st_size)})", markup=False, soft_wrap=True)
 
 
-def _print_layers(
-    model: str,
-    input_shape: tuple[int, ...] | None,
-    input: str | None,
-    also: tuple[others.Stated, ...],
-    as_json: bool,
-) -> None:
-    import dataclasses
-
-    from surgeon.cli import screen
-
-    source, example = options.network(model, input_shape, input, also)
-    from surgeon.outline import layers
-
-    found = layers(source.module, example)
-    if as_json:
-        screen.print_json({"model": model, "layers": [dataclasses.asdict(layer) for layer in found]})
-        return
-    rows = [
-        (layer.name, layer.kind, _shape_text(layer.shape), layer.gates, layer.calls if layer.calls > 1 else "")
-        for layer in found
-    ]
-    columns = ("layer", "kind", "output", "gates", "calls")
-    screen.console().print(_table("", columns, rows, right=("gates", "calls")))
-
-
-def _shape_text(shape: Sequence[int | str] | None) -> str:
-    return "not one tensor" if shape is None else "[" + ", ".join(map(str, shape)) + "]"
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[str] = ()) -> Any:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    heading = Text(title, style="bold") if title else None
-    headed = any(column.strip() for column in columns)
-    shape = box.SIMPLE_HEAD if headed else None
-    table = Table(title=heading, title_justify="left", box=shape, pad_edge=False, show_header=headed)
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*[Text(str(item)) for item in row])
-    return table
-
-
-def _print_origin(console: Console, manifest: Manifest) -> None:
-    model, recipe, image = manifest.model, manifest.recipe, manifest.image
-    rows = [
-        ("model", f"{model.name}, {model.parameters:,} parameters"),
-        ("source", model.source),
-        ("weights", f"{model.weights} (licence: {model.licence})"),
-        ("gates", f"{recipe.gate}, pools {recipe.pool}, scope {recipe.gate_scope}, edges {recipe.edges}"),
-        ("cotangent at", ", ".join(recipe.at) or "the network's output"),
-        ("ascent", f"objective {recipe.objective}, step {recipe.step}, norm {recipe.norm}"),
-        ("precision", f"{recipe.precision}, opset {recipe.opset}"),
-    ]
-    if image is not None:
-        size = f"{image.channels} x {image.height} x {image.width}, values {image.range[0]:g} to {image.range[1]:g}"
-        size = f"any height and width, by default {size}" if recipe.dynamic_size else size
-        rows.append(("photos", f"{size}; shorter side to {image.resize}, centre crop, {image.interpolation}"))
-    if manifest.labels or not recipe.at:
-        rows.append(("classes", str(len(manifest.labels)) + " with names" if manifest.labels else "without names"))
-    if manifest.passes:
-        applied = [f"{name.replace('_', ' ')} {count}" for name, count in manifest.passes.items() if count]
-        rows.append(("passes", ", ".join(applied) or "none applied"))
-    if manifest.versions:  # a lone file does not know them
-        rows.append(("made with", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())))
-    console.print(_table("", ("", " "), rows))
-    console.print()
-    if len(manifest.layers) > 1:
-        slices = [(one.name, _shape_text(one.shape), one.start, one.start + one.size) for one in manifest.layers]
-        columns = ("layer", "its own output", "from", "to")
-        console.print(_table("layers in the output", columns, slices, right=("from", "to")))
-
-
-def _print_file(console: Console, file: FileReport) -> None:
-    from surgeon.cli.screen import size_text
-
-    if not file.inputs and not file.outputs:
-        return
-    rows = [("in", *_port(port)) for port in file.inputs] + [("out", *_port(port)) for port in file.outputs]
-    kind = f"{file.format}, opset {file.opset}" if file.opset else file.format
-    heading = f"{file.name} ({kind}, {size_text(file.bytes)})"
-    console.print(_table(heading, ("", "name", "dtype", "shape", "default", "meaning"), rows))
-    for role, counts in file.operators.items():
-        listed = ", ".join(f"{operator} {count}" for operator, count in list(counts.items())[:12])
-        more = ", …" if len(counts) > 12 else ""
-        console.print(f"{role}: {sum(counts.values())} operators ({listed}{more})", style="dim", markup=False)
-    if file.operators:
-        console.print()
-
-
-def _port(port: Port) -> tuple[str, str, str, str, str]:
-    values = port.default if isinstance(port.default, tuple) else () if port.default is None else (port.default,)
-    default = ", ".join(dict.fromkeys(f"{value:g}" for value in values))
-    return port.name, port.dtype, _shape_text(port.shape), default, port.meaning
-
-
-def _print_gates(console: Console, manifest: Manifest, every: bool) -> None:
-    if not manifest.gates:
-        console.print("no gates and no pools\n")
-        return
-    fixed = "{:g}" if manifest.recipe.temperature_input == "scalar" else "input ({:g})"
-    shared = "input" if any(gate.temperature is None for gate in manifest.gates) else ""
-
-    def softness(rule: str, temperature: float | None) -> str:
-        return "" if rule != "soft" else shared if temperature is None else fixed.format(temperature)
-
-    if every:
-        rows = [
-            (one.module or "(root)", one.op, one.kind, one.rule, softness(one.rule, one.temperature), list(one.shape))
-            for one in manifest.gates
-        ]
-        console.print(_table("gates and pools", ("module", "operator", "kind", "rule", "T", "shape"), rows))
-        return
-    counts = collections.Counter((gate.kind, gate.op, gate.rule, gate.temperature) for gate in manifest.gates)
-    grouped = [(count, kind, op, rule, softness(rule, value)) for (kind, op, rule, value), count in counts.items()]
-    console.print(_table("gates and pools", ("count", "kind", "operator", "rule", "T"), grouped, right=("count",)))
-
-
-def _print_verification(console: Console, manifest: Manifest) -> None:
-    if not manifest.verification:
-        console.print("not verified: exported with --no-verify\n", style="yellow")
-        return
-    rows = [
-        (line.artifact, line.quantity, line.condition, f"{line.error:.1e}", f"{line.tolerance:.0e}", line.provider)
-        for line in manifest.verification
-    ]
-    failed = sum(not line.passed for line in manifest.verification)
-    verdict = f"{failed} of {len(rows)} failed" if failed else f"all {len(rows)} within tolerance"
-    columns = ("artifact", "quantity", "condition", "error", "tolerance", "provider")
-    console.print(_table(f"verification at export: {verdict}", columns, rows, right=("error", "tolerance")))
-
-
-def _print_classes(console: Console, manifest: Manifest) -> None:
-    rows = list(enumerate(manifest.labels or ()))
-    console.print(_table("classes", ("index", "label"), rows, right=("index",)))
-
-
-def _print_sizes(console: Console, inspection: Inspection) -> None:
-    from surgeon.cli.screen import size_text
-
-    files = ", ".join(f"{file.name} {size_text(file.bytes)}" for file in inspection.files)
-    console.print(f"{size_text(inspection.bytes)} in all: {files}", markup=False)
+def _names_a_file(path: Path) -> bool:
+    """Whether `path`, where nothing is, was meant for a bundle or file rather than for a model."""
+    return ":" not in str(path) and (len(path.parts) > 1 or path.suffix.lower() in (".onnx", ".json"))
