@@ -277,7 +277,7 @@ def test_group_help_version_and_near_commands(surgeon):
     assert (code, told.count("\n")) == (2, 1)
 
 
-@pytest.mark.parametrize("name", ["run", "figure", "inspect", "check", "completion"])
+@pytest.mark.parametrize("name", ["run", "figure", "evaluate", "inspect", "check", "completion"])
 def test_every_command_has_help(surgeon, name):
     code, out, _ = surgeon(name, "--help")
     assert code == 0 and f"surgeon {name}" in out and "Examples:" in out

@@ -20,6 +20,7 @@ from surgeon.cli.run import (
     spare_photos,
     takes_temperature,
 )
+from surgeon.cli.sameness import require_same_network
 from surgeon.errors import SurgeonError
 
 if TYPE_CHECKING:
@@ -281,22 +282,10 @@ def _random_class(session: Session, others: Sequence[Target | None], seed: int) 
 
 def _require_same(session: Session, plain: Session) -> None:
     """Raise SurgeonError unless `plain` is the same network with hard gates, taking the same photos."""
-    ours, theirs = session.manifest, plain.manifest
-    if theirs.recipe.gate != "hard" or theirs.recipe.pool != "hard":
+    recipe = plain.manifest.recipe
+    if recipe.gate != "hard" or recipe.pool != "hard":
         raise SurgeonError(
-            f"the gates of {plain.bundle.path} are {theirs.recipe.gate}, its pools {theirs.recipe.pool}: not hard",
+            f"the gates of {plain.bundle.path} are {recipe.gate}, its pools {recipe.pool}: not hard",
             "Export one with `--gate hard`",
         )
-    same = [
-        ("model", ours.model.source, theirs.model.source),
-        ("weights", ours.model.weights, theirs.model.weights),
-        ("objective", ours.recipe.objective, theirs.recipe.objective),
-        ("way to take photos", ours.image, theirs.image),
-        ("layer", ours.layers, theirs.layers),
-    ]
-    for what, mine, other in same:
-        if mine != other:
-            raise SurgeonError(
-                f"{plain.bundle.path} has another {what} than {session.bundle.path} ({other}, not {mine})",
-                "Export both from the same model",
-            )
+    require_same_network(session, plain)
