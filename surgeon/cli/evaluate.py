@@ -85,10 +85,10 @@ class Against(click.ParamType[tuple[str, Path]]):
 @click.option(
     "--smoothgrad",
     type=click.IntRange(min=0),
-    default=50,
+    default=20,
     show_default=True,
     metavar="N",
-    help="Where a bundle has hard gates, also the mean of its gradients over N photos with noise; 0: not.",
+    help="Where a bundle has hard gates, also the mean of its gradients over N noisy photos (its paper: up to 50); 0: not.",
 )
 @click.option(
     "--map",
