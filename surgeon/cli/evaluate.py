@@ -88,7 +88,7 @@ class Against(click.ParamType[tuple[str, Path]]):
     default=20,
     show_default=True,
     metavar="N",
-    help="Where a bundle has hard gates, also the mean of its gradients over N noisy photos (its paper: up to 50); 0: not.",
+    help="Where a bundle has hard gates, also the mean of its gradients over N noisy photos; 0: not.",
 )
 @click.option(
     "--map",
