@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import numpy
 from surgeon.errors import SurgeonError
 from surgeon.evaluation import CURVES, METRICS, Measured, standings
 from surgeon.explanations import Method
+from surgeon.pictures import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +53,8 @@ def evaluation(measured: Sequence[dict[str, Measured]], methods: Sequence[Method
             _curves(upper.add_subplot(1, len(CURVES), place), name, measured, methods)
         for place, name in enumerate(bars, 1):
             _bars(lower.add_subplot(1, len(bars), place), name, measured, methods)
-        _save(figure, path)
+        with replacing(path) as partial:
+            figure.savefig(partial, format=path.suffix[1:].lower(), dpi=150)
 
 
 def _curves(axes: Axes, name: str, measured: Sequence[dict[str, Measured]], methods: Sequence[Method]) -> None:
@@ -88,18 +89,3 @@ def _better(name: str) -> str:
 
 def _colours(methods: Sequence[Method]) -> list[str]:
     return [_CONTROL if one.control else _COLOURS[at % len(_COLOURS)] for at, one in enumerate(methods)]
-
-
-def _save(figure: Any, path: Path) -> None:
-    """Write beside `path`, then rename."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(partial, format=path.suffix[1:].lower(), dpi=150)
-        partial.replace(path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise SurgeonError(f"{path} cannot be written ({error.strerror or error})") from error
-        raise

@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 
 from surgeon import cli
-from surgeon.cli.figure import layout
+from surgeon.cli.layouts import layout
 from surgeon.cli.run import file_names
 from tests.tiny_bundle import write_tiny
 
