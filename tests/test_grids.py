@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import base64
+import io
+from pathlib import Path
+from xml.etree import ElementTree
+
 import numpy
 import PIL.Image
 import pytest
 
 from surgeon import grids
+from surgeon.errors import SurgeonError
 from surgeon.grids import Cell, Panel, grid
 
 
@@ -35,3 +41,38 @@ def test_text_is_shortened_to_its_column(text):
     shown = grids._shorten(grids.drawable(text), 14, 100)
     assert grids._font(14).getlength(shown) <= 100
     assert shown == text or shown.endswith("…") or shown == "e??"
+
+
+def test_svg_holds_pictures_and_texts(tmp_path):
+    noise = PIL.Image.fromarray(numpy.random.default_rng(0).integers(0, 256, (6, 9, 3), numpy.uint8))
+    panel = Panel("über <&> alles", ["é"], [[Cell(noise, "中→", framed=True)], [Cell(None), Cell(noise)]])
+    grids.save(tmp_path / "a" / "grid.svg", [panel], "title", "foot\x07er", side=90)
+    root = ElementTree.parse(tmp_path / "a" / "grid.svg").getroot()
+    kind = "{http://www.w3.org/2000/svg}"
+    assert [text.text for text in root.iter(f"{kind}text")] == ["title", "über <&> alles", "é", "中→", "foot er"]
+    images = list(root.iter(f"{kind}image"))
+    assert [(image.get("width"), image.get("height")) for image in images] == [("90", "60")] * 2
+    stored = base64.b64decode(images[0].get("href").removeprefix("data:image/png;base64,"))
+    with PIL.Image.open(io.BytesIO(stored)) as picture:
+        assert (pixels(picture) == pixels(noise)).all()
+    frame = [rect for rect in root.iter(f"{kind}rect") if rect.get("stroke")]
+    assert len(frame) == 1 and float(frame[0].get("width")) == 90 + 3
+    assert (root.get("width"), root.get("height")) == tuple(map(str, grid([panel], "title", "footer", 90).size))
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["grid.svg"]
+
+
+def test_a_gap_is_white_and_its_neighbour_stays_in_its_column():
+    black = PIL.Image.new("RGB", (8, 8))
+    drawn = pixels(grid([Panel("", [], [[Cell(black), Cell(black)], [Cell(None), Cell(black)]])], side=64))
+    columns = (drawn == 0).all(2).sum(axis=0)
+    assert set(columns[24 : 24 + 64]) == {64} and set(columns[24 + 72 : 24 + 72 + 64]) == {128}
+
+
+def test_a_figure_beyond_all_bounds_is_refused():
+    grids.require_room(7, 20, 192)
+    with pytest.raises(SurgeonError, match=r"12384 x 20640 pixels. Give a smaller --side"):
+        grids.require_room(12, 20, 1024)
+    for ending in ("svg", "PNG", "jpg"):
+        grids.require_format(Path(f"f.{ending}"))
+    with pytest.raises(SurgeonError, match="names a picture format"):
+        grids.require_format(Path("f.txt"))
