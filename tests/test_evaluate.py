@@ -101,8 +101,13 @@ def test_measures_are_of_the_network_and_its_pullback(bundles):
         seen.append((photos, list(classes)))
         return numpy.stack([tiny.pullback(x[None], numpy.eye(5)[[t]])[1][0] for x, t in zip(photos, classes)])  # noqa: B905
 
-    methods = [pullbacks("artifact", session, None, ran.append), Method("formula", explain)]
-    found = measure(photo, 2, network(session, ran.append), methods, Image(height=8, width=8), settings)
+    methods, given = [pullbacks("artifact", session, None, ran.append), Method("formula", explain)], []
+
+    def answer(photos):
+        given.append(photos)
+        return network(session, ran.append)(photos)
+
+    found = measure(photo, 2, answer, methods, Image(height=8, width=8), settings)
     assert found["artifact"].values == pytest.approx(found["formula"].values, rel=1e-3)
     assert sum(ran) == passes(methods, settings) - (1 + 3 + 4)  # the formula's own went through no artifact
 
@@ -110,6 +115,14 @@ def test_measures_are_of_the_network_and_its_pullback(bundles):
     assert (asked[0] == photo).all() and (asked[4:] == photo).all()
     assert 0.08 < numpy.abs(asked[around] - photo).max() <= 0.1 + 1e-6
     assert classes[:4] == [2] * 4 and sorted(classes[4:]) == [0, 1, 3, 4]
+    whole, *changed = given[0]  # of infidelity: squares of one pixel have become grey, which is 0 here
+    assert (whole == photo).all() and len(changed) == 6
+    assert all(
+        ((one != photo).all(axis=0) == (one == 0).all(axis=0)).all() and (one != photo).sum() == 3 for one in changed
+    )
+    logits = tiny.pullback(given[0], numpy.zeros((7, 5)))[0][:, 2]
+    expected = faithfulness.infidelity(explain(photo[None], [2])[0], photo - given[0][1:], logits[0] - logits[1:])
+    assert found["formula"].values["infidelity"] == pytest.approx(expected, rel=1e-3)
     map = numpy.abs(explain(photo[None], [2])[0]).sum(axis=0)
     shown = faithfulness.exchanged(photo, numpy.zeros_like(photo), map, 4)
     chances = softmax(tiny.pullback(shown, numpy.eye(5)[[2] * 5])[0], axis=1)[:, 2]
