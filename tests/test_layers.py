@@ -260,7 +260,7 @@ def test_an_atlas_of_the_strongest_units(run, bundle: Path) -> None:
     session = surgeon.load(bundle)
     image = load_photo("cat.png", session.manifest.image)
     with torch.no_grad():
-        sums = deep().body(deep().stem(torch.from_numpy(image[None]).double())).sum((2, 3))[0]
+        sums = deep().body(deep().stem(torch.from_numpy(image[None]))).sum((2, 3))[0]
     assert report["rows"][0]["strongest"] == {"body": [[int(channel)] for channel in sums.argsort(descending=True)[:4]]}
     assert Path("f.svg").read_text().count("<image") == 1 + 2 * 4
 
