@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest -q -n auto
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv check test zoo sweep gpu-check demo readme-picture clean
+.PHONY: help venv check test zoo sweep gpu-check demo readme-pictures evaluate clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,9 +57,19 @@ demo: .venv/demo  ## convert EfficientNet-Lite0 and draw its pullbacks on labell
 
 # Photos that anyone may pass on: a cat (CC0), a rocket and a motorcycle (public domain).
 README_PHOTOS := chelsea.png rocket.jpg motorcycle_left.png
+UNIT_PHOTOS := chelsea.png rocket.jpg
 
-readme-picture: .venv/demo  ## draw the README's picture again (after `make demo`)
+readme-pictures: .venv/demo  ## draw the README's pictures again (after `make demo`)
 	$(BIN)/surgeon figure $(BUNDLE) $(README_PHOTOS:%="$(call data_of,skimage)/%") --against $(HARD) --steps 5 --clip 0.5 --side 144 -o .github/demo.jpg
+	$(BIN)/surgeon figure $(BUNDLE) $(README_PHOTOS:%="$(call data_of,skimage)/%") --steps-shown 0,1,2,5,10,20 --side 128 -o .github/steps.jpg
+	$(BIN)/surgeon figure $(BUNDLE) $(README_PHOTOS:%="$(call data_of,skimage)/%") --temperatures 0.03,0.1,0.3,1,3 --clip 0.5 --side 128 -o .github/temperatures.jpg
+	$(BIN)/surgeon export efficientnet_lite0 --at _blocks.10 --formats onnx -o $(BUNDLE)-blocks.10
+	$(BIN)/surgeon figure $(BUNDLE)-blocks.10 $(UNIT_PHOTOS:%="$(call data_of,skimage)/%") --strongest 5 --clip 0.5 --side 112 -o .github/units.jpg
+
+evaluate: .venv/demo  ## the README's table: pullbacks as explanations, beside other gates (after `make demo`; an hour)
+	@$(PIP) -e '.[plot]'
+	$(BIN)/surgeon export efficientnet_lite0 --gate guided --formats onnx -o $(BUNDLE)-guided
+	$(BIN)/surgeon evaluate $(BUNDLE) "$(LABELLED)"/imagenet_*.jpg --against $(HARD) --against $(BUNDLE)-guided --plot exported/evaluation.png
 
 # ---- The environment, made once. The demonstration needs no linters, and the tests need no photos.
 

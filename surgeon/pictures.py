@@ -1,21 +1,16 @@
-"""Photos to network inputs, and arrays to pictures: single ones, and the grid of a figure. Torch-free."""
+"""Photos to network inputs, and arrays to pictures. Torch-free."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import unicodedata
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy
 import PIL.Image
-import PIL.ImageDraw
-import PIL.ImageFont
 import PIL.ImageOps
 
 from surgeon.artifacts.manifest import Image
@@ -131,9 +126,12 @@ def difference(clean: Array, perturbed: Array, clip: float = 0.0) -> PIL.Image.I
     return _picture((delta - low) / (high - low) if high > low else numpy.full_like(delta, 0.5))
 
 
-def heat(pullback: Array) -> PIL.Image.Image:
-    """A pullback [C, H, W] scaled by its largest absolute value: zero is mid grey in every picture."""
-    largest = float(numpy.abs(pullback).max())
+def heat(pullback: Array, clip: float = 0.0) -> PIL.Image.Image:
+    """A pullback [C, H, W] scaled by its largest absolute value: zero is mid grey in every picture.
+
+    `clip` is the percentage of the largest absolute values that is cut first.
+    """
+    largest = float(numpy.percentile(numpy.abs(pullback), 100 - clip))
     return _picture(0.5 + 0.5 * numpy.asarray(pullback, numpy.float64) / (largest or 1.0))
 
 
@@ -157,10 +155,20 @@ def save(picture: PIL.Image.Image, path: Path) -> None:
     Raises SurgeonError, and leaves nothing, where the ending names no format or the file cannot be written.
     """
     format = format_of(path)
+    with replacing(path) as partial:
+        picture.save(partial, format=format, quality=90)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A place beside `path` to write to, which takes its name in the end; its folder is made.
+
+    Raises SurgeonError where that cannot be written. Whatever is raised, nothing is left, and an old file stays.
+    """
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(partial, format=format, quality=90)
+        yield partial
         partial.replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):  # such as a folder that is a file: the first error says so
@@ -168,114 +176,3 @@ def save(picture: PIL.Image.Image, path: Path) -> None:
         if isinstance(error, OSError):
             raise SurgeonError(f"{path} cannot be written ({error.strerror or error})") from error
         raise
-
-
-# --- grids
-
-_INK, _SOFT_INK, _ACCENT = "#1a1a1a", "#6b6b6b", "#c8452d"
-_GAP, _MARGIN, _FRAME = 8, 24, 3  # pixels
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One picture of a grid, the line beneath it, and whether it is framed."""
-
-    picture: PIL.Image.Image
-    caption: str = ""
-    framed: bool = False
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A titled block of rows; `headings` stand over its columns."""
-
-    title: str
-    headings: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-
-
-def grid(panels: Sequence[Panel], title: str = "", footer: str = "", side: int = 192) -> PIL.Image.Image:
-    """The panels one beneath the other on white, pictures `side` pixels wide; text that does not fit is shortened."""
-    columns = max(len(row) for panel in panels for row in panel.rows)
-    width = max(2 * _MARGIN + columns * (side + _GAP) - _GAP, 640)
-    first = panels[0].rows[0][0].picture
-    tall = round(side * first.height / first.width)
-    canvas = PIL.Image.new("RGB", (width, _height(panels, title, footer, tall, width)), "white")
-    draw = PIL.ImageDraw.Draw(canvas)
-    y = _MARGIN
-    if title:
-        draw.text((_MARGIN, y), _shorten(title, 24, width - 2 * _MARGIN), _INK, _font(24))
-        y += 40
-    for panel in panels:
-        y = _draw_panel(canvas, draw, panel, y, (side, tall), width)
-    for line in _lines(footer, width):
-        draw.text((_MARGIN, y), line, _SOFT_INK, _font(13))
-        y += 18
-    return canvas
-
-
-def _height(panels: Sequence[Panel], title: str, footer: str, tall: int, width: int) -> int:
-    rows = sum(len(panel.rows) * (tall + _caption_height(panel) + _GAP) + 30 + 24 + 16 for panel in panels)
-    return 2 * _MARGIN + (40 if title else 0) + rows + 18 * len(_lines(footer, width))
-
-
-def _caption_height(panel: Panel) -> int:
-    return 20 if any(cell.caption for row in panel.rows for cell in row) else 0
-
-
-def _draw_panel(
-    canvas: PIL.Image.Image, draw: PIL.ImageDraw.ImageDraw, panel: Panel, y: int, size: tuple[int, int], width: int
-) -> int:
-    """Draw one panel from height `y` down; return the height below it."""
-    side, tall = size
-    draw.text((_MARGIN, y), _shorten(panel.title, 17, width - 2 * _MARGIN), _INK, _font(17))
-    y += 30
-    for column, heading in enumerate(panel.headings):
-        middle = _MARGIN + column * (side + _GAP) + side // 2
-        draw.text((middle, y), _shorten(heading, 14, side), _SOFT_INK, _font(14), anchor="ma")
-    y += 24
-    for row in panel.rows:
-        for column, cell in enumerate(row):
-            x = _MARGIN + column * (side + _GAP)
-            # Photos may have several shapes: white is put beside those that are not as the first.
-            canvas.paste(PIL.ImageOps.pad(cell.picture, size, PIL.Image.Resampling.LANCZOS, "white"), (x, y))
-            if cell.framed:
-                box = (x - _FRAME, y - _FRAME, x + side + _FRAME - 1, y + tall + _FRAME - 1)
-                draw.rectangle(box, outline=_ACCENT, width=_FRAME)
-            caption = _shorten(cell.caption, 13, side)
-            draw.text((x + side // 2, y + tall + 3), caption, _SOFT_INK, _font(13), anchor="ma")
-        y += tall + _caption_height(panel) + _GAP
-    return y + 16
-
-
-@functools.lru_cache
-def _font(size: int) -> PIL.ImageFont.ImageFont | PIL.ImageFont.FreeTypeFont:
-    return PIL.ImageFont.load_default(size=size)
-
-
-def _shorten(text: str, size: int, width: int) -> str:
-    """`text`, cut and ended by an ellipsis where it is wider than `width` pixels."""
-    text = _drawable(text)
-    if _font(size).getlength(text) <= width:
-        return text
-    while text and _font(size).getlength(text.rstrip() + "…") > width:
-        text = text[:-1]
-    return text.rstrip() + "…"
-
-
-def _drawable(text: str) -> str:
-    """`text` in the letters that Pillow's own font has: accents go, what is not Latin becomes a question mark."""
-    letters = (letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
-    return "".join(letters).encode("ascii", "replace").decode("ascii")
-
-
-def _lines(text: str, width: int) -> list[str]:
-    """`text` in lines that fit the canvas."""
-    lines: list[str] = []
-    for word in _drawable(text).split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and _font(13).getlength(longer) <= width - 2 * _MARGIN:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines

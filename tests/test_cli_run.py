@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from surgeon import cli
-from surgeon.cli.figure import layout
+from surgeon.cli.layouts import layout
 from surgeon.cli.run import file_names
 from surgeon.cli.tables import table
 from surgeon.inspection import SECTIONS
@@ -354,7 +354,7 @@ def test_group_help_version_and_near_commands(surgeon):
     assert (code, told.count("\n")) == (2, 1)
 
 
-@pytest.mark.parametrize("name", ["run", "figure", "inspect", "check", "completion"])
+@pytest.mark.parametrize("name", ["run", "figure", "evaluate", "inspect", "check", "completion"])
 def test_every_command_has_help(surgeon, name):
     code, out, _ = surgeon(name, "--help")
     assert code == 0 and f"surgeon {name}" in out and "Examples:" in out

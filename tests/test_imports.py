@@ -13,6 +13,9 @@ import surgeon
 TORCH_FREE = {
     "surgeon",
     "surgeon.errors",
+    "surgeon.evaluation",
+    "surgeon.explanations",
+    "surgeon.faithfulness",
     "surgeon.artifacts",
     "surgeon.artifacts.bundle",
     "surgeon.artifacts.manifest",
@@ -33,6 +36,7 @@ TORCH_FREE = {
     "surgeon.machines",
     "surgeon.memory",
     "surgeon.placement",
+    "surgeon.plots",
     "surgeon.profiling",
     "surgeon.runtime",
     "surgeon.units",

@@ -20,6 +20,7 @@ from surgeon.errors import ConversionError, SurgeonError
 from surgeon.exporting import export
 from surgeon.oracle import reference_pullback
 from surgeon.outline import layers
+from surgeon.pictures import load_photo
 from surgeon.rewriting import rewrite
 from surgeon.sources import resolve
 from surgeon.verify import relative_error
@@ -248,6 +249,20 @@ def test_run_and_figure_climb_units(run, bundle: Path) -> None:
     assert "body unit 4" in run("run", bundle, "cat.png", "--unit", "4")[1]
     code, out, _ = run("figure", bundle, "cat.png", "--unit", "4", "--unit", "1,2,3", "-o", "f.png", "--json")
     assert code == 0 and json.loads(out)["rows"][0]["targets"] == [[4], [1, 2, 3]] and Path("f.png").is_file()
+    code, out, err = run("figure", bundle, "cat.png", "--steps-shown", "0,2", "--unit", "4", "-o", "g.png", "--json")
+    assert (code, err) == (0, "") and json.loads(out)["rows"][0]["target"] == [4]
+
+
+def test_an_atlas_of_the_strongest_units(run, bundle: Path) -> None:
+    code, out, err = run("figure", bundle, "cat.png", "--strongest", "4", "-o", "f.svg", "--json")
+    report = json.loads(out)
+    assert (code, err, report["panels"]) == (0, "", ["cat.png: the 4 strongest units of body"])
+    session = surgeon.load(bundle)
+    image = load_photo("cat.png", session.manifest.image)
+    with torch.no_grad():
+        sums = deep().body(deep().stem(torch.from_numpy(image[None]))).sum((2, 3))[0]
+    assert report["rows"][0]["strongest"] == {"body": [[int(channel)] for channel in sums.argsort(descending=True)[:4]]}
+    assert Path("f.svg").read_text().count("<image") == 1 + 2 * 4
 
 
 def test_units_and_classes_refuse_each_others_bundles(run, bundle: Path, digits_bundle: Path) -> None:

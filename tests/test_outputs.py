@@ -270,6 +270,12 @@ def test_a_unit_names_its_layer(bundle: Path, run) -> None:  # noqa: F811
     assert report["score"][-1] > report["score"][0]
     code, out, _ = run("figure", bundle, "cat.png", "--unit", "body:4", "--unit", "stem.1:1", "-o", "f.png", "--json")
     assert code == 0 and json.loads(out)["rows"][0]["targets"] == [["body", 4], ["stem.1", 1]]
+    code, out, _ = run("figure", bundle, "cat.png", "--strongest", "2", "-o", "g.png", "--json")
+    found = json.loads(out)["rows"][0]["strongest"]
+    assert code == 0 and {name: [layer for layer, _ in units] for name, units in found.items()} == {
+        "body": ["body"] * 2,
+        "stem.1": ["stem.1"] * 2,
+    }
 
 
 def test_layers_that_do_not_go_together(tmp_path: Path) -> None:

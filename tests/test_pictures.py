@@ -8,7 +8,7 @@ import pytest
 from surgeon import pictures
 from surgeon.artifacts.manifest import Image
 from surgeon.errors import SurgeonError
-from surgeon.pictures import Cell, Panel, difference, grid, heat, load_photo, save, to_picture
+from surgeon.pictures import difference, heat, load_photo, save, to_picture
 
 LAYOUT = Image(height=8, width=8, resize=10)
 
@@ -63,12 +63,6 @@ def test_another_size_is_cropped_from_as_much(tmp_path, colourful):
     expected = colourful.resize((30, 20), PIL.Image.Resampling.BILINEAR).crop((5, 2, 25, 18))
     assert (pixels(to_picture(load_photo(path, larger), larger)) == pixels(expected)).all()
     assert (pixels(to_picture(load_photo(path, LAYOUT, native=True), LAYOUT)) == pixels(colourful)).all()
-
-
-def test_a_cell_of_another_shape_is_not_stretched():
-    wide, tall = PIL.Image.new("RGB", (40, 20), "black"), PIL.Image.new("RGB", (20, 40), "black")
-    drawn = pixels(grid([Panel("", [], [[Cell(wide), Cell(tall)]])], side=64))
-    assert (drawn == 0).all(2).sum() == 64 * 32 + 16 * 32
 
 
 @pytest.mark.parametrize("size", [(55, 71), (97, 160), (33, 100), (100, 33), (11, 9), (224, 225), (500, 375)])
@@ -168,25 +162,6 @@ def test_heat_keeps_zero_grey():
     pullback = numpy.array([[[-1, 0]], [[0.5, 0]], [[2, 0]]], numpy.float32)
     assert pixels(heat(pullback)).tolist() == [[[64, 159, 255], [128, 128, 128]]]
     assert pixels(heat(numpy.zeros((1, 1, 1)))).tolist() == [[[128] * 3]]
-
-
-def test_grid_shows_cells_text_and_frames():
-    cell = PIL.Image.new("RGB", (8, 8), "blue")
-    rows = [[Cell(cell, "one"), Cell(cell, "two", framed=True)], [Cell(cell), Cell(cell)]]
-    picture = grid([Panel("upper", ["a", "b"], rows)] * 2, title="title", footer="word " * 200, side=64)
-    colours = {colour: count for count, colour in picture.getcolors(1 << 24)}
-    assert colours[(0, 0, 255)] == 8 * 64 * 64
-    assert colours[(200, 69, 45)] == 2 * 4 * 3 * (64 + 3)  # two frames, three pixels wide
-    edge = pixels(picture)
-    assert (edge[:, -20:] == 255).all() and (edge[-20:] == 255).all()  # no text runs out of the canvas
-    assert grid([Panel("upper", ["a", "b"], rows)], side=64).height < picture.height
-
-
-@pytest.mark.parametrize("text", ["short", "far too long a label to stand over a narrow column", "", "é中→"])
-def test_text_is_shortened_to_its_column(text):
-    shown = pictures._shorten(text, 14, 100)
-    assert pictures._font(14).getlength(shown) <= 100
-    assert shown == text or shown.endswith("…") or shown == "e??"
 
 
 def test_save_names_what_fails(tmp_path):

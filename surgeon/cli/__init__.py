@@ -20,6 +20,7 @@ COMMANDS = {
     "check": "Say whether a model converts: each operator, and how it is treated.",
     "run": "Climb from photos towards a class or unit; write the pictures.",
     "figure": "Draw photos against target classes, soft pullbacks over ordinary gradients.",
+    "evaluate": "Measure how faithful pullbacks are as explanations, beside other gates.",
     "verify": "Compare a bundle's artifacts with PyTorch's autograd.",
     "inspect": "Say what a bundle, an ONNX file or a model is made of, or draw its graph.",
     "bench": "Time a bundle against forward passes and eager autograd.",

@@ -22,8 +22,8 @@ def console(error: bool = False) -> Console:
     return Console(file=stream, highlight=False, width=None if stream.isatty() else 120)
 
 
-def progress() -> Progress:
-    """A progress display on standard error, silent unless that is a terminal."""
+def progress(quiet: bool = False) -> Progress:
+    """A progress display on standard error, silent unless that is a terminal, or where it is to be `quiet`."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -34,7 +34,7 @@ def progress() -> Progress:
         TimeRemainingColumn(),
         console=Console(file=sys.stderr),
         transient=True,
-        disable=not sys.stderr.isatty(),
+        disable=quiet or not sys.stderr.isatty(),
     )
 
 
