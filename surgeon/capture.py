@@ -291,7 +291,7 @@ def silent_torch() -> Iterator[None]:
     logger.setLevel(logging.CRITICAL)
     try:
         with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
-            # torch 2.11 copies a class of its own that warns whoever makes one; where warnings are errors it would fail.
+            # torch 2.11 copies a class of its own that warns when it is made, and would fail where warnings are errors.
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
             yield
     finally:
