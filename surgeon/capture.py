@@ -11,6 +11,7 @@ import contextlib
 import io
 import logging
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -284,12 +285,18 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def silent_torch() -> Iterator[None]:
-    """Keep torch.export's log and the graphs that it prints on failure off the screen: its exception says it all."""
+    """Keep torch.export's log, its warnings of itself, and the graphs that it prints on failure off the screen.
+
+    Its exception says it all.
+    """
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            # Of what torch 2.11 does by itself; where warnings are errors, nothing could be recorded or loaded.
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+            warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)  # weights of a .pt2
             yield
     finally:
         logger.setLevel(level)

@@ -202,7 +202,7 @@ SAMPLES: dict[OpOverload, list[Sample]] = {
     aten.lift_fresh_copy.default: [s(x(N, 3))],
     aten.dropout.default: [s(x(N, 3), 0.5, False)],
     aten._to_copy.default: [s(x(N, 3), dtype=torch.float32), s(x(N, 3), dtype=torch.float64)],
-    aten.copy.default: [s(x(N, 3), x(3)), s(w(N, 3), x(N, 3))],
+    aten.copy.default: [s(x(N, 3), x(1, 3)), s(w(N, 3), x(N, 3))],
     aten.permute.default: [s(x(N, 3, 5, 6), [0, 3, 1, 2]), s(x(N, 3, 5), [-1, 0, -2])],
     aten.transpose.int: [s(x(N, 3, 5), 1, -1)],
     aten.t.default: [s(x(N, 3))],
