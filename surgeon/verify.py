@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from surgeon.artifacts.bundle import Bundle
 from surgeon.artifacts.manifest import Artifact, Comparison, Manifest
+from surgeon.artifacts.ports import BEFORE, GAP, HARD
 from surgeon.errors import ProviderError, SurgeonError, VerificationError
 from surgeon.inputs import example
 from surgeon.modules import copied
@@ -117,12 +118,15 @@ def verify(
         for form, questions, run in _forms(folder / name, artifact, device, own, manifest):
             for one in questions:
                 found = _run(name, run, one.problem.feeds)
+                compared = []
                 for quantity in one.expected:
                     line = _compare(name, quantity, one.problem, found, one.expected, manifest, tolerance, device)
                     line = dataclasses.replace(line, condition=line.condition + form)
                     if not line.passed and tolerance is None:
                         explained = min(ROUNDING * one.rounding.get(quantity, 0.0), MOST_ROUNDING[recipe.precision])
                         line = dataclasses.replace(line, tolerance=max(line.tolerance, explained))
+                    compared.append(line)
+                for line in _worst(compared):
                     lines.append(line)
                     if progress is not None:
                         progress(line)
@@ -130,6 +134,16 @@ def verify(
     if not lines:
         raise SurgeonError(f"{folder} holds no artifact to verify", "Export it again")
     return tuple(lines)
+
+
+def _worst(lines: list[Comparison]) -> list[Comparison]:
+    """Of what is compared at each gate (its quantity is KIND/GATE), the worst gate of each kind; all other lines."""
+    worst: dict[str, Comparison] = {}
+    for line in lines:
+        kind = line.quantity.partition("/")[0]
+        if kind not in worst or line.error / line.tolerance > worst[kind].error / worst[kind].tolerance:
+            worst[kind] = line
+    return list(worst.values())
 
 
 def _forms(
@@ -215,9 +229,10 @@ def default_tolerance(manifest: Manifest, problem: Problem, quantity: str) -> fl
     recipe = manifest.recipe
     if recipe.precision == "fp16":
         return HALF_TOLERANCE
-    if quantity == "output" and problem.kind != "ascent":
+    kind = quantity.partition("/")[0]
+    if kind in ("output", BEFORE) and problem.kind != "ascent":
         return OUTPUT_TOLERANCE
-    if is_hard(manifest):
+    if is_hard(manifest) or kind in ("gradient", HARD, GAP):
         return HARD_ASCENT_TOLERANCE if problem.kind == "ascent" else HARD_TOLERANCE
     soft = min(HARD_TOLERANCE, SOFT_TOLERANCE * max(1.0, 0.1 / problem.temperature))
     return max(soft, ASCENT_TOLERANCE) if problem.kind == "ascent" else soft
