@@ -177,15 +177,19 @@ class Session:
         The arguments are those of `pullback`. Raises SurgeonError as it does, for more than one sample, and for a
         bundle that was exported without its gates' outputs.
         """
-        if GATES not in self.manifest.artifacts:
-            raise SurgeonError(
-                f"the bundle {self.bundle.path} does not show its gates: it has no {GATES}",
-                f"Export it again: surgeon export {self.manifest.model.source} --gate-outputs",
-            )
+        self.require_gates()
         if len(input) != 1:
             raise SurgeonError(f"{len(input)} samples were given", "Give one: every activation of it is kept")
         values = self._run(GATES, input, cotangent, others, temperature=temperature)
         return dict(zip((port.name for port in self.manifest.artifacts[GATES].outputs), values, strict=True))
+
+    def require_gates(self) -> None:
+        """Raise SurgeonError unless the bundle was exported with its gates' outputs."""
+        if GATES not in self.manifest.artifacts:
+            raise SurgeonError(
+                f"the bundle {self.bundle.path} does not show its gates: it has no {GATES}",
+                f"Export it again: surgeon export {self.manifest.model.source} --gate-outputs -o {self.bundle.path}",
+            )
 
     def ascent(
         self,

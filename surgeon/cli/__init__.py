@@ -20,6 +20,8 @@ COMMANDS = {
     "check": "Say whether a model converts: each operator, and how it is treated.",
     "run": "Climb from photos towards a class or unit; write the pictures.",
     "figure": "Draw photos against target classes, soft pullbacks over ordinary gradients.",
+    "gates": "Say what each gate does at photos, and how far soft gates turn the pullback.",
+    "calibrate": "Choose the temperature from photos, by stated criteria, and write it into the bundle.",
     "verify": "Compare a bundle's artifacts with PyTorch's autograd.",
     "inspect": "Say what a bundle or an ONNX file takes, gives and holds, or a model's layers.",
     "bench": "Time a bundle against forward passes and eager autograd.",
