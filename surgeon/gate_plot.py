@@ -19,7 +19,8 @@ def require(path: Path) -> None:
         raise SurgeonError(f"{path} has no ending that names a plot's format", f"Choose {' or '.join(FORMATS)}")
     if importlib.util.find_spec("matplotlib") is None:
         raise SurgeonError(
-            "matplotlib is not installed, and a plot needs it", "pip install 'surgeon[plot]', or '.[plot]' from a checkout"
+            "matplotlib is not installed, and a plot needs it",
+            "pip install 'surgeon[plot]', or '.[plot]' from a checkout",
         )
 
 

@@ -44,9 +44,7 @@ class Probe(Pullback):
         if not sites:
             raise SurgeonError("no gate is soft, so soft and hard ones are alike", "Leave the gates' outputs out")
         self._soft = [step for step in reversed(self.steps) if step.node.name in sites]
-        self.sights = tuple(
-            Sight(sites[step.node.name], shape_of(step.node, captured.input)) for step in self._soft
-        )
+        self.sights = tuple(Sight(sites[step.node.name], shape_of(step.node, captured.input)) for step in self._soft)
         hard = {step.node for step in self._soft}
         self._hardened = [replace(step, policy=GATES["hard"]) if step.node in hard else step for step in self.steps]
 
