@@ -115,11 +115,28 @@ def scales(session: Session, images: Sequence[Array], tick: Callable[[], None] =
     return tuple(found.get(gate.node, 0.0) or 1.0 for gate in session.manifest.gates)
 
 
+def best_two(session: Session, image: Array) -> tuple[int, int]:
+    """The two classes that the network finds most probable in `image` [C, H, W]; raises SurgeonError if it has one."""
+    if session.classes < 2:
+        raise SurgeonError("the network has one class, and pullbacks towards two are compared", "Set it with --set T")
+    output = session.pullback(image[None], session.one_hot(0)).output[0]
+    first, second = numpy.argsort(-output, kind="stable")[:2]
+    return int(first), int(second)
+
+
 def look(
-    session: Session, images: Sequence[Array], candidate: Candidate, steps: int | None, tick: Callable[[], None]
+    session: Session,
+    images: Sequence[Array],
+    classes: Sequence[tuple[int, int]],
+    candidate: Candidate,
+    steps: int | None = None,
+    tick: Callable[[], None] = lambda: None,
 ) -> list[Seen]:
-    """The criteria of one candidate at each of two or more `images` [C, H, W]; `tick` is called after each."""
-    own, second = zip(*(_best_two(session, image) for image in images), strict=True)
+    """The criteria of one candidate at each of two or more `images` [C, H, W], whose `best_two` are `classes`.
+
+    `tick` is called after each. The second class is the next photo's, or the runner-up where that is its own.
+    """
+    own, second = zip(*classes, strict=True)
     following = [*own[1:], own[0]]
     found, pulled = [], []
     for place, image in enumerate(images):
@@ -137,10 +154,8 @@ def look(
         tick()
     # Towards the next photo's class: here, and at that photo.
     photos = [1 - _alike(pulled[i][2], pulled[(i + 1) % len(images)][0]) for i in range(len(images))]
-    return [
-        Seen(stable, targets, photo, rise, end)
-        for (stable, targets, rise, end), photo in zip(found, photos, strict=True)
-    ]
+    pairs = zip(found, photos, strict=True)
+    return [Seen(stability, targets, photo, rise, end) for (stability, targets, rise, end), photo in pairs]
 
 
 def judged(candidates: Sequence[Candidate], seen: Sequence[Sequence[Seen]]) -> list[Tried]:
@@ -149,10 +164,10 @@ def judged(candidates: Sequence[Candidate], seen: Sequence[Sequence[Seen]]) -> l
     tried = []
     for candidate, photos in zip(candidates, seen, strict=True):
         gains = [max(one.rise, 0.0) / most if most else 0.0 for one, most in zip(photos, largest, strict=True)]
-        means = [
+        stability, targets, others = (
             float(numpy.mean([getattr(one, name) for one in photos])) for name in ("stability", "targets", "photos")
-        ]
-        tried.append(Tried(candidate, *means, float(numpy.mean(gains))))
+        )
+        tried.append(Tried(candidate, stability, targets, others, float(numpy.mean(gains))))
     return tried
 
 
@@ -164,15 +179,6 @@ def choose(tried: Sequence[Tried]) -> Tried:
             "no temperature passes: at each of them a criterion is zero", "Give other photos, or set it with --set T"
         )
     return best
-
-
-def _best_two(session: Session, image: Array) -> tuple[int, int]:
-    """The two classes that the network finds most probable."""
-    if session.classes < 2:
-        raise SurgeonError("the network has one class, and pullbacks towards two are compared", "Set it with --set T")
-    output = session.pullback(image[None], session.one_hot(0)).output[0]
-    first, second = numpy.argsort(-output, kind="stable")[:2]
-    return int(first), int(second)
 
 
 def _stability(session: Session, image: Array, target: int, pullback: Array, candidate: Candidate) -> float:

@@ -68,7 +68,8 @@ class Probe(Pullback):
         """What enters a gate or pool, and of a gate the mean |soft - hard|."""
         node = step.node
         if step.kind == "pool":
-            return values[node.args[0]], []
+            (entering,) = node.all_input_nodes
+            return values[entering], []
         arguments = torch.fx.map_arg(node.args, values.__getitem__)
         keywords = dict(torch.fx.map_arg(node.kwargs, values.__getitem__))
         noting = _Noting(step.policy)

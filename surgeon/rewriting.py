@@ -22,7 +22,6 @@ from surgeon.optimise import optimise, optimise_pullback
 from surgeon.pullback import Pullback, where
 from surgeon.sizes import REMEDY, dynamic, require_any_size
 
-
 Kind = TypeVar("Kind", bound=Pullback)
 
 

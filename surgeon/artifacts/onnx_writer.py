@@ -76,7 +76,7 @@ def write_gates(
 ) -> None:
     """Write gates.onnx into `folder`, behind the other files: what they have in weights.bin is stored once.
 
-    `program` is the one of a `surgeon.probe.Probe`, whose outputs are called `outputs`; the rest is as for `write_onnx`.
+    `program` is that of a `surgeon.probe.Probe`, whose outputs are called `outputs`; the rest is as for `write_onnx`.
     """
     own = Path(GATES).with_suffix(".bin").name
     model = _translate(program, folder / GATES, own, recipe.opset, others, outputs)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from surgeon.cli import options
-from surgeon.cli.run import image_of, read_photo, spare_photos, takes_temperature
+from surgeon.cli.run import image_of, read_photo, spare_photos
 from surgeon.errors import SurgeonError
 
 if TYPE_CHECKING:
@@ -86,20 +86,18 @@ def command(
     """Choose the temperature T of BUNDLE's gates from PHOTOs, two or more, by running its artifacts.
 
     Of each T, four criteria, means over the photos of numbers from 0 to 1: stability (the cosine between pullbacks at
-    the photo and at versions that are moved by some pixels or a little noisy), targets (1 - the cosine between pullbacks
-    towards two classes), photos (1 - the cosine between pullbacks at two photos towards one class) and gain (the rise
-    of the objective per unit of L2 moved by an ascent towards the photo's own class, relative to the photo's best). The
-    T with the largest product is chosen. The argument for them is in surgeon/calibration.py; --strip shows what
-    ascents draw at every T, so that you can overrule them with --set.
+    the photo and at versions that are moved by some pixels or a little noisy), targets (1 - the cosine of pullbacks
+    towards two classes), photos (1 - the cosine of pullbacks at two photos towards one class) and gain (the rise of the
+    objective per unit of L2 moved by an ascent towards the photo's own class, relative to the photo's best). The T with
+    the largest product is chosen. The argument for them is in surgeon/calibration.py; --strip shows what ascents draw
+    at every T, so that you can overrule them with --set.
     """
     from surgeon.artifacts.temperature import set_temperature, with_temperature
     from surgeon.cli import screen
     from surgeon.runtime import load
 
     session = load(bundle, device, threads)
-    with_temperature(
-        session.manifest, given or session.manifest.defaults.temperature
-    )  # refuses what has no use for one
+    with_temperature(session.manifest, given or session.manifest.defaults.temperature)  # or refuses
     if not photos and given is None:
         raise click.UsageError("Give two photos or more, or --set T.")
     report: dict[str, Any] = {}
@@ -155,7 +153,6 @@ def _require(session: Session, photos: Sequence[Path], per_gate: bool) -> None:
                 f"{session.bundle.path} takes one temperature for all gates",
                 "Export it with --temperature-input per-gate",
             )
-    assert takes_temperature(session)
 
 
 def _sweep(
@@ -168,7 +165,7 @@ def _sweep(
     quiet: bool,
 ) -> tuple[list[Tried], list[list[Seen]]]:
     """Every candidate, global ones first, at every photo."""
-    from surgeon.calibration import Candidate, grid, judged, look, scales
+    from surgeon.calibration import Candidate, best_two, grid, judged, look, scales
     from surgeon.cli import screen
 
     values = grid(*range)
@@ -183,10 +180,12 @@ def _sweep(
             progress.update(task, description="scales of the gates")
             own = scales(session, images, lambda: progress.advance(task))
             candidates += [Candidate(value, tuple(value * scale for scale in own)) for value in values]
+        progress.update(task, description="looking")
+        classes = [best_two(session, image) for image in images]
         seen = []
         for candidate in candidates:
             progress.update(task, description=_name(candidate))
-            seen.append(look(session, images, candidate, steps, lambda: progress.advance(task)))
+            seen.append(look(session, images, classes, candidate, steps, lambda: progress.advance(task)))
     return judged(candidates, seen), seen
 
 
@@ -207,13 +206,10 @@ def _print(tried: Sequence[Tried], photos: int) -> None:
     console, best = screen.console(), _best(tried)
     console.print(table(tried, best))
     close = [one for one in tried if one.product >= CLOSE * best.product and one is not best]
-    others = (
-        f"; within {100 - 100 * CLOSE:.0f} % of it: {', '.join(_name(one.candidate) for one in close)}" if close else ""
-    )
-    console.print(
-        f"chosen: {_name(best.candidate)}, whose product of the four, means over {photos} photos, is the largest{others}",
-        soft_wrap=True,
-    )
+    named = ", ".join(_name(one.candidate) for one in close)
+    others = f"; within {100 - 100 * CLOSE:.0f} % of it: {named}" if close else ""
+    what = f"whose product of the four, means over {photos} photos, is the largest"
+    console.print(f"chosen: {_name(best.candidate)}, {what}{others}", soft_wrap=True)
 
 
 def table(tried: Sequence[Tried], best: Tried) -> Table:

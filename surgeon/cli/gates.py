@@ -144,9 +144,9 @@ def _definition(near: float, targets: Sequence[str]) -> str:
     """What the columns mean."""
     named = ", ".join(dict.fromkeys(target.split(",")[0] for target in targets))
     return (
-        f"z: what enters the gate, from the edge where it opens. near: |z/T| < {near:g}. open: z > 0. |soft-hard|: mean "
-        "over the units, a hard gate being shut at z = 0.\ncosine: of the cotangents that arrive at the gate's output "
-        f"under soft and under hard gates (at the input: pullback and gradient), pulled back from: {named}.\n"
+        f"z: what enters the gate, from the edge where it opens. near: |z/T| < {near:g}. open: z > 0. |soft-hard|: "
+        "mean over the units, a hard gate being shut at z = 0.\ncosine: of the cotangents that arrive at the gate's "
+        f"output under soft and under hard gates (at the input: pullback and gradient), pulled back from: {named}.\n"
         f"Means over {len(targets)} photo{'s' if len(targets) > 1 else ''}."
     )
 
