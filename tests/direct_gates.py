@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from dataclasses import dataclass
 
 import numpy
 import torch
@@ -53,15 +54,25 @@ class SoftPool(torch.autograd.Function):
         return back, None, None, None, None
 
 
-class Swapped(nn.Module):
-    """A gate or pool module, soft or as it was, that notes what comes in and what comes back."""
+@dataclass
+class Call:
+    """One call of a gate or pool: what came in, and what came back to its output."""
 
-    def __init__(self, inner: nn.Module, temperature: float | None, log: list[Swapped]) -> None:
+    inner: nn.Module
+    before: Tensor
+    arrived: Tensor | None = None
+
+
+class Swapped(nn.Module):
+    """A gate or pool module, soft or as it was, that notes each of its calls."""
+
+    def __init__(self, inner: nn.Module, temperature: float | None, log: list[Call]) -> None:
         super().__init__()
         self.inner, self.temperature, self.log = inner, temperature, log
 
     def forward(self, x: Tensor) -> Tensor:
-        self.before = x.detach().clone()
+        call = Call(self.inner, x.detach().clone())
+        self.log.append(call)
         if self.temperature is None:
             out = copy.deepcopy(self.inner)(x.clone())
         elif isinstance(self.inner, nn.MaxPool2d):
@@ -69,12 +80,11 @@ class Swapped(nn.Module):
             out = SoftPool.apply(x, self.temperature, inner.kernel_size, inner.stride, inner.padding)
         else:
             out = SoftReLU.apply(x, self.temperature, 6.0 if isinstance(self.inner, nn.ReLU6) else None)
-        out.register_hook(lambda g: setattr(self, "arrived", g.detach().clone()))
-        self.log.append(self)
+        out.register_hook(lambda g: setattr(call, "arrived", g.detach().clone()))
         return out
 
 
-def swapped(network: nn.Module, temperature: float | None) -> tuple[nn.Module, list[Swapped]]:
+def swapped(network: nn.Module, temperature: float | None) -> tuple[nn.Module, list[Call]]:
     network, log = copy.deepcopy(network).eval(), []
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):

@@ -127,7 +127,8 @@ def test_verified_on_all_kinds_of_gates(name: str, tmp_path) -> None:
 
 def test_at_zero_a_hard_gate_is_shut() -> None:
     """1[z > 0]: whole maps at z = 0 let nothing through, while a soft gate lets a half."""
-    network = nn.Sequential(nn.Conv2d(3, 2, 1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2)).eval()
+    network = nn.Sequential(nn.Conv2d(3, 2, 1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+    network = network.eval().requires_grad_(False)
     nn.init.zeros_(network[0].weight)
     x = torch.ones(2, 3, 2, 2)
     program, probe = rewrite_program(network, x, Recipe(gate_outputs=True), kind=Probe)

@@ -126,12 +126,15 @@ def table(found: PhotoStatistics, near: float) -> Table:
     for head in heads:
         report.add_column(head, justify="right", no_wrap=True)
     report.add_row("(input)", *[""] * (len(heads) - 1), _number(found.cosine))
+    modules = [gate.module for gate in found.gates]
     for gate in found.gates:
         cells = [f"{gate.temperature:.3g}", *[""] * (len(heads) - 2)]
         if gate.quantiles is not None:
             shares = [f"{100 * share:.1f} %" for share in (gate.near, gate.open) if share is not None]
             cells = [cells[0], *(f"{q:.2f}" for q in gate.quantiles), *shares, _number(gate.gap)]
         name = list(module_names(gate.module))[-1] or gate.node
+        if gate.module and modules.count(gate.module) > 1:  # one module, called again
+            name += f" ({gate.node})"
         report.add_row(name + (" (max pool)" if gate.kind == "pool" else ""), *cells, _number(gate.cosine))
     return report
 
