@@ -128,13 +128,12 @@ def test_verified_on_all_kinds_of_gates(name: str, tmp_path) -> None:
 def test_at_zero_a_hard_gate_is_shut() -> None:
     """1[z > 0]: whole maps at z = 0 let nothing through, while a soft gate lets a half."""
     network = nn.Sequential(nn.Conv2d(3, 2, 1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
-    network = network.eval().requires_grad_(False)
-    nn.init.zeros_(network[0].weight)
-    x = torch.ones(2, 3, 2, 2)
+    nn.init.ones_(network.eval().requires_grad_(False)[0].weight)
+    x = torch.tensor([1.0, -1.0, 0.0]).reshape(1, 3, 1, 1).repeat(2, 1, 2, 2)
     program, probe = rewrite_program(network, x, Recipe(gate_outputs=True), kind=Probe)
-    values = program.module()(x, torch.ones(2, 2), torch.tensor(0.3))
-    *_, before, soft, hard, gap = values
+    _, pullback, gradient, before, soft, hard, gap = program.module()(x, torch.ones(2, 2), torch.tensor(0.3))
     assert not before.any() and soft.equal(hard) and float(gap) == 0.5
+    assert pullback.all() and not gradient.any()
     assert [sight.shape for sight in probe.sights] == [("N", 2, 2, 2)]
 
 
