@@ -58,8 +58,9 @@ demo: .venv/demo  ## convert EfficientNet-Lite0 and draw its pullbacks on labell
 # Photos that anyone may pass on: a cat (CC0), a rocket and a motorcycle (public domain).
 README_PHOTOS := chelsea.png rocket.jpg motorcycle_left.png
 
-readme-picture: .venv/demo  ## draw the README's picture again (after `make demo`)
+readme-picture: .venv/demo  ## draw the README's pictures again (after `make demo`)
 	$(BIN)/surgeon figure $(BUNDLE) $(README_PHOTOS:%="$(call data_of,skimage)/%") --against $(HARD) --steps 5 --clip 0.5 --side 144 -o .github/demo.jpg
+	$(BIN)/surgeon calibrate $(BUNDLE) $(README_PHOTOS:%="$(call data_of,skimage)/%") --side 90 --strip .github/strip.jpg
 
 # ---- The environment, made once. The demonstration needs no linters, and the tests need no photos.
 

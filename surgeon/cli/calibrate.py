@@ -259,7 +259,7 @@ def _draw(
 
     for per_gate, title in (
         (False, "One T for all gates"),
-        (True, "T = t × standard deviation of what enters the gate"),
+        (True, "T = t times the standard deviation of what enters the gate"),
     ):
         places = [place for place, one in enumerate(tried) if one.candidate.per_gate == per_gate]
         rows = [
