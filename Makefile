@@ -65,6 +65,7 @@ readme-pictures: .venv/demo  ## draw the README's pictures again (after `make de
 	$(BIN)/surgeon figure $(BUNDLE) $(README_PHOTOS:%="$(call data_of,skimage)/%") --temperatures 0.03,0.1,0.3,1,3 --clip 0.5 --side 128 -o .github/temperatures.jpg
 	$(BIN)/surgeon export efficientnet_lite0 --at _blocks.10 --formats onnx -o $(BUNDLE)-blocks.10
 	$(BIN)/surgeon figure $(BUNDLE)-blocks.10 $(UNIT_PHOTOS:%="$(call data_of,skimage)/%") --strongest 5 --clip 0.5 --side 112 -o .github/units.jpg
+	$(BIN)/surgeon calibrate $(BUNDLE) $(README_PHOTOS:%="$(call data_of,skimage)/%") --side 90 --strip .github/strip.jpg
 
 evaluate: .venv/demo  ## the README's table: pullbacks as explanations, beside other gates (after `make demo`; an hour)
 	@$(PIP) -e '.[plot]'

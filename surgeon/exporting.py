@@ -17,13 +17,14 @@ from surgeon import sizes
 from surgeon.artifacts import ports
 from surgeon.artifacts.bundle import Bundle, seal, staged
 from surgeon.artifacts.manifest import Comparison, Defaults, Layer, Manifest, Recipe
-from surgeon.artifacts.onnx_writer import embed_weights, write_onnx
+from surgeon.artifacts.onnx_writer import embed_weights, write_gates, write_onnx
 from surgeon.artifacts.torchscript_writer import write_torchscript
 from surgeon.ascent import clamp_range
 from surgeon.errors import SurgeonError
 from surgeon.gates import POOLS, gate
 from surgeon.inputs import Shapes, example
 from surgeon.modules import copied
+from surgeon.probe import Probe
 from surgeon.rewriting import explicit_graph, rewrite_program
 from surgeon.sources import IN_FILE, Source, resolve
 from surgeon.temperatures import INPUTS
@@ -84,7 +85,8 @@ def export(
     with staged(destination) as folder:
         stage("rewrite")
         network = _Half(source.module) if recipe.precision == "fp16" else source.module
-        program, pullback = rewrite_program(network, example(source.input_shape, source.others), recipe)
+        given = example(source.input_shape, source.others)
+        program, pullback = rewrite_program(network, given, recipe)
         if recipe.objective == "cross-entropy" and not pullback.output_shape:
             raise SurgeonError("cross-entropy is over classes, and the output is one number", "Give --objective logit")
         beside = [source.others[place] for place in pullback.read]
@@ -103,6 +105,11 @@ def export(
         temperature = manifest.default_temperature if pullback.tempered else None
         shape = (source.input_shape[0], "H", "W") if recipe.dynamic_size else source.input_shape
         artifacts = ports.artifacts(formats, recipe, defaults, temperature, shape, pullback.output_shape, beside)
+        probed = None
+        if recipe.gate_outputs:
+            probed, probe = rewrite_program(network, given, recipe, kind=Probe)
+            shown = [(sight.site, sight.shape) for sight in probe.sights]
+            artifacts[ports.GATES] = ports.gates(artifacts["pullback.onnx"], shown)
         manifest = dataclasses.replace(manifest, artifacts=artifacts)
         image, names = source.image, [port.name for port in beside]
         value_range = clamp_range(*image.range, image.margin) if image is not None else (-math.inf, math.inf)
@@ -114,9 +121,12 @@ def export(
             facts = _facts(manifest)
             tunings = write_onnx(program, folder, recipe, manifest.input_defaults, value_range, facts, names)
             manifest = dataclasses.replace(manifest, passes=manifest.passes | tunings)
+            if probed is not None:
+                outputs = [port.name for port in artifacts[ports.GATES].outputs]
+                write_gates(probed, folder, recipe, manifest.input_defaults, facts, outputs, names)
             if single_file:
                 embed_weights(folder)
-        del program, pullback
+        del program, pullback, probed
         if check:
             stage("verify")
             lines = verify(folder, source.module, manifest=manifest, tolerance=tolerance, progress=report)
@@ -160,6 +170,8 @@ def _refuse(recipe: Recipe, defaults: Defaults, formats: Sequence[str]) -> None:
     for what, given, known in choices:
         if given not in known:
             raise SurgeonError(f"there is no {what} {given!r}", f"Choose {' or '.join(known)}")
+    if recipe.gate_outputs and "onnx" not in formats:
+        raise SurgeonError(f"the gates' outputs are an ONNX file, {ports.GATES}", "Add onnx to the formats")
     if not formats:
         raise SurgeonError("no format was asked for", f"Choose from {', '.join(FORMATS)}")
     if not (math.isfinite(defaults.temperature) and defaults.temperature > 0):

@@ -174,13 +174,19 @@ def forward(module: nn.Module, input: Tensor, at: Sequence[str] = ()) -> Tensor:
 def _pull(
     module: nn.Module, input: Tensor, cotangent: Callable[[Tensor], Tensor], recipe: Recipe, temperature: Temperatures
 ) -> tuple[Tensor, Tensor]:
+    return pull_by(Pullback(recipe, temperature), module, input, cotangent)
+
+
+def pull_by(
+    rules: Pullback, module: nn.Module, input: Tensor, cotangent: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """(output, pullback of what `cotangent` makes of the output), by autograd under `rules`."""
     if module.training:
         raise SurgeonError("the network is in training mode", "Call .eval() on it first")
     with torch.enable_grad(), _seen_by_rules():
         leaf = input.detach().clone().requires_grad_(True)
-        rules = Pullback(recipe, temperature)
         with _constant(module), rules.within(module):
-            output = forward(module, leaf, recipe.at)
+            output = forward(module, leaf, rules.recipe.at)
         rules.assign(output)
         try:
             (pullback,) = torch.autograd.grad(output, leaf, cotangent(output.detach()).to(output.dtype))

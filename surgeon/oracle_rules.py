@@ -139,7 +139,7 @@ class Pullback(TorchFunctionMode):
         """
         if not isinstance(self.temperature, Sequence):
             return
-        calls = _calls_behind(output)
+        calls = [rule.call for rule in rules_behind(output)]
         if len(calls) != len(self.temperature):
             raise SurgeonError(
                 f"the network runs {len(calls)} soft gates and pools, and {len(self.temperature)} have temperatures",
@@ -196,16 +196,21 @@ class Pullback(TorchFunctionMode):
             return plain()  # the floor of a norm, which something is divided by, is no gate
         # The gate needs the value from before, and whoever reads z later must see the value from after.
         before = z if target is None else z.clone()
-        result = Gated.apply(before, activation.plain, self._gate(activation))
+        result = self._apply(before, activation.plain, self._gate(activation))
         if target is not None:
             result = target.copy_(result)
         note_clamp(result, before, activation)
         return result
 
+    def _apply(self, z: Tensor, plain: Callable[[Tensor], Tensor], rule: Rule) -> Tensor:
+        """plain(z), with `rule` for its backward."""
+        result: Tensor = Gated.apply(z, plain, rule)
+        return result
+
     def _gate(self, activation: Activation) -> Rule:
         if self.recipe.gate == "soft":
             both = self.recipe.edges == "both"
-            return Softened(self._call(), lambda z, g, t: soft_gate(activation, z, g, t, both=both))
+            return Softened(self._call(), lambda z, g, t: soft_gate(activation, z, g, t, both=both), activation)
         if self.recipe.gate == "guided":
             return lambda z, g: guided_gate(activation, z, g)
         return lambda z, g: deconvnet_gate(activation, g)
@@ -228,7 +233,7 @@ class Pullback(TorchFunctionMode):
         stride = kernel if stride is None or stride in ((), []) else _per_axis(stride, dimensions)
         pool = getattr(F, f"max_pool{dimensions}d_with_indices")
         _, indices = pool(input.detach(), kernel, stride, padding, dilation, ceil_mode)
-        output = Gated.apply(
+        output = self._apply(
             input,
             lambda x: pool(x, kernel, stride, padding, dilation, ceil_mode)[0],
             Softened(self._call(), lambda x, g, t: soft_pool_vjp(x, g, kernel, stride, padding, dilation, t)),
@@ -242,7 +247,7 @@ class Pullback(TorchFunctionMode):
         outs = [size if out is None else out for size, out in zip(sizes, wanted, strict=True)]
         pool = getattr(F, f"adaptive_max_pool{dimensions}d")
         rule = Softened(self._call(), lambda x, g, t: soft_cells_vjp(x, g, outs, t))
-        values = Gated.apply(input, lambda x: pool(x, outs), rule)
+        values = self._apply(input, lambda x: pool(x, outs), rule)
         if call is pool and not return_indices:
             return values
         return values, pool(input.detach(), outs, return_indices=True)[1]
@@ -260,14 +265,15 @@ class Softened:
 
     call: Call
     rule: Callable[[Tensor, Tensor, float], Tensor]
+    activation: Activation | None = None  # None: a pool
 
     def __call__(self, z: Tensor, g: Tensor) -> Tensor:
         assert self.call.temperature is not None
         return self.rule(z, g, self.call.temperature)
 
 
-def _calls_behind(output: Tensor) -> list[Call]:
-    """The calls of soft gates and pools through which autograd comes from `output`, in their order."""
+def rules_behind(output: Tensor) -> list[Softened]:
+    """The rules of the soft gates and pools through which autograd comes from `output`, in the order of calls."""
     pending, seen = [output.grad_fn], set()
     found = []
     while pending:
@@ -276,10 +282,10 @@ def _calls_behind(output: Tensor) -> list[Call]:
             seen.add(step)
             rule = getattr(step, "rule", None)
             if isinstance(rule, Softened):
-                found.append(rule.call)
+                found.append(rule)
             pending += [before for before, _ in step.next_functions]
             pending += [output.grad_fn for output in getattr(step, "plain_outputs", ())]
-    return sorted(found, key=lambda call: call.turn)
+    return sorted(found, key=lambda rule: rule.call.turn)
 
 
 class Gated(torch.autograd.Function):

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from surgeon.artifacts.manifest import Manifest, Recipe
+from surgeon.artifacts.manifest import Gate, Manifest, Recipe
+from surgeon.artifacts.ports import BEFORE, GAP, HARD, SOFT
 from surgeon.capture import capture, evaluating
 from surgeon.errors import SurgeonError
 from surgeon.inputs import Example, beside, samples, tensors
 from surgeon.layers import joined, kinds
 from surgeon.oracle import forward, reference_ascent, reference_pullback, reference_step, sample_norm
+from surgeon.oracle_gates import reference_gates
 from surgeon.oracle_rules import Temperatures
 from surgeon.plain_calls import without_checkpoints
 from surgeon.sizes import other_sizes
@@ -49,7 +51,10 @@ class Problem:
 
 
 def problems(module: nn.Module, manifest: Manifest, seed: int) -> list[Problem]:
-    """What every artifact is asked: two pullbacks, one step of an ascent that is under way, and one ascent."""
+    """What every artifact is asked: two pullbacks, one step of an ascent that is under way, and one ascent.
+
+    Where there are gates to be looked at, that, twice, too.
+    """
     shape = input_shape(manifest)
     generator = torch.Generator().manual_seed(seed)
     low, high = manifest.image.range if manifest.image is not None else (-1.0, 1.0)
@@ -73,12 +78,16 @@ def problems(module: nn.Module, manifest: Manifest, seed: int) -> list[Problem]:
         return _cotangent(manifest.recipe.objective, output(given), generator)
 
     stepped, climbed = inputs(2), inputs(2, other_shape)
-    return [
+    asked = [
         _pullback_problem(manifest, one := inputs(1), cotangents(one), None),
         _pullback_problem(manifest, three := inputs(3, other_shape), cotangents(three), other),
         _step_problem(manifest, stepped, inputs(2)["input"], target(stepped), other),
         _ascent_problem(manifest, climbed, target(climbed), other),
     ]
+    if manifest.recipe.gate_outputs:
+        asked.append(_gates_problem(manifest, one := inputs(1), cotangents(one), None))
+        asked.append(_gates_problem(manifest, two := inputs(2, other_shape), cotangents(two), other))
+    return asked
 
 
 def _given(module: nn.Module, manifest: Manifest, given: Values) -> AbstractContextManager[None]:
@@ -91,6 +100,45 @@ def _in(dtype: torch.dtype, given: Values) -> Values:
 
 
 def _pullback_problem(manifest: Manifest, given: Values, cotangent: Tensor, temperature: Given | None) -> Problem:
+    def solve(module: nn.Module, values: Values, reference: Temperatures) -> Values:
+        found = reference_pullback(
+            *(module, values["input"], values["cotangent"]), recipe=manifest.recipe, temperature=reference
+        )
+        return dict(zip(("output", "pullback"), found, strict=True))
+
+    return _at_cotangent("pullback", manifest, given, cotangent, temperature, solve)
+
+
+def _gates_problem(manifest: Manifest, given: Values, cotangent: Tensor, temperature: Given | None) -> Problem:
+    soft = [gate for gate in manifest.gates if gate.rule == "soft"]
+
+    def solve(module: nn.Module, values: Values, reference: Temperatures) -> Values:
+        *found, shown = reference_gates(
+            *(module, values["input"], values["cotangent"]), recipe=manifest.recipe, temperature=reference
+        )
+        seen: Values = dict(zip(("output", "pullback", "gradient"), found, strict=True))
+        for gate, one in zip(soft, shown, strict=True):
+            named = zip((BEFORE, SOFT, HARD, GAP), one, strict=True)
+            seen |= {f"{kind}/{gate.node}": _as_plane(value, gate) for kind, value in named if value is not None}
+        return seen
+
+    return _at_cotangent("gates", manifest, given, cotangent, temperature, solve)
+
+
+def _as_plane(value: Tensor, gate: Gate) -> Tensor:
+    """What the author's one-dimensional pool has as a row, the graph has as a plane of one row."""
+    return value.unsqueeze(-2) if value.dim() and value.dim() < len(gate.shape) else value
+
+
+def _at_cotangent(
+    kind: str,
+    manifest: Manifest,
+    given: Values,
+    cotangent: Tensor,
+    temperature: Given | None,
+    answer: Callable[[nn.Module, Values, Temperatures], Values],
+) -> Problem:
+    """The problem of an artifact that takes what pullback.onnx does."""
     x, feeds = given["input"], {**given, "cotangent": cotangent}
     if temperature is not None:
         feeds["temperature"] = torch.tensor(temperature)
@@ -99,12 +147,9 @@ def _pullback_problem(manifest: Manifest, given: Values, cotangent: Tensor, temp
     def solve(module: nn.Module, dtype: torch.dtype) -> Values:
         values = _in(dtype, feeds)
         with _given(module, manifest, values):
-            found = reference_pullback(
-                *(module, values["input"], values["cotangent"]), recipe=manifest.recipe, temperature=reference
-            )
-        return dict(zip(("output", "pullback"), found, strict=True))
+            return answer(module, values, reference)
 
-    return Problem("pullback", _condition(manifest, x, temperature), lowest, feeds, solve)
+    return Problem(kind, _condition(manifest, x, temperature), lowest, feeds, solve)
 
 
 def _step_problem(

@@ -94,7 +94,7 @@ class Pullback(nn.Module):
                 op=str(step.node.target),
                 kind=step.kind,
                 rule=step.policy.name,
-                shape=_shape(step.node.args[0], self._captured.input),
+                shape=shape_of(step.node.args[0], self._captured.input),
             )
             for step in reversed(self.steps)
             if step.kind in ("gate", "pool") and step.policy is not None
@@ -106,7 +106,7 @@ class Pullback(nn.Module):
     def output_shape(self) -> tuple[int | str, ...]:
         """Shape of one sample's output; what depends on the input's height and width as a formula of H and W."""
         if len(self._captured.outputs) == 1:
-            return _shape(self._captured.outputs[0], self._captured.input)[1:]
+            return shape_of(self._captured.outputs[0], self._captured.input)[1:]
         return (sum(layer.size for layer in self.layers),)
 
     @property
@@ -115,7 +115,7 @@ class Pullback(nn.Module):
         found: list[Layer] = []
         start = 0
         for (name, kind), node in zip(self._captured.layers.items(), self._captured.outputs, strict=False):
-            found.append(Layer(name, kind, _shape(node, self._captured.input)[1:], start))
+            found.append(Layer(name, kind, shape_of(node, self._captured.input)[1:], start))
             start += found[-1].size
         return tuple(found)
 
@@ -127,24 +127,46 @@ class Pullback(nn.Module):
     def forward(
         self, input: Tensor, cotangent: Tensor, temperature: Tensor | None = None, others: tuple[Tensor, ...] = ()
     ) -> tuple[Tensor, Tensor]:
+        values, output = self._run(input, others)
+        return output, self._sweep(self.steps, values, cotangent, self._coldness_of(temperature, input))
+
+    def _run(self, input: Tensor, others: tuple[Tensor, ...]) -> tuple[dict[Node, Any], Tensor]:
+        """The forward pass: the value of every node, and the output."""
         values = _Forward(self.network).values(input, *others)
         outputs = [values[node] for node in self._captured.outputs]
         with _annotated("output", "forward"):
-            output = joined(outputs if len(outputs) > 1 else outputs[0])
+            return values, joined(outputs if len(outputs) > 1 else outputs[0])
+
+    def _coldness_of(self, temperature: Tensor | None, input: Tensor) -> Tensor:
+        """1/T, as it was given."""
         if self.tempered and temperature is None:
             raise SurgeonError("the pullback has soft gates and was given no temperature", "Pass one, such as 0.3")
-        coldness = torch.ones((), dtype=input.dtype)
-        if temperature is not None:
-            with _annotated("temperature", "backward"):
-                coldness = temperature.reciprocal()
+        if temperature is None:
+            return torch.ones((), dtype=input.dtype)
+        with _annotated("temperature", "backward"):
+            return temperature.reciprocal()
+
+    def _sweep(
+        self,
+        steps: Sequence[Step],
+        values: dict[Node, Any],
+        cotangent: Tensor,
+        coldness: Tensor,
+        arriving: dict[Node, Tensor] | None = None,
+    ) -> Tensor:
+        """The pullback of `cotangent` to the input; `arriving` is given what comes to each gate's and pool's output."""
         cotangents: dict[Node, Any] = {}
+        outputs = [values[node] for node in self._captured.outputs]
         with _annotated("cotangent", "backward"):
             for node, piece in zip(self._captured.outputs, _split(cotangent, outputs), strict=True):
                 cotangents[node] = cotangents[node] + piece if node in cotangents else piece
-        for step in self.steps:
-            with _provenance(step.node, "backward"):
+        for step in steps:
+            if arriving is not None and step.kind in ("gate", "pool") and step.node in cotangents:
+                given = cotangents[step.node]
+                arriving[step.node] = given[0] if isinstance(given, list) else given  # a pool has indices, too
+            with provenance(step.node, "backward"):
                 self._pull(step, values, cotangents, coldness)
-        return output, cotangents[self._captured.input]
+        return cotangents[self._captured.input]
 
     def _pull(self, step: Step, values: dict[Node, Any], cotangents: dict[Node, Any], coldness: Tensor) -> None:
         """Take the node's cotangent off `cotangents` and add what its rule makes of it, for each argument."""
@@ -267,7 +289,7 @@ class _Forward(Interpreter):
         return self.env
 
 
-def _provenance(node: Node, role: str) -> AbstractContextManager[None]:
+def provenance(node: Node, role: str) -> AbstractContextManager[None]:
     """Name `node` and its source module in the meta of everything that is recorded inside."""
     context: AbstractContextManager[None] = fx_traceback.annotate(_origin(node, role))
     return context
@@ -408,15 +430,16 @@ def where(node: Node) -> str:
     return f"{node.target} ({node.name}{place}{', ' + line if line else ''})"
 
 
-def _shape(argument: Any, input: Node) -> tuple[int | str, ...]:
-    """A node's shape, with what is free in the input's called N, H and W."""
+def shape_of(argument: Any, input: Node) -> tuple[int | str, ...]:
+    """A node's shape (that of its first value), with what is free in the input's called N, H and W."""
     sizes = zip(input.meta["val"].shape, ("N", "C", "H", "W"), strict=False)
     free = {str(size): name for size, name in sizes if is_symbolic(size)}
 
     def named(size: Any) -> int | str:
         return size if isinstance(size, int) else re.sub(r"\w+", lambda word: free.get(word[0], word[0]), str(size))
 
-    return tuple(named(size) for size in argument.meta["val"].shape)
+    value = argument.meta["val"]
+    return tuple(named(size) for size in (value if isinstance(value, Tensor) else value[0]).shape)
 
 
 def _no_rule(*_: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +22,28 @@ from surgeon.optimise import optimise, optimise_pullback
 from surgeon.pullback import Pullback, where
 from surgeon.sizes import REMEDY, dynamic, require_any_size
 
+Kind = TypeVar("Kind", bound=Pullback)
 
+
+@overload
 def rewrite_program(
     module: nn.Module, example: Example, recipe: Recipe | None = None
+) -> tuple[ExportedProgram, Pullback]: ...
+
+
+@overload
+def rewrite_program(
+    module: nn.Module, example: Example, recipe: Recipe | None = None, *, kind: type[Kind]
+) -> tuple[ExportedProgram, Kind]: ...
+
+
+def rewrite_program(
+    module: nn.Module, example: Example, recipe: Recipe | None = None, *, kind: type[Pullback] = Pullback
 ) -> tuple[ExportedProgram, Pullback]:
     """Capture `module`, optimise its graph, and record forward and pullback as one exported program.
 
     The program takes (input, cotangent), the temperature where a gate or pool reads it, and the network's other inputs.
+    It returns what a `kind` of pullback does.
     """
     recipe = recipe or Recipe()
     require_capturable(module)
@@ -37,7 +52,7 @@ def rewrite_program(
     passes = optimise(captured.graph)
     if recipe.dynamic_size:
         _refuse_static(captured)
-    pullback = Pullback(captured, recipe)
+    pullback = kind(captured, recipe)
     first, *beside = tensors(example)
     others = tuple(beside[place] for place in captured.read)
     with torch.no_grad():

@@ -14,6 +14,7 @@ import numpy
 from surgeon import machines, units
 from surgeon.artifacts.bundle import Bundle
 from surgeon.artifacts.manifest import Layer, Manifest, Port
+from surgeon.artifacts.ports import GATES
 from surgeon.binding import Bound, Plain, runner
 from surgeon.errors import SurgeonError
 from surgeon.feeds import check_scalar, check_value, shape_text
@@ -188,6 +189,32 @@ class Session:
         bundle has no use for one.
         """
         return Pullback(*self._run("pullback.onnx", input, cotangent, others, temperature=temperature))
+
+    def gates(
+        self,
+        input: Array,
+        cotangent: Array,
+        temperature: float | Sequence[float] | None = None,
+        others: Others | None = None,
+    ) -> dict[str, Array]:
+        """What the gates do at one `input` f32 [1, C, H, W]: the outputs of `gates.onnx`, by name, as the manifest has.
+
+        The arguments are those of `pullback`. Raises SurgeonError as it does, for more than one sample, and for a
+        bundle that was exported without its gates' outputs.
+        """
+        self.require_gates()
+        if len(input) != 1:
+            raise SurgeonError(f"{len(input)} samples were given", "Give one: every activation of it is kept")
+        values = self._run(GATES, input, cotangent, others, temperature=temperature)
+        return dict(zip((port.name for port in self.manifest.artifacts[GATES].outputs), values, strict=True))
+
+    def require_gates(self) -> None:
+        """Raise SurgeonError unless the bundle was exported with its gates' outputs."""
+        if GATES not in self.manifest.artifacts:
+            raise SurgeonError(
+                f"the bundle {self.bundle.path} does not show its gates: it has no {GATES}",
+                f"Export it again: surgeon export {self.manifest.model.source} --gate-outputs -o {self.bundle.path}",
+            )
 
     def ascent(
         self,

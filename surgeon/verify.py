@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from surgeon.artifacts.bundle import Bundle
 from surgeon.artifacts.manifest import Artifact, Comparison, Manifest
+from surgeon.artifacts.ports import BEFORE, GAP, HARD
 from surgeon.binding import Bound, Plain, runner
 from surgeon.errors import OptionError, ProviderError, SurgeonError, VerificationError
 from surgeon.inputs import example
@@ -124,12 +125,15 @@ def verify(
         for form, questions, run in _forms(folder / name, artifact, place, own, manifest):
             for one in questions:
                 found = _run(name, run, one.problem.feeds)
+                compared = []
                 for quantity in one.expected:
                     line = _compare(name, quantity, one.problem, found, one.expected, held, tolerance, place.provider)
                     line = dataclasses.replace(line, condition=line.condition + note + form)
                     if not line.passed and tolerance is None:
                         explained = min(ROUNDING * one.rounding(precision).get(quantity, 0.0), MOST_ROUNDING[precision])
                         line = dataclasses.replace(line, tolerance=max(line.tolerance, explained))
+                    compared.append(line)
+                for line in _worst(compared):
                     lines.append(line)
                     if progress is not None:
                         progress(line)
@@ -144,6 +148,16 @@ def _precision(artifact: Artifact, precision: str, device: Device) -> tuple[str,
     if device.tf32 and precision == "fp32" and artifact.format == "onnx":
         return "fp16", ", TF32"
     return precision, ""
+
+
+def _worst(lines: list[Comparison]) -> list[Comparison]:
+    """Of what is compared at each gate (its quantity is KIND/GATE), the worst gate of each kind; all other lines."""
+    worst: dict[str, Comparison] = {}
+    for line in lines:
+        kind = line.quantity.partition("/")[0]
+        if kind not in worst or line.error / line.tolerance > worst[kind].error / worst[kind].tolerance:
+            worst[kind] = line
+    return list(worst.values())
 
 
 def _forms(
@@ -231,9 +245,10 @@ def default_tolerance(manifest: Manifest, problem: Problem, quantity: str) -> fl
     recipe = manifest.recipe
     if recipe.precision == "fp16":
         return HALF_TOLERANCE
-    if quantity == "output" and problem.kind != "ascent":
+    kind = quantity.partition("/")[0]
+    if kind in ("output", BEFORE) and problem.kind != "ascent":
         return OUTPUT_TOLERANCE
-    if is_hard(manifest):
+    if is_hard(manifest) or kind in ("gradient", HARD, GAP):
         return HARD_ASCENT_TOLERANCE if problem.kind == "ascent" else HARD_TOLERANCE
     soft = min(HARD_TOLERANCE, SOFT_TOLERANCE * max(1.0, 0.1 / problem.temperature))
     return max(soft, ASCENT_TOLERANCE) if problem.kind == "ascent" else soft

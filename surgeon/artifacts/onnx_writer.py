@@ -22,7 +22,8 @@ from torch.export import Dim, ExportedProgram
 
 from surgeon.artifacts.manifest import Recipe
 from surgeon.artifacts.padding import keep_zero_padding
-from surgeon.artifacts.ports import BATCH, RESERVED
+from surgeon.artifacts.ports import BATCH, GATES, RESERVED
+from surgeon.artifacts.sharing import share_weights
 from surgeon.artifacts.translation import INLINE_BYTES, fold, translate
 from surgeon.ascent import Climb, Objective, Step
 from surgeon.errors import ConversionError
@@ -49,9 +50,8 @@ def write_onnx(
     out (`Manifest.input_defaults`); images are clamped to `value_range` by each step; `facts` (JSON) goes into
     `metadata_props`. Returns how often each pass of `surgeon.tuning` applied to the first file.
     """
-    pullback = _translate_pullback(program, folder, recipe.opset, others)
-    tuned = recipe.layout != "plain" and recipe.precision == "fp32"
-    passes = keep_blocked(pullback.graph) if tuned else {}
+    pullback = _translate(program, folder / "pullback.onnx", WEIGHTS, recipe.opset, others, ["output", "pullback"])
+    passes = keep_blocked(pullback.graph) if _is_tuned(recipe) else {}
     climb = Climb(Objective(recipe.objective), Step(recipe.step, recipe.norm, *value_range))
     objective, step = _fragments(climb, pullback, recipe.opset)
     models = {
@@ -60,15 +60,47 @@ def write_onnx(
         "ascent.onnx": _ascent(pullback, objective, step),
     }
     for name, model in models.items():
-        helper.set_model_props(model, {"surgeon": facts})
-        if tuned and recipe.layout == "tuned":
-            applied = tune(model)
-            passes |= applied if name == "pullback.onnx" else {}
-        _add_defaults(model, defaults)
-        model.producer_name = "surgeon"
-        onnx.save(model, folder / name)
-        _check(folder / name)
+        applied = _save(model, folder / name, recipe, defaults, facts)
+        passes |= applied if name == "pullback.onnx" else {}
     return passes
+
+
+def write_gates(
+    program: ExportedProgram,
+    folder: Path,
+    recipe: Recipe,
+    defaults: Mapping[str, Any],
+    facts: str,
+    outputs: Sequence[str],
+    others: Sequence[str] = (),
+) -> None:
+    """Write gates.onnx into `folder`, behind the other files: what they have in weights.bin is stored once.
+
+    `program` is that of a `surgeon.probe.Probe`, whose outputs are called `outputs`; the rest is as for `write_onnx`.
+    """
+    own = Path(GATES).with_suffix(".bin").name
+    model = _translate(program, folder / GATES, own, recipe.opset, others, outputs)
+    if _is_tuned(recipe):
+        keep_blocked(model.graph)
+    first = onnx.load(folder / "pullback.onnx", load_external_data=False)
+    share_weights(model, first, folder, own, WEIGHTS)
+    _save(model, folder / GATES, recipe, defaults, facts)
+
+
+def _is_tuned(recipe: Recipe) -> bool:
+    """Whether the graph is put as a CPU likes it."""
+    return recipe.layout != "plain" and recipe.precision == "fp32"
+
+
+def _save(model: ModelProto, path: Path, recipe: Recipe, defaults: Mapping[str, Any], facts: str) -> dict[str, int]:
+    """Write the finished file; return how often each pass of `surgeon.tuning` applied."""
+    helper.set_model_props(model, {"surgeon": facts})
+    applied = tune(model) if _is_tuned(recipe) and recipe.layout == "tuned" else {}
+    _add_defaults(model, defaults)
+    model.producer_name = "surgeon"
+    onnx.save(model, path)
+    _check(path)
+    return applied
 
 
 def _check(path: Path) -> None:
@@ -97,16 +129,17 @@ def export_plain(module: nn.Module, example: Tensor, path: Path, opset: int = 18
     onnx_ir.save(model, path, external_data=path.stem + ".bin", size_threshold_bytes=INLINE_BYTES)
 
 
-def _translate_pullback(program: ExportedProgram, folder: Path, opset: int, others: Sequence[str]) -> ModelProto:
+def _translate(
+    program: ExportedProgram, path: Path, weights: str, opset: int, others: Sequence[str], outputs: Sequence[str]
+) -> ModelProto:
     """Write the weights and return the graph that reads them, with our own metadata in the place of the exporter's."""
     own = ["input", "cotangent", "temperature"][: len(program.graph_signature.user_inputs) - len(others)]
     inputs = [*own, *others]
     for node in program.graph.nodes:
         # The exporter copies stack traces into each ONNX node that it makes of an fx node, and nothing else of ours.
         node.meta["stack_trace"] = _ORIGIN + json.dumps(node.meta.get("custom", {}).get("surgeon", {}))
-    model = fold(translate(program, (), None, inputs, ["output", "pullback"], opset))
-    path = folder / "pullback.onnx"
-    onnx_ir.save(model, path, external_data=WEIGHTS, size_threshold_bytes=INLINE_BYTES)
+    model = fold(translate(program, (), None, inputs, outputs, opset))
+    onnx_ir.save(model, path, external_data=weights, size_threshold_bytes=INLINE_BYTES)
     proto = onnx.load(path, load_external_data=False)
     for node in proto.graph.node:
         _own_metadata(node)

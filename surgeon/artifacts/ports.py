@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from surgeon.artifacts.manifest import Artifact, Defaults, Port, Recipe
+from surgeon.artifacts.manifest import Artifact, Defaults, Gate, Port, Recipe
 
 BATCH = "N"
 FILES = {
@@ -17,9 +17,23 @@ RESERVED = frozenset(
     (
         *("input", "cotangent", "temperature", "origin", "step_size", "radius", "steps", "others"),
         *("output", "pullback", "perturbed", "score", "scores", "climbed", "none", "first_axis", "self", "torch"),
+        "gradient",
     )
 )
 """Names of values in the artifacts. A parameter of the network may have one, another input of it may not."""
+
+GATES = "gates.onnx"
+"""The artifact that shows what the gates do, where a recipe asks for it."""
+
+BEFORE, SOFT, HARD, GAP = "before", "soft", "hard", "gap"
+"""What it says of a gate, in this order; its outputs are called so, with a slash and the gate's node."""
+
+_SHOWN = {
+    BEFORE: "what enters it: z, counted from the edge where it opens; of a pool its input",
+    SOFT: "the cotangent that arrives at its output under soft gates and pools",
+    HARD: "the cotangent that arrives at its output where all of them are hard",
+    GAP: "mean of |soft - hard| of the gate, over its units and the batch",
+}
 
 _COTANGENTS = {
     "logit": "weights of the outputs whose sum is climbed: one-hot for one class",
@@ -89,6 +103,17 @@ def artifacts(
         for kind in formats
         for name in FILES[kind]
     }
+
+
+def gates(pullback: Artifact, shown: Sequence[tuple[Gate, Sequence[int | str]]]) -> Artifact:
+    """`gates.onnx`, which takes what `pullback.onnx` does, for soft gates and pools and the shapes of their outputs."""
+    gradient = Port("gradient", "float32", pullback.outputs[1].shape, "the pullback where every soft gate is hard")
+    outputs = [*pullback.outputs, gradient]
+    for gate, shape in shown:
+        shapes = {BEFORE: gate.shape if gate.kind == "pool" else shape, SOFT: shape, HARD: shape, GAP: ()}
+        kinds = (BEFORE, SOFT, HARD) if gate.kind == "pool" else (BEFORE, SOFT, HARD, GAP)
+        outputs += [Port(f"{kind}/{gate.node}", "float32", tuple(shapes[kind]), _SHOWN[kind]) for kind in kinds]
+    return Artifact("onnx", pullback.inputs, tuple(outputs))
 
 
 def _temperature(default: float | tuple[float, ...]) -> Port:

@@ -21,6 +21,8 @@ COMMANDS = {
     "run": "Climb from photos towards a class or unit; write the pictures.",
     "figure": "Draw photos against target classes, soft pullbacks over ordinary gradients.",
     "evaluate": "Measure how faithful pullbacks are as explanations, beside other gates.",
+    "gates": "Say what each gate does at photos, and how far soft gates turn the pullback.",
+    "calibrate": "Choose the temperature from photos, by stated criteria, and write it into the bundle.",
     "verify": "Compare a bundle's artifacts with PyTorch's autograd.",
     "inspect": "Say what a bundle, an ONNX file or a model is made of, or draw its graph.",
     "bench": "Time a bundle against forward passes and eager autograd.",

@@ -108,6 +108,10 @@ class Formats(click.ParamType[tuple[str, ...]]):
     help="What the artifacts take: one T for all, or one for each gate and pool (GATES=T is a default then).",
 )  # fmt: skip
 @click.option(
+    "--gate-outputs", is_flag=True,
+    help="Write gates.onnx, too: what enters each soft gate and the cotangents there, for surgeon gates and calibrate.",
+)  # fmt: skip
+@click.option(
     "--at", metavar="LAYER", multiple=True,
     help="Module, entry of what the network returns, or node, whose output takes the cotangent (`surgeon inspect MODEL "
     "--show layers` lists them); what is above it is left out. Of a module that is called again, the last call counts. "

@@ -1,0 +1,279 @@
+"""`surgeon calibrate`: the temperature chosen from photos, and written into the bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from surgeon.cli import options
+from surgeon.cli.run import image_of, read_photo, spare_photos
+from surgeon.errors import SurgeonError
+
+if TYPE_CHECKING:
+    import numpy
+    import PIL.Image
+    from rich.table import Table
+
+    from surgeon.calibration import Candidate, Seen, Tried
+    from surgeon.runtime import Session
+
+EXAMPLES = """\b
+Examples:
+  surgeon calibrate exported/lite0 *.jpg --strip strip.png
+  surgeon calibrate exported/lite0 *.jpg --write
+  surgeon calibrate exported/lite0 --set 0.5
+  surgeon export efficientnet_lite0 --gate-outputs --temperature-input per-gate -o exported/lite0-gates
+  surgeon calibrate exported/lite0-gates *.jpg --per-gate --write"""
+
+CLIP = 0.5
+"""Percentage of a cell's values that is cut at either end, as in the README's figure."""
+
+
+@click.command("calibrate", epilog=EXAMPLES)
+@options.bundle
+@click.argument("photos", nargs=-1, metavar="[PHOTO...]", type=click.Path(path_type=Path))
+@click.option(
+    "--from",
+    "lowest",
+    type=options.number(above=0),
+    default=0.03,
+    show_default=True,
+    metavar="T",
+    help="Lowest T tried.",
+)
+@click.option(
+    "--to", "highest", type=options.number(above=0), default=10.0, show_default=True, metavar="T", help="Highest."
+)
+@click.option("--count", type=click.IntRange(min=2), default=11, show_default=True, help="How many are tried.")
+@click.option(
+    "--per-gate", is_flag=True,
+    help="Try T = t × the standard deviation of what enters each gate, too, of a bundle that was exported with "
+    "--gate-outputs and --temperature-input per-gate.",
+)  # fmt: skip
+@options.steps
+@click.option(
+    "--strip", type=click.Path(path_type=Path), metavar="FILE",
+    help="Draw what ascents add: a row for each photo, a column for each T.",
+)  # fmt: skip
+@click.option("--side", type=click.IntRange(32, 1024), default=112, show_default=True, help="Pixels of a cell's side.")
+@click.option("--write", is_flag=True, help="Write the T that is chosen into the bundle, as its default.")
+@click.option("--set", "given", type=options.number(above=0), metavar="T", help="Write this T, whatever is chosen.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+@options.device
+@options.provider_options
+@options.threads
+@options.as_json
+def command(
+    bundle: Path,
+    photos: tuple[Path, ...],
+    lowest: float,
+    highest: float,
+    count: int,
+    per_gate: bool,
+    steps: int | None,
+    strip: Path | None,
+    side: int,
+    write: bool,
+    given: float | None,
+    quiet: bool,
+    device: str,
+    provider_options: dict[str, str],
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Choose the temperature T of BUNDLE's gates from PHOTOs, two or more, by running its artifacts.
+
+    Of each T, four criteria, means over the photos of numbers from 0 to 1: stability (the cosine between pullbacks at
+    the photo and at versions that are moved by some pixels or a little noisy), targets (1 - the cosine of pullbacks
+    towards two classes), photos (1 - the cosine of pullbacks at two photos towards one class) and gain (the rise of the
+    objective per unit of L2 moved by an ascent towards the photo's own class, relative to the photo's best). The T with
+    the largest product is chosen. The argument for them is in surgeon/calibration.py; --strip shows what ascents draw
+    at every T, so that you can overrule them with --set.
+    """
+    from surgeon.artifacts.temperature import set_temperature, with_temperature
+    from surgeon.cli import screen
+    from surgeon.runtime import load
+
+    session = load(bundle, device, threads, provider_options)
+    with_temperature(session.manifest, given or session.manifest.defaults.temperature)  # or refuses
+    if not photos and given is None:
+        raise click.UsageError("Give two photos or more, or --set T.")
+    report: dict[str, Any] = {}
+    temperature: Any = given
+    if photos:
+        if strip is not None:
+            from surgeon import grids
+
+            grids.require_format(strip)
+            grids.require_room(1 + count, len(photos) * (1 + per_gate), side)
+            spare_photos(photos, [strip])
+        if not highest > lowest:
+            raise click.UsageError(f"--to {highest:g} is not above --from {lowest:g}.")
+        _require(session, photos, per_gate)
+        images = [read_photo(session, photo, None) for photo in photos]
+        tried, seen = _sweep(session, photos, images, (lowest, highest, count), per_gate, steps, quiet)
+        if strip is not None:
+            _draw(session, strip, photos, images, tried, seen, side, steps)
+        screen.print_strays(screen.console(error=True), session.off_device, session.behind)
+        report = _facts(tried)
+        if not as_json:
+            _print(tried, len(photos))
+        temperature = given or _best(tried).candidate.temperature
+    if write or given is not None:
+        set_temperature(session.bundle, temperature)
+    if as_json:
+        written = temperature if write or given is not None else None
+        screen.print_json({"bundle": str(bundle), "strip": str(strip) if strip else None, **report, "written": written})
+        return
+    console = screen.console()
+    if strip is not None:
+        console.print(f"strip: {strip}", style="dim", soft_wrap=True, markup=False)
+    if write or given is not None:
+        told = "a temperature for each gate" if isinstance(temperature, tuple) else f"T = {temperature:g}"
+        console.print(f"{bundle}: {told} written as the default", soft_wrap=True, markup=False)
+    else:
+        console.print(f"Next: surgeon calibrate {bundle} --set T", style="dim", soft_wrap=True, markup=False)
+
+
+def _require(session: Session, photos: Sequence[Path], per_gate: bool) -> None:
+    """Raise SurgeonError where the criteria cannot be measured."""
+    if len(photos) < 2:
+        raise SurgeonError("one photo was given, and pullbacks at different photos are compared", "Give two or more")
+    if session.manifest.recipe.objective == "energy":
+        raise SurgeonError(
+            f"the objective of {session.bundle.path} is energy, which has no target classes", "Use --set T"
+        )
+    if session.others:
+        raise SurgeonError(f"{session.bundle.path} takes {session.others[0].name} beside the photo", "Use --set T")
+    session.one_hot([])  # says why where there are no classes
+    if per_gate:
+        session.require_gates()
+        if session.manifest.recipe.temperature_input != "per-gate":
+            raise SurgeonError(
+                f"{session.bundle.path} takes one temperature for all gates",
+                "Export it with --temperature-input per-gate",
+            )
+
+
+def _sweep(
+    session: Session,
+    photos: Sequence[Path],
+    images: Sequence[numpy.ndarray],
+    range: tuple[float, float, int],
+    per_gate: bool,
+    steps: int | None,
+    quiet: bool,
+) -> tuple[list[Tried], list[list[Seen]]]:
+    """Every candidate, global ones first, at every photo."""
+    from surgeon.calibration import Candidate, best_two, grid, judged, look, scales
+    from surgeon.cli import screen
+
+    values = grid(*range)
+    with screen.progress(quiet) as progress:
+        total = len(photos) * (len(values) * (1 + per_gate) + per_gate)
+        task = progress.add_task("", total=total)
+        candidates: list[Candidate] = [Candidate(value, value) for value in values]
+        if per_gate:
+            progress.update(task, description="scales of the gates")
+            own = scales(session, images, lambda: progress.advance(task))
+            candidates += [Candidate(value, tuple(value * scale for scale in own)) for value in values]
+        progress.update(task, description="looking")
+        classes = [best_two(session, image) for image in images]
+        seen = []
+        for candidate in candidates:
+            progress.update(task, description=_name(candidate))
+            seen.append(look(session, images, classes, candidate, steps, lambda: progress.advance(task)))
+    return judged(candidates, seen), seen
+
+
+def _best(tried: Sequence[Tried]) -> Tried:
+    from surgeon.calibration import choose
+
+    return choose(tried)
+
+
+def _name(candidate: Candidate) -> str:
+    return f"t {candidate.factor:g}" if candidate.per_gate else f"T {candidate.factor:g}"
+
+
+def _print(tried: Sequence[Tried], photos: int) -> None:
+    from surgeon.calibration import CLOSE
+    from surgeon.cli import screen
+
+    console, best = screen.console(), _best(tried)
+    console.print(table(tried, best))
+    close = [one for one in tried if one.product >= CLOSE * best.product and one is not best]
+    named = ", ".join(_name(one.candidate) for one in close)
+    others = f"; within {100 - 100 * CLOSE:.0f} % of it: {named}" if close else ""
+    what = f"whose product of the four, means over {photos} photos, is the largest"
+    console.print(f"chosen: {_name(best.candidate)}, {what}{others}", soft_wrap=True)
+
+
+def table(tried: Sequence[Tried], best: Tried) -> Table:
+    """One line for each temperature that was tried."""
+    from rich import box
+    from rich.table import Table
+
+    report = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    report.add_column("temperature")
+    for heading in ("stability", "targets", "photos", "gain", "product"):
+        report.add_column(heading, justify="right")
+    report.add_column("")
+    for one in tried:
+        numbers = (one.stability, one.targets, one.photos, one.gain, one.product)
+        name = _name(one.candidate) + (" × std of the gate" if one.candidate.per_gate else "")
+        chosen = one is best
+        report.add_row(
+            name, *(f"{number:.3f}" for number in numbers), "chosen" if chosen else "", style="bold" if chosen else None
+        )
+    return report
+
+
+def _facts(tried: Sequence[Tried]) -> dict[str, Any]:
+    best = _best(tried)
+    rows = [{**dataclasses.asdict(one), "product": one.product, "chosen": one is best} for one in tried]
+    return {"chosen": {"factor": best.candidate.factor, "temperature": best.candidate.temperature}, "tried": rows}
+
+
+def _draw(
+    session: Session,
+    path: Path,
+    photos: Sequence[Path],
+    images: Sequence[numpy.ndarray],
+    tried: Sequence[Tried],
+    seen: Sequence[Sequence[Seen]],
+    side: int,
+    steps: int | None,
+) -> None:
+    """What ascents added at each temperature: a panel for global ones, and one for those of each gate."""
+    from surgeon import grids
+    from surgeon.grids import Cell, Panel
+    from surgeon.pictures import difference, to_picture
+
+    layout, best, panels = image_of(session), _best(tried), []
+
+    def cell(image: numpy.ndarray, place: int, row: int) -> Cell:
+        picture: PIL.Image.Image = difference(image, seen[place][row].perturbed, CLIP)
+        return Cell(picture, framed=tried[place] is best)
+
+    for per_gate, title in (
+        (False, "One T for all gates"),
+        (True, "T = t times the standard deviation of what enters the gate"),
+    ):
+        places = [place for place, one in enumerate(tried) if one.candidate.per_gate == per_gate]
+        rows = [
+            [Cell(to_picture(image, layout)), *(cell(image, place, row) for place in places)]
+            for row, image in enumerate(images)
+        ]
+        if places:
+            panels.append(Panel(title, ["photo", *(_name(tried[place].candidate) for place in places)], rows))
+    count = steps or session.manifest.defaults.steps
+    footer = (
+        f"Each cell: what {count} steps towards the class that the network sees add to the photo, scaled to its own "
+        f"range less {CLIP:g} % at either end. Framed: the temperature that the criteria choose."
+    )
+    grids.save(path, panels, session.manifest.model.name, footer, side)
