@@ -74,7 +74,7 @@ FEWER = "convolve_with_fewer_products"
 
 
 @pytest.mark.parametrize("size", [(32, 24), (33, 24), (32, 25), (31, 23)])
-@pytest.mark.parametrize(("channels", "out"), [(128, 96), (96, 160), (208, 48)])
+@pytest.mark.parametrize(("channels", "out"), [(128, 256), (256, 128), (400, 48)])
 def test_convolutions_with_fewer_products(channels: int, out: int, size: tuple[int, int]) -> None:
     node, constants = convolution(out, channels, 3, pads=[1] * 4)
     same(model([node], (channels, *size), (out, *size), **constants), (channels, *size), {FEWER: 1})
@@ -100,8 +100,8 @@ def test_small_or_narrow_convolutions_stay() -> None:
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_forward_convolutions_have_fewer_products_where_gates_are_soft(bias: bool) -> None:
-    node, constants = convolution(128, 128, 3, bias, pads=[1] * 4)
-    size = (128, 23, 24)
+    node, constants = convolution(256, 256, 3, bias, pads=[1] * 4)
+    size = (256, 23, 24)
     hard = model([node], size, size, role="forward", **constants)
     soft = ModelProto()
     soft.CopyFrom(hard)
