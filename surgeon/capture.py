@@ -333,10 +333,14 @@ def _qualified(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
+_BETWEEN = ("/torch/nn/", "/surgeon/decompositions.py")
+"""Files that stand between the user's line and the operator in a stack; the second as torch 2.11 reads bytecode."""
+
+
 def source_line(node: Node) -> str:
     """The line of the user's code that `node` comes from, such as "resnet.py:161"; "" where it is not known."""
     lines = [line.strip() for line in node.meta.get("stack_trace", "").splitlines() if line.strip().startswith("File")]
-    own = [line for line in lines if "/torch/nn/" not in line] or lines
+    own = [line for line in lines if not any(between in line for between in _BETWEEN)] or lines
     if not own:
         return ""
     path, _, rest = own[-1].removeprefix('File "').partition('", line ')
