@@ -12,9 +12,10 @@ import importlib.util
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from surgeon import machines
 from surgeon.artifacts.bundle import Bundle
 from surgeon.contenders import Artifact, Contender, Unavailable
 from surgeon.errors import SurgeonError
+from surgeon.interruption import kept
 from surgeon.machines import Machine
 from surgeon.pieces import Pieces
 from surgeon.profiling import Profile, profile
@@ -40,6 +42,9 @@ PAUSE = 0.1
 """Seconds before each measurement: for 50 ms, ONNX Runtime's threads spin for more work, and would be in the way."""
 
 Array = numpy.ndarray[Any, numpy.dtype[Any]]
+
+Progress = Callable[[str, float], None]
+"""Is told what is done now, and which share of the work is done already, from 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class Round:
     batch: int
     timings: tuple[Timing, ...]
     skipped: dict[str, str]
-    profile: Profile | None  # of the pullback, where it was asked for
+    profile: Profile | None = None  # of the pullback, where it was asked for
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,7 @@ class Benchmark:
     off_device: dict[str, tuple[str, ...]]  # by artifact, the nodes that run on the CPU beside a GPU
     behind: dict[str, tuple[str, ...]]  # by artifact, the nodes that TensorRT left to CUDA
     provider_options: dict[str, str]  # all that ONNX Runtime's provider was told
+    interrupted: bool  # by Ctrl-C: turns are missing, or whole rounds
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain values: seconds per pass (of an ascent, per step), and ratios to 2 x forward."""
@@ -118,7 +124,7 @@ def benchmark(
     profiled: bool = False,
     source: str | None = None,
     weights: str | None = None,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = lambda doing, share: None,
 ) -> Benchmark:
     """Time `pullback` and `ascent` (per step) of the bundle against `against`, a choice of OPPONENTS.
 
@@ -126,10 +132,10 @@ def benchmark(
     runs gets the `provider_options`. An ascent's last forward pass counts as half a step. `threads` None takes every
     core that the process may use, for PyTorch and ONNX Runtime alike; `steps` None takes the bundle's default;
     `profiled` adds where the pullback's time goes. Opponents need torch and the network itself: `source` and `weights`
-    say where it is, if not where the manifest says. `progress` is told what is done now. Raises SurgeonError for an
-    opponent that is unknown or needs what is not installed, or where one does not run, VerificationError where an
-    opponent computes something else, OptionError for an option that is not taken, ProviderError for a device that is
-    not there.
+    say where it is, if not where the manifest says. Ctrl-C ends it with the turns that are done, if any is. Raises
+    SurgeonError for an opponent that is unknown or needs what is not installed, or where one does not run,
+    VerificationError where an opponent computes something else, OptionError for an option that is not taken,
+    ProviderError for a device that is not there.
     """
     unknown = [name for name in against if name not in OPPONENTS]
     if unknown:
@@ -160,16 +166,21 @@ def benchmark(
             from surgeon.rivals import Rivals
 
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="surgeon-bench-")))
-            progress("the network itself")
+            progress("the network itself", 0)
             rivals = stack.enter_context(Rivals(manifest, against, folder, place, threads, source, weights))
-        rounds = []
+        rounds: list[Round] = []
+        interrupted = False
         for given in inputs:
-            tell = _prefixed(progress, f"batch {len(given['input'])}: ")
-            found = _round(own, rivals, given, steps, repeats, warm_up, tell)
-            if profiled:
-                tell("profiling the pullback")
+            tell = _part(progress, f"batch {len(given['input'])}: ", len(rounds), len(inputs))
+            found, interrupted = _round(own, rivals, given, steps, repeats, warm_up, tell, before=len(rounds))
+            if found is None:
+                break
+            if profiled and not interrupted:
+                tell("profiling the pullback", 1)
                 found = dataclasses.replace(found, profile=profile(opened, given, place, threads))
             rounds.append(found)
+            if interrupted:
+                break
     return Benchmark(
         bundle=str(bundle),
         model=manifest.model.name,
@@ -183,11 +194,13 @@ def benchmark(
         off_device={name: artifact.off_device for name, artifact in own.artifacts.items()},
         behind={name: artifact.behind for name, artifact in own.artifacts.items()},
         provider_options=place.options,
+        interrupted=interrupted,
     )
 
 
-def _prefixed(progress: Callable[[str], None], prefix: str) -> Callable[[str], None]:
-    return lambda doing: progress(prefix + doing)
+def _part(progress: Progress, prefix: str, place: int, parts: int) -> Progress:
+    """`progress` of one of several parts of the work, as if that were all."""
+    return lambda doing, share: progress(prefix + doing, (place + share) / parts)
 
 
 def torch_is_installed() -> bool:
@@ -195,40 +208,36 @@ def torch_is_installed() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
-def measure(
+def turns(
     contenders: Sequence[Contender],
     repeats: int,
     warm_up: int,
     *,
     pause: float = PAUSE,
     clock: Callable[[], float] = time.perf_counter,
-    progress: Callable[[str], None] = lambda _: None,
-) -> dict[str, tuple[float, ...]]:
-    """Seconds per pass of each contender by name, one number for each of `repeats` turns; `warm_up` turns before."""
-    seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    progress: Progress = lambda doing, share: None,
+) -> Iterator[dict[str, float]]:
+    """Seconds per pass of each contender by name, of each of `repeats` turns; `warm_up` turns before do not count."""
     for turn in range(-warm_up, repeats):
+        seconds = {}
+        share = (turn + warm_up) / (repeats + warm_up)
         for contender in contenders:
-            progress(f"{contender.name}, " + ("warming up" if turn < 0 else f"turn {turn + 1} of {repeats}"))
+            progress(f"{contender.name}, " + ("warming up" if turn < 0 else f"turn {turn + 1} of {repeats}"), share)
             time.sleep(pause)
             begin = clock()
             contender.run()
-            taken = (clock() - begin) / contender.passes
-            if turn >= 0:
-                seconds[contender.name].append(taken)
-    return {name: tuple(values) for name, values in seconds.items()}
+            seconds[contender.name] = (clock() - begin) / contender.passes
+        if turn >= 0:
+            yield seconds
 
 
-def timings(seconds: dict[str, tuple[float, ...]]) -> tuple[Timing, ...]:
-    """What `measure` returned, with each turn's ratio to twice the same turn's `forward` where there is one."""
-    floor = seconds.get("forward")
-    return tuple(
-        Timing(
-            name,
-            values,
-            None if floor is None else tuple(value / (2 * least) for value, least in zip(values, floor, strict=True)),
-        )
-        for name, values in seconds.items()
-    )
+def timings(turns: Sequence[Mapping[str, float]]) -> list[Timing]:
+    """Of each contender what the `turns` took, and each turn's ratio to twice its `forward`, where there is one."""
+
+    def ratios(name: str) -> tuple[float, ...] | None:
+        return tuple(turn[name] / (2 * turn["forward"]) for turn in turns) if "forward" in turns[0] else None
+
+    return [Timing(name, tuple(turn[name] for turn in turns), ratios(name)) for name in turns[0]]
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:
@@ -303,26 +312,33 @@ def _round(
     steps: int,
     repeats: int,
     warm_up: int,
-    progress: Callable[[str], None],
-) -> Round:
-    """Check the opponents' values, then time everyone at this batch size."""
+    progress: Progress,
+    before: int,
+) -> tuple[Round | None, bool]:
+    """Check the opponents' values, then time everyone at this batch size; whether Ctrl-C cut it short.
+
+    None where it did so within the first turn, `before` rounds being there; without any, KeyboardInterrupt is raised.
+    """
     contenders, skipped = own.contenders(given, steps), dict(own.skipped)
     if rivals is not None:
         own_values = own.artifacts["pullback.onnx"].values(given)
         output, pullback = own_values["output"], own_values["pullback"]
         for name in rivals.names:
-            progress(f"{name}: " + ("compiling" if name == "compile" else "checking its values"))
+            progress(f"{name}: " + ("compiling" if name == "compile" else "checking its values"), 0)
             try:
                 contenders.append(rivals.contender(name, given, output, pullback))
             except Unavailable as error:
                 skipped[name] = str(error)
     contenders.sort(key=lambda contender: contender.name != "forward")
-    seconds = measure(contenders, repeats, warm_up, progress=progress)
-    found = []
-    for timing, contender in zip(timings(seconds), contenders, strict=True):
-        progress(f"{contender.name}: memory")
-        found.append(dataclasses.replace(timing, peak=contender.peak()))
-    return Round(len(given["input"]), tuple(found), skipped, None)
+    done, interrupted = kept(turns(contenders, repeats, warm_up, progress=progress), before)
+    if not done:
+        return None, interrupted
+    timed = timings(done)
+    if not interrupted:
+        progress("memory", 1)
+        peaks, interrupted = kept((contender.peak() for contender in contenders), before=len(done))
+        timed = [dataclasses.replace(one, peak=peak) for one, peak in zip_longest(timed, peaks)]
+    return Round(len(given["input"]), tuple(timed), skipped), interrupted
 
 
 def _timing_json(timing: Timing) -> dict[str, Any]:

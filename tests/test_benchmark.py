@@ -106,18 +106,19 @@ def test_contenders_take_turns_and_the_warm_up_does_not_count():
         return benchmark.Contender(name, run, passes)
 
     three = [contender("a", 1.0), contender("b", 10.0, passes=5), contender("c", 3.0)]
-    seconds = benchmark.measure(three, repeats=3, warm_up=2, pause=0, clock=lambda: now[0])
+    turns = list(benchmark.turns(three, repeats=3, warm_up=2, pause=0, clock=lambda: now[0]))
     assert ran == ["a", "b", "c"] * 5
-    assert seconds == {"a": (1.0,) * 3, "b": (2.0,) * 3, "c": (3.0,) * 3}
+    assert turns == [{"a": 1.0, "b": 2.0, "c": 3.0}] * 3
 
 
 def test_ratios_are_to_two_forward_passes_of_the_same_turn():
-    forward, pullback = benchmark.timings({"forward": (1.0, 2.0, 4.0), "pullback": (3.0, 5.0, 8.0)})
+    took = [(1.0, 3.0), (2.0, 5.0), (4.0, 8.0)]
+    forward, pullback = benchmark.timings([{"forward": first, "pullback": second} for first, second in took])
     assert forward.ratios == (0.5, 0.5, 0.5)
     assert pullback.ratios == (1.5, 1.25, 1.0)
     assert (pullback.median, pullback.ratio) == (5.0, 1.25)
     assert pullback.quartiles == tuple(statistics.quantiles((3.0, 5.0, 8.0), n=4, method="inclusive")[::2])
-    (alone,) = benchmark.timings({"pullback": (3.0,)})
+    (alone,) = benchmark.timings([{"pullback": 3.0}])
     assert (alone.ratio, alone.ratio_quartiles, alone.quartiles) == (None, None, (3.0, 3.0))
 
 
@@ -132,7 +133,7 @@ def test_benchmark_times_everyone_at_every_batch_size(bundle):
         repeats=2,
         warm_up=0,
         source=TINY,
-        progress=told.append,
+        progress=lambda doing, share: told.append((doing, share)),
     )
     assert [round.batch for round in report.rounds] == [1, 3]
     for round in report.rounds:
@@ -140,7 +141,8 @@ def test_benchmark_times_everyone_at_every_batch_size(bundle):
         assert all(len(timing.seconds) == 2 and min(timing.seconds) > 0 for timing in round.timings)
         assert all(timing.ratio is not None for timing in round.timings)
     assert (report.model, report.gate, report.steps, report.machine.threads) == ("tiny", "soft", 2, 1)
-    assert "batch 3: eager, turn 2 of 2" in told
+    assert ("batch 3: eager, turn 2 of 2", 0.75) in told
+    assert [share for _, share in told] == sorted(share for _, share in told)
 
 
 def test_torch_gets_its_threads_back(bundle):
@@ -300,8 +302,8 @@ def test_a_gpu_steps_where_the_state_stays(bundle, monkeypatch, graphs):
 
 def test_bench_says_which_options_were_used(bundle, monkeypatch, surgeon):
     cuda_graphs.pretend(monkeypatch)
-    monkeypatch.setattr(bench.command.params[-4], "type", click.STRING)
-    assert bench.command.params[-4].name == "device"
+    device = next(parameter for parameter in bench.command.params if parameter.name == "device")
+    monkeypatch.setattr(device, "type", click.STRING)
     where = ("--device", cuda_graphs.GPU, "--provider-option", "enable_cuda_graph=1")
     code, out, err = surgeon("bench", bundle, "--against", "none", "--repeats", 2, *where)
     assert code == 0, err

@@ -173,6 +173,23 @@ def test_the_command_prints_and_plots(bundle: Path, photo: str, tmp_path, capfd)
     assert "branch.2" in told and "pool (max pool)" in told and "|z/T| < 1.5" in told
 
 
+def test_interruption_keeps_what_is_done(bundle: Path, photo: str, capfd, monkeypatch) -> None:
+    from surgeon.runtime import Session
+
+    real, calls = Session.gates, []
+
+    def stopped(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(Session, "gates", stopped)
+    assert cli.invoke(["gates", str(bundle), *[photo] * 4, "--target", "2", "--json"]) == 130
+    out, err = capfd.readouterr()
+    assert "interrupted after 2 of 4 photos" in err and len(json.loads(out)["photos"]) == 2
+
+
 def test_the_command_refuses_in_one_line(bundle: Path, photo: str, tmp_path, capfd, monkeypatch) -> None:
     def refused(*arguments: object) -> str:
         assert cli.invoke(["gates", *map(str, arguments)]) == 1

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from surgeon.cli import options
+from surgeon.interruption import Interrupted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,40 +78,43 @@ def _sizes(text: str) -> tuple[int, ...]:
 @options.device
 @options.provider_options
 @options.threads
+@options.quiet
 @options.as_json
-def command(bundle: Path, against: tuple[str, ...] | None, as_json: bool, **settings: Any) -> None:
+def command(bundle: Path, against: tuple[str, ...] | None, quiet: bool, as_json: bool, **settings: Any) -> None:
     """Time the pullback and the ascent (per step) of BUNDLE, in turn with forward passes and with PyTorch.
 
     A pullback does a forward pass's work twice, so the ratio is to two plain forward passes of the same network in the
     same runtime. Every opponent's values are compared with the artifact's before it is timed. An ascent ends with one
     forward pass more, for the score of what it reached, which counts as half a step. On the CPU the bundle is run as
-    surgeon.load has it, at its default temperature.
+    surgeon.load has it, at its default temperature. Ctrl-C keeps the turns that are done.
     """
     from surgeon.benchmark import benchmark, torch_is_installed
     from surgeon.cli import screen
 
     if against is None:
         against = ("forward",) if torch_is_installed() else ()
-    with screen.progress() as progress:
-        task = progress.add_task("", total=None)
-        report = benchmark(
-            bundle,
-            against=against,
-            progress=lambda doing: progress.update(task, description=doing),
-            **settings,
-        )
+    with screen.progress(quiet) as bar:
+        task = bar.add_task("", total=1)
+
+        def progress(doing: str, share: float) -> None:
+            bar.update(task, description=doing, completed=share)
+
+        report = benchmark(bundle, against=against, progress=progress, **settings)
     if as_json:
         screen.print_json(report.to_json())
-        return
-    console = screen.console()
-    for round in report.rounds:
-        _print_round(console, report, round)
-        if round.profile is not None:
-            _print_profile(console, round.profile)
-    if "forward" not in against:
-        console.print("ratios to 2 x forward need --against forward, and torch", style="dim")
-    screen.print_strays(console, report.off_device, report.behind)
-    _print_machine(console, report)
+    else:
+        console = screen.console()
+        for round in report.rounds:
+            _print_round(console, report, round)
+            if round.profile is not None:
+                _print_profile(console, round.profile)
+        if "forward" not in against:
+            console.print("ratios to 2 x forward need --against forward, and torch", style="dim")
+        screen.print_strays(console, report.off_device, report.behind)
+        _print_machine(console, report)
+    if report.interrupted:
+        done = ", ".join(f"batch {round.batch}: {len(round.timings[0].seconds)}" for round in report.rounds)
+        raise Interrupted(f"interrupted; of {report.repeats} turns each these are done: {done}")
 
 
 def _print_round(console: Console, report: Benchmark, round: Round) -> None:

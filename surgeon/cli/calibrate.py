@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import click
 from surgeon.cli import options
 from surgeon.cli.run import image_of, read_photo, spare_photos
 from surgeon.errors import SurgeonError
+from surgeon.interruption import Interrupted, kept
 
 if TYPE_CHECKING:
     import numpy
@@ -62,10 +63,10 @@ CLIP = 0.5
 @click.option("--side", type=click.IntRange(32, 1024), default=112, show_default=True, help="Pixels of a cell's side.")
 @click.option("--write", is_flag=True, help="Write the T that is chosen into the bundle, as its default.")
 @click.option("--set", "given", type=options.number(above=0), metavar="T", help="Write this T, whatever is chosen.")
-@click.option("--quiet", is_flag=True, help="Show no progress.")
 @options.device
 @options.provider_options
 @options.threads
+@options.quiet
 @options.as_json
 def command(
     bundle: Path,
@@ -79,10 +80,10 @@ def command(
     side: int,
     write: bool,
     given: float | None,
-    quiet: bool,
     device: str,
     provider_options: dict[str, str],
     threads: int | None,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Choose the temperature T of BUNDLE's gates from PHOTOs, two or more, by running its artifacts.
@@ -92,18 +93,22 @@ def command(
     towards two classes), photos (1 - the cosine of pullbacks at two photos towards one class) and gain (the rise of the
     objective per unit of L2 moved by an ascent towards the photo's own class, relative to the photo's best). The T with
     the largest product is chosen. The argument for them is in surgeon/calibration.py; --strip shows what ascents draw
-    at every T, so that you can overrule them with --set.
+    at every T, so that you can overrule them with --set. Ctrl-C keeps what is known of each T that is done; none is
+    chosen then, or written.
     """
     from surgeon.artifacts.temperature import set_temperature, with_temperature
+    from surgeon.calibration import choose
     from surgeon.cli import screen
     from surgeon.runtime import load
 
-    session = load(bundle, device, threads, provider_options)
+    with screen.waiting("open the bundle", quiet):
+        session = load(bundle, device, threads, provider_options)
     with_temperature(session.manifest, given or session.manifest.defaults.temperature)  # or refuses
     if not photos and given is None:
         raise click.UsageError("Give two photos or more, or --set T.")
     report: dict[str, Any] = {}
     temperature: Any = given
+    console = screen.console()
     if photos:
         if strip is not None:
             from surgeon import grids
@@ -115,28 +120,39 @@ def command(
             raise click.UsageError(f"--to {highest:g} is not above --from {lowest:g}.")
         _require(session, photos, per_gate)
         images = [read_photo(session, photo, None) for photo in photos]
-        tried, seen = _sweep(session, photos, images, (lowest, highest, count), per_gate, steps, quiet)
+        tried, seen, interrupted = _sweep(session, images, (lowest, highest, count), per_gate, steps, quiet)
+        best = None if interrupted else choose(tried)
         if strip is not None:
-            _draw(session, strip, photos, images, tried, seen, side, steps)
+            _draw(session, strip, images, tried, best, seen, side, steps)
         screen.print_strays(screen.console(error=True), session.off_device, session.behind)
-        report = _facts(tried)
+        report = _facts(tried, best)
         if not as_json:
-            _print(tried, len(photos))
-        temperature = given or _best(tried).candidate.temperature
-    if write or given is not None:
+            console.print(table(tried, best))
+            if best is not None:
+                console.print(_reason(tried, best, len(photos)), soft_wrap=True)
+            if strip is not None:
+                console.print(f"strip: {strip}", style="dim", soft_wrap=True, markup=False)
+        if best is None:
+            if as_json:
+                screen.print_json({"bundle": str(bundle), "strip": _text(strip), **report, "written": None})
+            told = f"interrupted after {len(tried)} of {count * (1 + per_gate)} temperatures; none is chosen or written"
+            raise Interrupted(told)
+        temperature = given or best.candidate.temperature
+    writing = write or given is not None
+    if writing:
         set_temperature(session.bundle, temperature)
     if as_json:
-        written = temperature if write or given is not None else None
-        screen.print_json({"bundle": str(bundle), "strip": str(strip) if strip else None, **report, "written": written})
-        return
-    console = screen.console()
-    if strip is not None:
-        console.print(f"strip: {strip}", style="dim", soft_wrap=True, markup=False)
-    if write or given is not None:
+        written = temperature if writing else None
+        screen.print_json({"bundle": str(bundle), "strip": _text(strip), **report, "written": written})
+    elif writing:
         told = "a temperature for each gate" if isinstance(temperature, tuple) else f"T = {temperature:g}"
         console.print(f"{bundle}: {told} written as the default", soft_wrap=True, markup=False)
     else:
         console.print(f"Next: surgeon calibrate {bundle} --set T", style="dim", soft_wrap=True, markup=False)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _require(session: Session, photos: Sequence[Path], per_gate: bool) -> None:
@@ -161,20 +177,19 @@ def _require(session: Session, photos: Sequence[Path], per_gate: bool) -> None:
 
 def _sweep(
     session: Session,
-    photos: Sequence[Path],
     images: Sequence[numpy.ndarray],
     range: tuple[float, float, int],
     per_gate: bool,
     steps: int | None,
     quiet: bool,
-) -> tuple[list[Tried], list[list[Seen]]]:
-    """Every candidate, global ones first, at every photo."""
+) -> tuple[list[Tried], list[list[Seen]], bool]:
+    """Every candidate, global ones first, at every photo; whether Ctrl-C cut it short."""
     from surgeon.calibration import Candidate, best_two, grid, judged, look, scales
     from surgeon.cli import screen
 
     values = grid(*range)
     with screen.progress(quiet) as progress:
-        total = len(photos) * (len(values) * (1 + per_gate) + per_gate)
+        total = len(images) * (len(values) * (1 + per_gate) + per_gate)
         task = progress.add_task("", total=total)
         candidates: list[Candidate] = [Candidate(value, value) for value in values]
         if per_gate:
@@ -183,38 +198,33 @@ def _sweep(
             candidates += [Candidate(value, tuple(value * scale for scale in own)) for value in values]
         progress.update(task, description="looking")
         classes = [best_two(session, image) for image in images]
-        seen = []
-        for candidate in candidates:
-            progress.update(task, description=_name(candidate))
-            seen.append(look(session, images, classes, candidate, steps, lambda: progress.advance(task)))
-    return judged(candidates, seen), seen
 
+        def looked() -> Iterator[list[Seen]]:
+            for candidate in candidates:
+                progress.update(task, description=_name(candidate))
+                yield look(session, images, classes, candidate, steps, lambda: progress.advance(task))
 
-def _best(tried: Sequence[Tried]) -> Tried:
-    from surgeon.calibration import choose
-
-    return choose(tried)
+        seen, interrupted = kept(looked())
+    return judged(candidates[: len(seen)], seen), seen, interrupted
 
 
 def _name(candidate: Candidate) -> str:
     return f"t {candidate.factor:g}" if candidate.per_gate else f"T {candidate.factor:g}"
 
 
-def _print(tried: Sequence[Tried], photos: int) -> None:
+def _reason(tried: Sequence[Tried], best: Tried, photos: int) -> str:
+    """Why `best` is chosen, and what comes near."""
     from surgeon.calibration import CLOSE
-    from surgeon.cli import screen
 
-    console, best = screen.console(), _best(tried)
-    console.print(table(tried, best))
     close = [one for one in tried if one.product >= CLOSE * best.product and one is not best]
     named = ", ".join(_name(one.candidate) for one in close)
     others = f"; within {100 - 100 * CLOSE:.0f} % of it: {named}" if close else ""
     what = f"whose product of the four, means over {photos} photos, is the largest"
-    console.print(f"chosen: {_name(best.candidate)}, {what}{others}", soft_wrap=True)
+    return f"chosen: {_name(best.candidate)}, {what}{others}"
 
 
-def table(tried: Sequence[Tried], best: Tried) -> Table:
-    """One line for each temperature that was tried."""
+def table(tried: Sequence[Tried], best: Tried | None) -> Table:
+    """One line for each temperature that was tried; `best` is the one chosen, if any is."""
     from rich import box
     from rich.table import Table
 
@@ -233,18 +243,18 @@ def table(tried: Sequence[Tried], best: Tried) -> Table:
     return report
 
 
-def _facts(tried: Sequence[Tried]) -> dict[str, Any]:
-    best = _best(tried)
+def _facts(tried: Sequence[Tried], best: Tried | None) -> dict[str, Any]:
     rows = [{**dataclasses.asdict(one), "product": one.product, "chosen": one is best} for one in tried]
-    return {"chosen": {"factor": best.candidate.factor, "temperature": best.candidate.temperature}, "tried": rows}
+    chosen = best and {"factor": best.candidate.factor, "temperature": best.candidate.temperature}
+    return {"chosen": chosen, "tried": rows}
 
 
 def _draw(
     session: Session,
     path: Path,
-    photos: Sequence[Path],
     images: Sequence[numpy.ndarray],
     tried: Sequence[Tried],
+    best: Tried | None,
     seen: Sequence[Sequence[Seen]],
     side: int,
     steps: int | None,
@@ -254,7 +264,7 @@ def _draw(
     from surgeon.grids import Cell, Panel
     from surgeon.pictures import difference, to_picture
 
-    layout, best, panels = image_of(session), _best(tried), []
+    layout, panels = image_of(session), []
 
     def cell(image: numpy.ndarray, place: int, row: int) -> Cell:
         picture: PIL.Image.Image = difference(image, seen[place][row].perturbed, CLIP)
@@ -274,6 +284,6 @@ def _draw(
     count = steps or session.manifest.defaults.steps
     footer = (
         f"Each cell: what {count} steps towards the class that the network sees add to the photo, scaled to its own "
-        f"range less {CLIP:g} % at either end. Framed: the temperature that the criteria choose."
-    )
+        f"range less {CLIP:g} % at either end."
+    ) + (" Framed: the temperature that the criteria choose." if best else "")
     grids.save(path, panels, session.manifest.model.name, footer, side)

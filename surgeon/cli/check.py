@@ -28,6 +28,7 @@ Examples:
     help="Check the network up to this layer. Repeatable.  [default: the network's output]",
 )  # fmt: skip
 @others.described
+@options.quiet
 @options.as_json
 def command(
     model: str,
@@ -35,6 +36,7 @@ def command(
     at: tuple[str, ...],
     input: str | None,
     also: tuple[others.Stated, ...],
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Say of each operator of MODEL how its pullback is found, and of those that have none where they are and why.
@@ -46,8 +48,7 @@ def command(
     """
     from surgeon.cli import screen
 
-    with screen.progress() as bar:
-        bar.add_task("capture the network", total=None)
+    with screen.waiting("capture the network", quiet):
         support = _check(model, input_shape, at, input, also)
     if as_json:
         screen.print_json({"model": model, "at": at, **support.to_json()})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,6 @@ import click
 
 from surgeon.cli import options
 from surgeon.cli.run import (
-    Interrupted,
     Target,
     choose_targets,
     image_of,
@@ -21,6 +20,7 @@ from surgeon.cli.run import (
 )
 from surgeon.cli.sameness import require_same_network
 from surgeon.errors import SurgeonError
+from surgeon.interruption import Interrupted, kept
 
 if TYPE_CHECKING:
     import numpy
@@ -123,7 +123,7 @@ class Against(click.ParamType[tuple[str, Path]]):
 @click.option(
     "--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw curves and means: .png, .svg or .pdf."
 )
-@click.option("--quiet", is_flag=True, help="Show no progress.")
+@options.quiet
 @options.as_json
 def command(
     bundle: Path,
@@ -156,16 +156,15 @@ def command(
     if plot is not None:
         plots.require(plot)  # before the work, not after it
         spare_photos(photos, [plot])
-    session = load(bundle, device, threads, provider_options)
-    _require_classes(session)
-    others = [(name, load(path, device, threads, provider_options)) for name, path in against]
+    with screen.waiting("open the bundles", quiet):
+        session = load(bundle, device, threads, provider_options)
+        _require_classes(session)
+        others = [(name, load(path, device, threads, provider_options)) for name, path in against]
     for _, other in others:
         require_same_network(session, other)
     wanted = choose_targets(session, photos, targets, ())
     images = [read_photo(session, photo, size) for photo in photos]
     settings = Settings(map=map_, **chosen)
-    results: list[tuple[Path, int, dict[str, Measured]]] = []
-    interrupted = False
     with screen.progress(quiet) as progress:
         task = progress.add_task("", total=None)
 
@@ -176,16 +175,15 @@ def command(
         for _, other in others:
             _require_same_weights(session, other, images[0])
         progress.update(task, total=len(photos) * passes(methods, settings), completed=0)
-        try:
+
+        def looked() -> Iterator[tuple[Path, int, dict[str, Measured]]]:
             for photo, image, target in zip(photos, images, wanted, strict=True):
                 progress.update(task, description=photo.name)
                 seen = _class(session, image, target)
                 network = explanations.network(session, tick)
-                results.append((photo, seen, measure(image, seen, network, methods, image_of(session), settings)))
-        except KeyboardInterrupt:
-            if not results:
-                raise
-            interrupted = True
+                yield photo, seen, measure(image, seen, network, methods, image_of(session), settings)
+
+        results, interrupted = kept(looked())
     measured = [result for _, _, result in results]
     if plot is not None:
         plots.evaluation(measured, methods, plot)

@@ -12,6 +12,7 @@ import click
 from surgeon.cli import options
 from surgeon.cli.run import Target, choose_targets, predicted, read_photo, read_targets, spare_photos
 from surgeon.errors import SurgeonError
+from surgeon.interruption import Interrupted, kept
 
 if TYPE_CHECKING:
     import numpy
@@ -99,6 +100,7 @@ class Listed(click.ParamType[tuple[float, ...]]):
 @options.device
 @options.provider_options
 @options.threads
+@options.silent
 @click.option(
     "-o",
     "--output",
@@ -127,6 +129,7 @@ def command(
     provider_options: dict[str, str],
     threads: int | None,
     output: Path,
+    quiet: bool,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -138,7 +141,8 @@ def command(
     was exported with --at, the columns are those of --unit.
 
     --steps-shown, --temperatures and --strongest draw other figures in its place. The first two climb to what the
-    network sees in the photo, or --target, or --unit: one for all photos, or one for each.
+    network sees in the photo, or --target, or --unit: one for all photos, or one for each. Ctrl-C keeps the photos that
+    are done.
     """
     from surgeon import grids
     from surgeon.cli import cells, layouts, screen
@@ -158,14 +162,15 @@ def command(
     pages = [range(at, min(at + rows, len(photos))) for at in range(0, len(photos), rows)]
     files = [output if at == 0 else output.with_stem(f"{output.stem}-{at + 1}") for at in range(len(pages))]
     spare_photos(photos, files)
-    session = load(bundle, device, threads, provider_options)
-    plain = load(against, device, threads, provider_options) if against else None
+    with screen.waiting("open the bundle", quiet):
+        session = load(bundle, device, threads, provider_options)
+        plain = load(against, device, threads, provider_options) if against else None
     if session.manifest.recipe.objective == "energy":
         raise SurgeonError(f"the objective of {bundle} is energy, which has no target classes", "See `surgeon run`")
     if session.others:
         raise SurgeonError(f"{bundle} takes {session.others[0].name} beside the photo", "See `surgeon run`")
     images = [read_photo(session, photo, size) for photo in photos]
-    with screen.progress() as progress:
+    with screen.progress(quiet) as progress:
         task = progress.add_task("looking", total=len(photos))
 
         def tick() -> None:
@@ -198,21 +203,32 @@ def command(
         grids.require_room(figure.columns, figure.rows * min(rows, len(photos)), side)
         progress.update(task, description="climbing", completed=0, total=len(photos) * figure.ticks)
         titles: dict[str, None] = {}
+        written: list[Path] = []
+        done = 0
         for page, file in zip(pages, files, strict=True):
-            panels = figure.draw(page, tick)
-            grids.save(file, panels, session.manifest.model.name, figure.footer, side)
-            titles |= dict.fromkeys(panel.title for panel in panels)
+            drawn, interrupted = kept((figure.draw(place, tick) for place in page), before=done)
+            if drawn:
+                panels = layouts.joined(drawn)
+                grids.save(file, panels, session.manifest.model.name, figure.footer, side)
+                titles |= dict.fromkeys(panel.title for panel in panels)
+                written.append(file)
+                done += len(drawn)
+            if interrupted:
+                break
     for climber in (session, plain) if plain else (session,):
         screen.print_strays(screen.console(error=True), climber.off_device, climber.behind)
     if as_json:
-        described = zip(photos, images, figure.facts, strict=True)
+        described = list(zip(photos, images, figure.facts, strict=True))[:done]
         shown = [{"photo": str(photo), "size": list(image.shape[1:]), **facts} for photo, image, facts in described]
         screen.print_json(
-            {"figure": str(output), "pages": [str(file) for file in files], "panels": list(titles), "rows": shown}
+            {"figure": str(output), "pages": [str(file) for file in written], "panels": list(titles), "rows": shown}
         )
-    else:
-        for file in files:
+    elif not quiet:
+        for file in written:
             click.echo(f"figure: {file}")
+    if interrupted:
+        where = " and ".join(map(str, written))
+        raise Interrupted(f"interrupted after {done} of {len(photos)} photos, which are in {where}")
 
 
 def _refuse_mixtures(kinds: dict[str, Any], given: dict[str, Any]) -> None:

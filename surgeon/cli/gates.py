@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import click
 from surgeon.cli import options, others
 from surgeon.cli.run import choose_targets, cotangents, predicted, read_photo, spare_photos
 from surgeon.errors import SurgeonError
+from surgeon.interruption import Interrupted, kept
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -43,6 +44,7 @@ Examples:
 @options.device
 @options.provider_options
 @options.threads
+@options.quiet
 @options.as_json
 def command(
     bundle: Path,
@@ -57,6 +59,7 @@ def command(
     device: str,
     provider_options: dict[str, str],
     threads: int | None,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Say what each gate of BUNDLE's network does at PHOTOs, and how far soft gates turn the pullback from hard ones.
@@ -66,7 +69,7 @@ def command(
     gate; and the cosine between the cotangents that arrive at its output under soft gates and under hard ones, for the
     same cotangent at the network's output. Without --target, that is each photo's most probable class.
 
-    BUNDLE must have been exported with --gate-outputs.
+    BUNDLE must have been exported with --gate-outputs. Ctrl-C keeps the photos that are done.
     """
     from surgeon import gate_plot, plots
     from surgeon.cli import screen
@@ -76,42 +79,44 @@ def command(
     if plot is not None:
         plots.require(plot)
         spare_photos(photos, [plot])
-    session = load(bundle, device, threads, provider_options)
+    with screen.waiting("open the bundle", quiet):
+        session = load(bundle, device, threads, provider_options)
     session.require_gates()
     if session.manifest.recipe.objective == "energy" and not session.has_classes:
         raise SurgeonError(f"the objective of {bundle} is energy, which has no target unit", "See `surgeon run`")
     wanted = choose_targets(session, photos, targets, units)
     beside = others.read(session, also)
     images = [read_photo(session, photo, size) for photo in photos]
-    found, chosen = [], []
-    with screen.progress() as progress:
-        task = progress.add_task("", total=len(photos))
+
+    def looked() -> Iterator[tuple[Path, str, PhotoStatistics]]:
         for photo, image, target in zip(photos, images, wanted, strict=True):
             progress.update(task, description=photo.name)
             target = predicted(session, image, beside) if target is None else target
             values = session.gates(image[None], cotangents(session, [target], image), temperature, beside)
-            found.append(statistics(session.manifest, values, temperature, near))
-            chosen.append(session.label(target))
+            yield photo, session.label(target), statistics(session.manifest, values, temperature, near)
             progress.advance(task)
+
+    with screen.progress(quiet) as progress:
+        task = progress.add_task("", total=len(photos))
+        seen, interrupted = kept(looked())
     screen.print_strays(screen.console(error=True), session.off_device, session.behind)
-    total = mean(found)
+    total = mean([found for _, _, found in seen])
     if plot is not None:
-        over = photos[0].name if len(photos) == 1 else f"{len(photos)} photos"
+        over = photos[0].name if len(seen) == 1 else f"{len(seen)} photos"
         gate_plot.draw(plot, total, f"{session.manifest.model.name}, {over}", near)
     if as_json:
-        each = [
-            {"photo": str(photo), "target": target, **facts(one)}
-            for photo, target, one in zip(photos, chosen, found, strict=True)
-        ]
+        each = [{"photo": str(photo), "target": target, **facts(one)} for photo, target, one in seen]
         screen.print_json(
             {"bundle": str(bundle), "near": near, "plot": str(plot) if plot else None, **facts(total), "photos": each}
         )
-        return
-    console = screen.console()
-    console.print(table(total, near))
-    console.print(_definition(near, chosen), style="dim", soft_wrap=True, markup=False)
-    if plot is not None:
-        console.print(f"plot: {plot}", style="dim", soft_wrap=True, markup=False)
+    else:
+        console = screen.console()
+        console.print(table(total, near))
+        console.print(_definition(near, [target for _, target, _ in seen]), style="dim", soft_wrap=True, markup=False)
+        if plot is not None:
+            console.print(f"plot: {plot}", style="dim", soft_wrap=True, markup=False)
+    if interrupted:
+        raise Interrupted(f"interrupted after {len(seen)} of {len(photos)} photos; the figures are of those")
 
 
 def table(found: PhotoStatistics, near: float) -> Table:

@@ -75,6 +75,7 @@ class Chosen(click.ParamType[tuple[str, ...]]):
 )  # fmt: skip
 @click.option("--as-model", is_flag=True, help="Take an .onnx file for a MODEL, as `surgeon export` does.")
 @others.described
+@options.quiet
 @options.as_json
 def command(
     path: Path,
@@ -86,6 +87,7 @@ def command(
     as_model: bool,
     input: str | None,
     also: tuple[others.Stated, ...],
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Say what a bundle or .onnx file at PATH is made of, or a MODEL: shapes, layers, gates, operators, costs.
@@ -112,16 +114,18 @@ def command(
         from surgeon.cli.file_sections import FileSections
         from surgeon.inspection import inspect
 
-        inspection = inspect(path, input_shape or ())
-        described = FileSections(inspection, pattern)
-        if graph is not None:
-            from surgeon.diagram import draw
+        with screen.waiting("read the graph", quiet):
+            inspection = inspect(path, input_shape or ())
+            described = FileSections(inspection, pattern)
+            if graph is not None:
+                from surgeon.diagram import draw
 
-            draw(inspection, graph, depth=depth, pattern=pattern)
+                draw(inspection, graph, depth=depth, pattern=pattern)
     else:
         from surgeon.cli.model_sections import ModelSections
 
-        described = ModelSections(str(path), *options.network(str(path), input_shape, input, also), pattern)
+        with screen.waiting("capture the network", quiet):
+            described = ModelSections(str(path), *options.network(str(path), input_shape, input, also), pattern)
     asked = [name for one in show for name in one if one != SECTIONS]
     absent = [name for name in asked if name not in described.there]
     if absent:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +25,23 @@ ALMOST_ZERO = 1e-6
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of several photos, to be drawn a page at a time."""
+    """A figure of several photos, to be drawn photo by photo; panels of one title are one panel (`joined`)."""
 
-    draw: Callable[[Sequence[int], Tick], list[Panel]]  # of photos, by their places
+    draw: Callable[[int, Tick], list[Panel]]  # of a photo, by its place
     footer: str
     columns: int
     rows: int  # of each photo
     ticks: int  # steps that each photo takes
     facts: Sequence[dict[str, Any]]  # of each photo, for scripts
+
+
+def joined(drawn: Sequence[Sequence[Panel]]) -> list[Panel]:
+    """The panels of several photos: those of one title beneath each other."""
+    found: dict[str, Panel] = {}
+    for panel in (panel for panels in drawn for panel in panels):
+        above = found.get(panel.title)
+        found[panel.title] = replace(above, rows=[*above.rows, *panel.rows]) if above else panel
+    return list(found.values())
 
 
 # --- classes: the paper's grid, and that of ordinary gradients beneath it
@@ -65,10 +74,9 @@ def of_classes(
         here = {**settings, "temperature": temperature}
         return [photo, *cells.climbed(climber, image, mine, rows[place], here, clip, not same, tick)]
 
-    def draw(places: Sequence[int], tick: Tick) -> list[Panel]:
+    def draw(place: int, tick: Tick) -> list[Panel]:
         return [
-            Panel(title, headings, [row(climber, temperature, place, tick) for place in places])
-            for title, climber, temperature in grids
+            Panel(title, headings, [row(climber, temperature, place, tick)]) for title, climber, temperature in grids
         ]
 
     last = "" if extra is None else f" Last column: a random class ({name(session, extra)})."
@@ -136,12 +144,10 @@ def of_steps(
 
     headings = ["the photo" if number == 0 else f"{number} step{'s' * (number > 1)}" for number in numbers]
 
-    def draw(places: Sequence[int], tick: Tick) -> list[Panel]:
-        strips = []
-        for place in places:
-            row = cells.after_steps(session, images[place], targets[place], numbers, settings, tick)
-            strips.append([_prefixed(row[0], name(session, targets[place])), *row[1:]])
-        return [Panel(upper_title(session, settings), headings, strips)]
+    def draw(place: int, tick: Tick) -> list[Panel]:
+        row = cells.after_steps(session, images[place], targets[place], numbers, settings, tick)
+        strip = [_prefixed(row[0], name(session, targets[place])), *row[1:]]
+        return [Panel(upper_title(session, settings), headings, [strip])]
 
     settings = {**settings, "steps": numbers[-1]}
     text = f"Each photo after steps of length {_length(session, settings)}; beneath it {_of_what(session)} then."
@@ -164,13 +170,11 @@ def of_temperatures(
         raise SurgeonError(f"the bundle {session.bundle.path} takes no temperature", "Give one with soft gates")
     headings = ["photo", *[f"T = {value:g}" for value in values]]
 
-    def draw(places: Sequence[int], tick: Tick) -> list[Panel]:
-        strips = []
-        for place in places:
-            image, target = images[place], targets[place]
-            row = cells.at_temperatures(session, image, target, values, settings, clip, tick)
-            strips.append([cells.of_photo(session, image, name(session, target)), *row])
-        return [Panel("Excitation pullbacks by temperature", headings, strips)]
+    def draw(place: int, tick: Tick) -> list[Panel]:
+        image, target = images[place], targets[place]
+        row = cells.at_temperatures(session, image, target, values, settings, clip, tick)
+        strip = [cells.of_photo(session, image, name(session, target)), *row]
+        return [Panel("Excitation pullbacks by temperature", headings, [strip])]
 
     text = (
         f"Each cell: what {_pace(session, settings)} add to the photo at temperature T, {_scaled(clip)}; beneath it "
@@ -208,8 +212,8 @@ def of_units(
         many = f"{len(units)} strongest {what}" if len(units) > 1 else f"strongest {what}"
         return Panel(f"{photos[place].name}: the {many} of {layer or 'the output'}", [], rows)
 
-    def draw(places: Sequence[int], tick: Tick) -> list[Panel]:
-        return [panel(place, layer, units, tick) for place in places for layer, units in strongest[place].items()]
+    def draw(place: int, tick: Tick) -> list[Panel]:
+        return [panel(place, layer, units, tick) for layer, units in strongest[place].items()]
 
     text = (
         f"Above: the pullback at the photo, zero being mid-grey. Beneath: what {_pace(session, settings)} add to the "

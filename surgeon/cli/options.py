@@ -139,4 +139,6 @@ provider_options = click.option(
     "enable_cuda_graph=1; again for each.",
 )
 threads = click.option("--threads", type=click.IntRange(min=1), help="Processor threads.  [default: all cores]")
+quiet = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+silent = click.option("-q", "--quiet", is_flag=True, help="Print nothing but warnings and errors.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")

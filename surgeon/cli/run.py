@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import click
 
 from surgeon.cli import options, others
 from surgeon.errors import SurgeonError
+from surgeon.interruption import Interrupted, kept
 
 if TYPE_CHECKING:
     import numpy
@@ -22,12 +23,6 @@ Top = list[dict[str, Any]]
 Target = int | tuple[int | str, ...]
 """A class, or a unit of a layer."""
 KINDS = ("clean", "perturbed", "difference", "pullback")
-
-
-class Interrupted(SurgeonError):
-    """Ctrl-C after some photos were done."""
-
-    exit_code = 130
 
 
 EXAMPLES = """\b
@@ -56,6 +51,7 @@ Examples:
 @options.provider_options
 @options.threads
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("exported/pictures"), show_default=True)
+@options.silent
 @options.as_json
 def command(
     bundle: Path,
@@ -70,6 +66,7 @@ def command(
     provider_options: dict[str, str],
     threads: int | None,
     output: Path,
+    quiet: bool,
     as_json: bool,
     **scalars: Any,
 ) -> None:
@@ -78,12 +75,14 @@ def command(
     Writes NAME.clean.png, NAME.perturbed.png, NAME.difference.png and NAME.pullback.png, and shows the five most
     probable classes before and after. Without --target, the class is what the network sees in the photo. NAME.pullback
     is the clean photo's. A bundle that was exported with --at climbs a unit of those layers: --unit. Where a network
-    gives a map for each class, as segmentation does, --target climbs its sum, and --unit one place of it.
+    gives a map for each class, as segmentation does, --target climbs its sum, and --unit one place of it. Ctrl-C keeps
+    the photos that are done.
     """
     from surgeon.cli import screen
     from surgeon.runtime import load
 
-    session = load(bundle, device, threads, provider_options)
+    with screen.waiting("open the bundle", quiet):
+        session = load(bundle, device, threads, provider_options)
     defaults = session.manifest.defaults
     length = defaults.step_size if step_size is None else step_size
     settings = {**scalars, "step_size": -length if descend else length}
@@ -96,25 +95,27 @@ def command(
     images = [read_photo(session, photo, size) for photo in photos]  # every photo, before the first is computed
     names = file_names(photos)
     spare_photos(photos, [path for name in names for path in picture_paths(output, name).values()])
-    results: list[dict[str, Any]] = []
-    with screen.progress() as progress:
-        task = progress.add_task("", total=len(photos) * (settings["steps"] + 1))
+
+    def climbed() -> Iterator[dict[str, Any]]:
         for photo, name, image, target in zip(photos, names, images, wanted, strict=True):
             progress.update(task, description=photo.name)
-            try:
-                result = ascend(session, image, target, settings, lambda: progress.advance(task), beside)
-                paths = write_pictures(output, name, result.pop("pictures"))
-            except KeyboardInterrupt:
-                raise _interrupted(results, photos, output) from None
-            results.append({"photo": str(photo), "size": list(image.shape[1:]), **result, "files": paths})
+            result = ascend(session, image, target, settings, lambda: progress.advance(task), beside)
+            paths = write_pictures(output, name, result.pop("pictures"))
+            yield {"photo": str(photo), "size": list(image.shape[1:]), **result, "files": paths}
+
+    with screen.progress(quiet) as progress:
+        task = progress.add_task("", total=len(photos) * (settings["steps"] + 1))
+        results, interrupted = kept(climbed())
     screen.print_strays(screen.console(error=True), session.off_device, session.behind)
     if as_json:
         screen.print_json({"bundle": str(bundle), "device": device, "settings": settings, "photos": results})
-        return
-    console = screen.console()
-    for result in results:
-        _print_result(console, result, settings)
-    console.print(f"pictures: {output}{os.sep}NAME.{{clean,perturbed,difference,pullback}}.png", style="dim")
+    elif not quiet:
+        console = screen.console()
+        for result in results:
+            _print_result(console, result, settings)
+        console.print(f"pictures: {output}{os.sep}NAME.{{clean,perturbed,difference,pullback}}.png", style="dim")
+    if interrupted:
+        raise Interrupted(f"interrupted after {len(results)} of {len(photos)} photos; their pictures are in {output}")
 
 
 def ascend(
@@ -310,12 +311,6 @@ def _top(session: Session, step: Step) -> Top:
         {"index": index, "label": session.label(index), "probability": probability}
         for index, probability in top(step.output[0])
     ]
-
-
-def _interrupted(results: list[Any], photos: Sequence[Path], output: Path) -> Exception:
-    if not results:
-        return click.Abort()
-    return Interrupted(f"interrupted after {len(results)} of {len(photos)} photos; their pictures are in {output}")
 
 
 def _print_result(console: Any, result: dict[str, Any], settings: dict[str, Any]) -> None:

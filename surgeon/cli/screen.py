@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, ProgressColumn
 
 
 def console(error: bool = False) -> Console:
@@ -23,15 +24,31 @@ def console(error: bool = False) -> Console:
 
 
 def progress(quiet: bool = False) -> Progress:
-    """A progress display on standard error, silent unless that is a terminal, or where it is to be `quiet`."""
+    """A progress bar with an estimate, on standard error: silent unless that is a terminal, or where it is `quiet`."""
+    from rich.progress import TimeRemainingColumn
+
+    return _bar(TimeRemainingColumn(), quiet)
+
+
+@contextmanager
+def waiting(doing: str, quiet: bool = False) -> Iterator[None]:
+    """As `progress`, around what tells nothing of how far it is: how long it has taken is all that is shown."""
+    from rich.progress import TimeElapsedColumn
+
+    with _bar(TimeElapsedColumn(), quiet) as bar:
+        bar.add_task(doing, total=None)
+        yield
+
+
+def _bar(time: ProgressColumn, quiet: bool) -> Progress:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
+        TaskProgressColumn(),
+        time,
         console=Console(file=sys.stderr),
         transient=True,
         disable=quiet or not sys.stderr.isatty(),

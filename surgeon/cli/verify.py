@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.option("--integrity", is_flag=True, help="Check the files against the manifest and nothing more (no torch).")
 @options.device
 @options.provider_options
+@options.quiet
 @options.as_json
 def command(
     bundle: Path,
@@ -32,6 +33,7 @@ def command(
     integrity: bool,
     device: str,
     provider_options: dict[str, str],
+    quiet: bool,
     as_json: bool,
 ) -> None:
     r"""Check the files of BUNDLE against its manifest, then run its artifacts against PyTorch's autograd.
@@ -53,7 +55,8 @@ def command(
         return
     lines: list[Comparison] = []
     try:
-        _compare(opened, source, weights, tolerance, lines, device=device, provider_options=provider_options)
+        where = {"device": device, "provider_options": provider_options}
+        _compare(opened, source, weights, tolerance, lines, quiet, **where)
     except VerificationError:
         _print(opened, lines, as_json, finished=False)
         raise
@@ -69,6 +72,7 @@ def _compare(
     weights: str | None,
     tolerance: float | None,
     lines: list[Comparison],
+    quiet: bool,
     **where: Any,
 ) -> None:
     """Append to `lines` each comparison as it is made; `where` is on what device."""
@@ -85,12 +89,15 @@ def _compare(
     from surgeon.sources import resolve_again
     from surgeon.verify import verify
 
-    with screen.progress() as bar:
-        task = bar.add_task("build the network", total=None)
+    with screen.waiting("build the network", quiet):
         network = resolve_again(bundle.manifest, source=source, weights=weights)
+    names = list(bundle.manifest.artifacts)
+    with screen.progress(quiet) as bar:
+        task = bar.add_task("", total=len(names))
 
         def told(line: Comparison) -> None:
-            bar.update(task, description=f"{line.artifact} {line.quantity}, {line.condition}")
+            what = f"{line.artifact} {line.quantity}, {line.condition}"
+            bar.update(task, description=what, completed=names.index(line.artifact))
             lines.append(line)
 
         verify(
