@@ -17,7 +17,8 @@ from surgeon import sizes
 from surgeon.artifacts import ports
 from surgeon.artifacts.bundle import Bundle, seal, staged
 from surgeon.artifacts.manifest import Comparison, Defaults, Layer, Manifest, Recipe
-from surgeon.artifacts.onnx_writer import embed_weights, write_gates, write_onnx
+from surgeon.artifacts.onnx_writer import WEIGHTS, embed_weights, write_gates, write_onnx
+from surgeon.artifacts.storage import store_again
 from surgeon.artifacts.torchscript_writer import write_torchscript
 from surgeon.ascent import clamp_range
 from surgeon.errors import SurgeonError
@@ -52,6 +53,7 @@ def export(
     others: Shapes | None = None,
     formats: Sequence[str] = FORMATS,
     single_file: bool = False,
+    chunk: int | None = None,
     check: bool = True,
     tolerance: float | None = None,
     stage: Callable[[str], None] = lambda name: None,
@@ -78,6 +80,8 @@ def export(
     recipe = recipe or Recipe()
     defaults = defaults or Defaults(temperature=source.temperature)
     _refuse(recipe, defaults, formats)
+    if single_file and chunk is not None:
+        raise SurgeonError("a single file has its weights inside, and none in chunks", "Give one of the two")
     if recipe.dynamic_size and source.image is None:
         raise SurgeonError("the input is not a picture, whose height and width could be free", sizes.REMEDY)
     if recipe.gate_scope == "modules" and source.model.weights == IN_FILE:
@@ -124,6 +128,8 @@ def export(
             if probed is not None:
                 outputs = [port.name for port in artifacts[ports.GATES].outputs]
                 write_gates(probed, folder, recipe, manifest.input_defaults, facts, outputs, names)
+            if chunk is not None or recipe.stored == "fp16":
+                store_again(folder, WEIGHTS, recipe.stored == "fp16", chunk)
             if single_file:
                 embed_weights(folder)
         del program, pullback, probed
@@ -164,6 +170,7 @@ def _refuse(recipe: Recipe, defaults: Defaults, formats: Sequence[str]) -> None:
         ("gate scope", recipe.gate_scope, ("all", "modules")),
         ("temperature input", recipe.temperature_input, INPUTS),
         ("precision", recipe.precision, PRECISIONS),
+        ("precision of stored weights", recipe.stored, PRECISIONS),
         ("layout", recipe.layout, LAYOUTS),
         *(("format", name, FORMATS) for name in formats),
     ]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.artifacts.bundle import Bundle
-from surgeon.artifacts.manifest import Artifact, Comparison, Manifest
+from surgeon.artifacts.manifest import Artifact, Comparison, Manifest, Recipe
 from surgeon.artifacts.ports import BEFORE, GAP, HARD
 from surgeon.binding import Bound, Plain, runner
 from surgeon.errors import OptionError, ProviderError, SurgeonError, VerificationError
@@ -39,7 +39,7 @@ ASCENT_TOLERANCE = 1e-3
 HARD_ASCENT_TOLERANCE = 6e-2
 
 HALF_TOLERANCE = 5e-2
-"""Of fp16 artifacts, whose numbers have 11 bits, and of fp32 ones under TF32, whose factors have as many."""
+"""Of fp16 artifacts, whose numbers have 11 bits, and of fp32 ones whose weights are stored so, or that run in TF32."""
 
 ROUNDING = 5
 """What autograd in the artifact's precision is off from the next higher one, an artifact may be this many times, up to
@@ -120,7 +120,7 @@ def verify(
     for name, artifact in manifest.artifacts.items():
         own = [one for one in asked if one.problem.kind == Path(name).stem]
         # One session at a time: each holds the weights, and packed copies of them.
-        precision, note = _precision(artifact, recipe.precision, place)
+        precision, note = _precision(artifact, recipe, place)
         held = dataclasses.replace(manifest, recipe=dataclasses.replace(recipe, precision=precision))
         for form, questions, run in _forms(folder / name, artifact, place, own, manifest):
             for one in questions:
@@ -143,11 +143,14 @@ def verify(
     return tuple(lines)
 
 
-def _precision(artifact: Artifact, precision: str, device: Device) -> tuple[str, str]:
+def _precision(artifact: Artifact, recipe: Recipe, device: Device) -> tuple[str, str]:
     """The precision that `artifact` is held to on `device`, and what its lines say of that."""
-    if device.tf32 and precision == "fp32" and artifact.format == "onnx":
-        return "fp16", ", TF32"
-    return precision, ""
+    if recipe.precision == "fp32" and artifact.format == "onnx":
+        if device.tf32:
+            return "fp16", ", TF32"
+        if recipe.stored == "fp16":
+            return "fp16", ", stored in fp16"
+    return recipe.precision, ""
 
 
 def _worst(lines: list[Comparison]) -> list[Comparison]:

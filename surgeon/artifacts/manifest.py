@@ -49,7 +49,8 @@ class Recipe:
     temperature_input: str = "scalar"  # scalar: one T for all; per-gate: one for each of `Manifest.gates`, in order
     gate_outputs: bool = False  # whether gates.onnx is written, which shows what the gates do
     dynamic_size: bool = False  # whether height and width of an input [C, H, W] are free, as the batch is
-    precision: str = "fp32"
+    precision: str = "fp32"  # fp32, fp16: of the arithmetic
+    stored: str = "fp32"  # fp32, fp16: what the ONNX files hold weights in; see surgeon.artifacts.storage
     layout: str = "blocked"  # blocked, plain: see surgeon.tuning.blocked; tuned: see surgeon.tuning
     opset: int = 18
 

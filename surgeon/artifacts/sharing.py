@@ -25,7 +25,7 @@ def share_weights(model: ModelProto, stored: ModelProto, folder: Path, own: str,
     for tensor, data in _external(model, folder):
         digest = hashlib.sha256(data).digest()
         if digest not in known:
-            known[digest] = (_appended(folder / shared, data), len(data))
+            known[digest] = (appended(folder / shared, data), len(data))
         offset, length = known[digest]
         tensor.raw_data = b""  # which set_external_data wants to see
         set_external_data(tensor, shared, offset, length)
@@ -33,8 +33,8 @@ def share_weights(model: ModelProto, stored: ModelProto, folder: Path, own: str,
     (folder / own).unlink(missing_ok=True)
 
 
-def _appended(path: Path, data: bytes) -> int:
-    """Where `data` begins in the file, now that it is there."""
+def appended(path: Path, data: bytes) -> int:
+    """Where `data` begins in the file at `path`, now that it is there."""
     with path.open("ab") as file:
         file.write(b"\0" * (-file.tell() % _ALIGNED))
         start = file.tell()

@@ -153,6 +153,14 @@ class Formats(click.ParamType[tuple[str, ...]]):
 @click.option("--formats", type=Formats(), default="onnx,torchscript", show_default=True, help="What to write.")
 @click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True)
 @click.option(
+    "--stored", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True,
+    help="What the ONNX files hold the weights in: fp16 is half the size, and computed with in fp32 all the same.",
+)  # fmt: skip
+@click.option(
+    "--chunk", type=click.IntRange(min=1), metavar="MB",
+    help="Spread the ONNX files' weights over files of this size, for hosts that limit it. A tensor is never cut.",
+)  # fmt: skip
+@click.option(
     "--layout", type=click.Choice(["blocked", "plain", "tuned"]), default="blocked", show_default=True,
     help="What the ONNX files suit: blocked the layout of ONNX Runtime's CPU kernels, plain a GPU; tuned is what "
     "surgeon.load makes of blocked ones on a CPU, for hosts without it.",
@@ -252,6 +260,7 @@ def _export(
         defaults,
         formats=choices["formats"],
         single_file=choices["single_file"],
+        chunk=choices["chunk"],
         check=check,
         tolerance=choices["tolerance"],
         stage=stage,

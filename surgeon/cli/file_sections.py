@@ -239,6 +239,7 @@ def _origin(manifest: Manifest) -> list[tuple[str, Any]]:
         f"{number} {rule} {kind}{'s' if number > 1 else ''}{f', T {at}' if at else ''}"
         for (kind, rule, at), number in kinds.items()
     ]
+    stored = "" if recipe.stored == recipe.precision else f", weights stored in {recipe.stored}"
     rows = [
         ("model", f"{model.name}, {model.parameters:,} parameters"),
         ("source", model.source),
@@ -247,7 +248,7 @@ def _origin(manifest: Manifest) -> list[tuple[str, Any]]:
         ("rules", f"gates {recipe.gate}, pools {recipe.pool}, scope {recipe.gate_scope}, edges {recipe.edges}"),
         ("cotangent at", ", ".join(recipe.at) or "the network's output"),
         ("ascent", f"objective {recipe.objective}, step {recipe.step}, norm {recipe.norm}"),
-        ("precision", f"{recipe.precision}, opset {recipe.opset}"),
+        ("precision", f"{recipe.precision}{stored}, opset {recipe.opset}"),
     ]
     if image is not None:
         size = f"{image.channels} x {image.height} x {image.width}, values {image.range[0]:g} to {image.range[1]:g}"
