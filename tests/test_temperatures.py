@@ -45,8 +45,9 @@ def test_the_last_pattern_that_matches_counts() -> None:
     [
         ("layer9.*", 0.5, r"called 'layer9\.\*'.*Name a module or \(a node\): stem\.2 \(relu_0\), main\.1 \(relu_1\)"),
         ("Main.1", 0.5, "no soft gate"),
-        ("main.1", 0.0, "not above zero"),
-        ("main.1", float("nan"), "not above zero"),
+        ("main.1", 0.0, "temperature is 0.0"),
+        ("main.1", float("nan"), "temperature is nan"),
+        ("main.1", 1e-46, "temperature is 1e-46"),  # 0 as a float32
     ],
 )
 def test_a_pattern_that_does_nothing_is_refused(pattern: str, temperature: float, said: str) -> None:
