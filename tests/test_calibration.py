@@ -17,6 +17,7 @@ from surgeon.artifacts.bundle import Bundle
 from surgeon.artifacts.manifest import Gate, Manifest
 from surgeon.artifacts.temperature import set_temperature, with_temperature
 from surgeon.calibration import Candidate, Seen, Tried, best_two, choose, grid, judged, look, scales
+from surgeon.cli.layouts import upper_title
 from surgeon.errors import SurgeonError
 from tests.tiny_bundle import SIDE, Tiny, write_tiny
 
@@ -267,3 +268,5 @@ def test_a_temperature_for_each_gate(call, tmp_path) -> None:
     cotangent = session.one_hot(3)
     default, given = session.pullback(image, cotangent), session.pullback(image, cotangent, values)
     assert default.pullback == pytest.approx(given.pullback)
+    assert "temperatures of their own" in upper_title(session, {"temperature": None})
+    assert "T = 0.7" in upper_title(session, {"temperature": 0.7})
