@@ -135,7 +135,8 @@ def verify(
                     line = _compare(name, quantity, one.problem, found, one.expected, held, tolerance, place.provider)
                     line = dataclasses.replace(line, condition=line.condition + note + form)
                     if not line.passed and tolerance is None:
-                        explained = min(ROUNDING * one.rounding(precision).get(_kind(quantity), 0.0), MOST_ROUNDING[precision])
+                        rounding = one.rounding(precision).get(_kind(quantity), 0.0)
+                        explained = min(ROUNDING * rounding, MOST_ROUNDING[precision])
                         line = dataclasses.replace(line, tolerance=max(line.tolerance, explained))
                     compared.append(line)
                 for line in _worst(compared):
