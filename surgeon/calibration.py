@@ -91,8 +91,14 @@ class Seen:
 
 
 def grid(lowest: float, highest: float, count: int) -> list[float]:
-    """`count` numbers from `lowest` to `highest`, evenly spaced by logarithm, to two digits."""
-    return sorted({float(f"{value:.2g}") for value in numpy.geomspace(lowest, highest, count)})
+    """`count` numbers from `lowest` to `highest`, evenly spaced by logarithm, to two digits or as many as they need."""
+    values = numpy.geomspace(lowest, highest, count)
+    found: set[float] = set()
+    for digits in range(2, 17):
+        found = {float(f"{value:.{digits}g}") for value in values}
+        if len(found) == count:
+            break
+    return sorted(found)
 
 
 def scales(session: Session, images: Sequence[Array], tick: Callable[[], None] = lambda: None) -> tuple[float, ...]:

@@ -22,6 +22,7 @@ from surgeon.artifacts.storage import store_again
 from surgeon.artifacts.torchscript_writer import write_torchscript
 from surgeon.ascent import clamp_range
 from surgeon.errors import SurgeonError
+from surgeon.feeds import check_scalar
 from surgeon.gates import POOLS, gate
 from surgeon.inputs import Shapes, example
 from surgeon.modules import copied
@@ -181,14 +182,8 @@ def _refuse(recipe: Recipe, defaults: Defaults, formats: Sequence[str]) -> None:
         raise SurgeonError(f"the gates' outputs are an ONNX file, {ports.GATES}", "Add onnx to the formats")
     if not formats:
         raise SurgeonError("no format was asked for", f"Choose from {', '.join(FORMATS)}")
-    if not (math.isfinite(defaults.temperature) and defaults.temperature > 0):
-        raise SurgeonError(f"the temperature {defaults.temperature} is not above zero", "Give a number such as 0.3")
-    if not math.isfinite(defaults.step_size):
-        raise SurgeonError(f"the step size {defaults.step_size} is not a number", "Give a number such as 20")
-    if not defaults.radius > 0:
-        raise SurgeonError(f"the radius {defaults.radius} is not above zero", "Give a number such as 100, or inf")
-    if defaults.steps < 1:
-        raise SurgeonError(f"{defaults.steps} steps are none", "Give at least 1")
+    for name in ("temperature", "step_size", "radius", "steps"):
+        check_scalar(name, getattr(defaults, name))
 
 
 def _facts(manifest: Manifest) -> str:

@@ -17,7 +17,8 @@ import numpy
 
 Array = numpy.ndarray[Any, numpy.dtype[Any]]
 
-BLUR_RADIUS, BLUR_SIGMA = 5, 5.0  # pixels: the kernel of 11 x 11 in RISE's own code
+# Pixels: 11 x 11 and a sigma of 5, as in RISE's own code, which folds the tails back in and pads with grey instead.
+BLUR_RADIUS, BLUR_SIGMA = 5, 5.0
 
 # --- maps
 

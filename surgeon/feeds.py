@@ -58,8 +58,8 @@ def check_scalar(name: str, value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, float, numpy.integer, numpy.floating)):
         raise SurgeonError(f"{name} is {value!r}, not a number")
     rules = {
-        "temperature": (_TINY <= value <= _HUGE, "a finite number above 0"),
-        "step_size": (-_HUGE <= value <= _HUGE, "a finite number; a negative one descends"),
+        "temperature": (_TINY <= value <= _HUGE, "a number above 0 that float32 can hold"),
+        "step_size": (-_HUGE <= value <= _HUGE, "a number that float32 can hold; a negative one descends"),
         "radius": (value > 0, "a number above 0; inf does not limit the perturbation"),
         "steps": (isinstance(value, (int, numpy.integer)) and value >= 1, "a whole number, 1 or more"),
     }

@@ -18,6 +18,7 @@ def draw(path: Path, found: PhotoStatistics, title: str, near: float) -> None:
     """
     plots.require(path)
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     gates = [(place, gate) for place, gate in enumerate(found.gates, 1) if gate.quantiles is not None]
     places = [place for place, _ in gates]
@@ -35,6 +36,8 @@ def draw(path: Path, found: PhotoStatistics, title: str, near: float) -> None:
             ("gap", _RED, "mean |soft − hard|"),
         ):
             shares.plot(places, [getattr(gate, name) for _, gate in gates], ".-", color=colour, label=label)
+        for panel in (distribution, shares):
+            panel.legend(loc="upper right", frameon=False, fontsize=8)
     distribution.axhspan(-near, near, color=_RED, alpha=0.12, lw=0)
     distribution.set_yscale("symlog", linthresh=max(near, 1e-6))
     distribution.set_ylabel("z/T")
@@ -45,8 +48,7 @@ def draw(path: Path, found: PhotoStatistics, title: str, near: float) -> None:
     angles.set_ylim(top=1.03)
     angles.set_ylabel("cosine of soft and hard cotangent")
     angles.set_xlabel("gate or pool, from the input (0) to the output")
-    for panel in (distribution, shares):
-        panel.legend(loc="upper right", frameon=False, fontsize=8)
+    angles.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(title)
     with replacing(path) as partial:
         figure.savefig(partial, format=path.suffix[1:].lower(), dpi=120)

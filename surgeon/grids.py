@@ -21,7 +21,7 @@ from surgeon.errors import SurgeonError
 
 INK, SOFT_INK, ACCENT = "#1a1a1a", "#6b6b6b", "#c8452d"
 _GAP, _MARGIN, _FRAME, _NARROWEST = 8, 24, 3, 640  # pixels
-_TITLE, _PANEL_TITLE, _HEADING, _CAPTION = 24, 17, 14, 13  # sizes of letters
+_TITLE, _PANEL_TITLE, _HEADING, _CAPTION, _SMALLEST = 24, 17, 14, 13, 8  # sizes of letters
 LARGEST = 120e6
 """Pixels of a figure, at most: 360 MB while it is drawn."""
 
@@ -126,17 +126,23 @@ def _arrange_panel(
     middles = [_MARGIN + column * (side + _GAP) + side // 2 for column in range(max(map(len, panel.rows)))]
     if any(panel.headings):
         for middle, heading in zip(middles, panel.headings, strict=False):
-            marks.append(Text(middle, y, _shorten(letters(heading), _HEADING, side), _HEADING, SOFT_INK, True))
+            marks.append(_middle(middle, y, letters(heading), _HEADING, side))
         y += 24
     for row in panel.rows:
         for middle, cell in zip(middles, row, strict=False):
             if cell.picture is not None:
                 marks.append(Shown(middle - side // 2, y, side, tall, cell.picture, cell.framed))
             if cell.caption:
-                caption = _shorten(letters(cell.caption), _CAPTION, side)
-                marks.append(Text(middle, y + tall + 3, caption, _CAPTION, SOFT_INK, True))
+                marks.append(_middle(middle, y + tall + 3, letters(cell.caption), _CAPTION, side))
         y += tall + (20 if any(cell.caption for cell in row) else 0) + _GAP
     return marks, y + 16
+
+
+def _middle(x: float, y: float, text: str, size: int, width: int) -> Text:
+    """A line centred on x, in smaller letters before any are cut: a number that is cut reads as another."""
+    while size > _SMALLEST and _font(size).getlength(text) > width:
+        size -= 1
+    return Text(x, y, _shorten(text, size, width), size, SOFT_INK, True)
 
 
 # --- pixels

@@ -110,7 +110,8 @@ def inspect(path: str | Path, input_shape: Shape = ()) -> Inspection:
     """Describe the bundle folder or ONNX file at `path`; a bundle's files are checked against its manifest first.
 
     `input_shape`, of one sample of the first input, gives numbers to sizes that are free; without it, photos have the
-    size that the bundle's manifest says. Raises SurgeonError where there is no bundle and no file, or it is damaged.
+    size that the bundle's manifest says. Raises SurgeonError where there is no bundle and no file, or it is damaged, or
+    its input cannot have that shape.
     """
     target = Path(path)
     if target.is_dir() or target.name == MANIFEST:
@@ -177,6 +178,8 @@ def _report(
     image = manifest.image if manifest is not None else None
     sizes = {"H": image.height, "W": image.width} if image is not None and not input_shape else {}
     inputs = inference.ports(model.graph)
+    if input_shape and inputs:
+        _require_fit(inputs[0], input_shape)
     return FileReport(
         name=path.name,
         bytes=path.stat().st_size,
@@ -188,6 +191,22 @@ def _report(
         metadata={entry.key: entry.value for entry in model.metadata_props if entry.key != "surgeon"},
         structure=read(model, sizes, input_shape),
     )
+
+
+def _require_fit(value: onnx.ValueInfoProto, input_shape: Shape) -> None:
+    """Raise SurgeonError where one sample of the input `value` cannot have that shape."""
+    from surgeon import inference
+
+    stated = inference.shape(value)
+    if stated is None:
+        return
+    sample = stated[1:]
+    pairs = zip(sample, input_shape, strict=False)
+    if len(sample) != len(input_shape) or any(isinstance(size, int) and size != given for size, given in pairs):
+        raise SurgeonError(
+            f"one sample of {value.name} is [{', '.join(map(str, sample))}], not [{', '.join(map(str, input_shape))}]",
+            "Give numbers for the sizes that are free, and the others as they are",
+        )
 
 
 def _port(

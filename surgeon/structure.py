@@ -300,8 +300,8 @@ def module_of_path(name: str) -> str:
 def _placed(nodes: Sequence[Node]) -> tuple[Node, ...]:
     """`nodes`, each with its part.
 
-    One that is unmarked has the part and module of what reads it if it is constant, and those of the backward or step
-    node that it reads if there is one; what is left is forward.
+    One that is unmarked has the part and module of what reads it if it is constant, or cuts the cotangent; and those of
+    the backward or step node that it reads if there is one; what is left is forward.
     """
     givers: dict[tuple[int, str], Node] = {}
     readers: dict[tuple[int, str], Node] = {}
@@ -316,7 +316,8 @@ def _placed(nodes: Sequence[Node]) -> tuple[Node, ...]:
                 node = dataclasses.replace(node, module="")
             reader = next((readers[node.graph, name] for name in node.outputs if (node.graph, name) in readers), node)
             read = [givers[node.graph, name] for name in node.inputs if (node.graph, name) in givers]
-            served = reader if node.constant and not node.module else node
+            cuts = marked and "cotangent" in node.inputs  # into those of several layers
+            served = reader if (node.constant or cuts) and not node.module else node
             host = next((giver for giver in read if giver.part != "forward"), served)
             part, module, source = host.part or "forward", host.module, host.source
             node = dataclasses.replace(node, part=part, module=module, source=source)

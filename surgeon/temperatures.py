@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
 from surgeon.artifacts.manifest import Gate
 from surgeon.errors import SurgeonError
+from surgeon.feeds import check_scalar
 
 INPUTS = ("scalar", "per-gate")
 """What the artifacts' input `temperature` is: one number, or one for each gate and pool."""
@@ -19,13 +19,12 @@ def assign(patterns: Sequence[tuple[str, float]], gates: Sequence[Gate]) -> list
     """The temperature that the last matching one of `patterns` gives to each of `gates`; None where none matches.
 
     A pattern (*, ? and [...] as in file names) is compared with the gate's source module and with its node in the
-    graph. Raises SurgeonError for a temperature that is not above zero, and for a pattern that matches no soft gate or
+    graph. Raises SurgeonError for a temperature that is none, and for a pattern that matches no soft gate or
     pool: it would do nothing.
     """
     found: list[float | None] = [None] * len(gates)
     for pattern, temperature in patterns:
-        if not (math.isfinite(temperature) and temperature > 0):
-            raise SurgeonError(f"the temperature {temperature} of {pattern!r} is not above zero", "Give 0.3, say")
+        check_scalar("temperature", temperature)
         matched = [i for i, gate in enumerate(gates) if gate.rule == "soft" and matches(pattern, gate)]
         if not matched:
             raise SurgeonError(f"no soft gate or pool is called {pattern!r}", _some(gates))

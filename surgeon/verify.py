@@ -73,7 +73,8 @@ class _Asked:
     def rounding(self, precision: str) -> dict[str, float]:
         """How far autograd in the artifact's precision is from the next: fp16 from `expected`, that from float64.
 
-        Nothing where the network does not run in the other precision.
+        By kind of quantity, KIND or KIND/GATE, its worst gate: which gates flip on rounding is chance. Nothing where
+        the network does not run in the other precision.
         """
         if precision not in self._rounding:
             self._rounding[precision] = self._measured(precision)
@@ -85,7 +86,11 @@ class _Asked:
             values = self.problem.solve(copied(self._module).to(other), other)
         except (RuntimeError, TypeError, SurgeonError):
             return {}
-        return {quantity: _error(quantity, self.expected, values, self.problem) for quantity in self.expected}
+        worst: dict[str, float] = {}
+        for quantity in self.expected:
+            error = _error(quantity, self.expected, values, self.problem)
+            worst[_kind(quantity)] = max(error, worst.get(_kind(quantity), 0.0))
+        return worst
 
 
 def verify(
@@ -130,7 +135,8 @@ def verify(
                     line = _compare(name, quantity, one.problem, found, one.expected, held, tolerance, place.provider)
                     line = dataclasses.replace(line, condition=line.condition + note + form)
                     if not line.passed and tolerance is None:
-                        explained = min(ROUNDING * one.rounding(precision).get(quantity, 0.0), MOST_ROUNDING[precision])
+                        rounding = one.rounding(precision).get(_kind(quantity), 0.0)
+                        explained = min(ROUNDING * rounding, MOST_ROUNDING[precision])
                         line = dataclasses.replace(line, tolerance=max(line.tolerance, explained))
                     compared.append(line)
                 for line in _worst(compared):
@@ -153,11 +159,15 @@ def _precision(artifact: Artifact, recipe: Recipe, device: Device) -> tuple[str,
     return recipe.precision, ""
 
 
+def _kind(quantity: str) -> str:
+    return quantity.partition("/")[0]
+
+
 def _worst(lines: list[Comparison]) -> list[Comparison]:
     """Of what is compared at each gate (its quantity is KIND/GATE), the worst gate of each kind; all other lines."""
     worst: dict[str, Comparison] = {}
     for line in lines:
-        kind = line.quantity.partition("/")[0]
+        kind = _kind(line.quantity)
         if kind not in worst or line.error / line.tolerance > worst[kind].error / worst[kind].tolerance:
             worst[kind] = line
     return list(worst.values())
@@ -248,7 +258,7 @@ def default_tolerance(manifest: Manifest, problem: Problem, quantity: str) -> fl
     recipe = manifest.recipe
     if recipe.precision == "fp16":
         return HALF_TOLERANCE
-    kind = quantity.partition("/")[0]
+    kind = _kind(quantity)
     if kind in ("output", BEFORE) and problem.kind != "ascent":
         return OUTPUT_TOLERANCE
     if is_hard(manifest) or kind in ("gradient", HARD, GAP):

@@ -17,6 +17,7 @@ from surgeon.artifacts.bundle import Bundle
 from surgeon.artifacts.manifest import Gate, Manifest
 from surgeon.artifacts.temperature import set_temperature, with_temperature
 from surgeon.calibration import Candidate, Seen, Tried, best_two, choose, grid, judged, look, scales
+from surgeon.cli.layouts import upper_title
 from surgeon.errors import SurgeonError
 from tests.tiny_bundle import SIDE, Tiny, write_tiny
 
@@ -98,6 +99,7 @@ def test_the_largest_product_is_chosen() -> None:
 
 def test_the_grid_is_even_by_logarithm() -> None:
     assert grid(0.03, 10, 11) == [0.03, 0.054, 0.096, 0.17, 0.31, 0.55, 0.98, 1.8, 3.1, 5.6, 10.0]
+    assert grid(1, 1.02, 3) == [1.0, 1.01, 1.02]  # more digits where two do not tell them apart
 
 
 def test_scales_are_standard_deviations_over_units_and_photos() -> None:
@@ -130,7 +132,9 @@ def test_the_command_chooses_draws_and_leaves_the_bundle(call, bundle: Path, pho
     with PIL.Image.open(strip) as picture:
         assert picture.height > 3 * 32
     code, out, err = call(bundle, *photos, "--count", "2")
-    assert code == 0 and "chosen: T" in out and "stability" in out and "Next: surgeon calibrate" in out
+    assert code == 0 and "stability" in out
+    chosen = out.split("chosen: T ")[1].split(",")[0]
+    assert f"Next: surgeon calibrate {bundle} --set {chosen}\n" in out
 
 
 def calibration_names() -> tuple[str, ...]:
@@ -222,9 +226,11 @@ def test_it_refuses_in_one_line(call, bundle: Path, photos, tmp_path) -> None:
     assert "no target classes" in refused(1, write_tiny(tmp_path / "energy", objective="energy"), *photos)
     assert "it has no gates.onnx" in refused(1, bundle, *photos, "--per-gate")
     assert "0 is not above 0" in refused(2, bundle, "--set", "0")
+    assert "temperature is 1e+300" in refused(1, bundle, "--set", "1e300")  # infinite as a float32
+    assert "need photos" in refused(2, bundle, "--set", "1", "--strip", tmp_path / "strip.png")
     with pytest.raises(SurgeonError, match="one temperature for all"):
         with_temperature(Bundle.open(bundle).manifest, (0.3,))
-    with pytest.raises(SurgeonError, match="not above zero"):
+    with pytest.raises(SurgeonError, match="temperature is nan"):
         with_temperature(Bundle.open(bundle).manifest, float("nan"))
 
 
@@ -262,3 +268,5 @@ def test_a_temperature_for_each_gate(call, tmp_path) -> None:
     cotangent = session.one_hot(3)
     default, given = session.pullback(image, cotangent), session.pullback(image, cotangent, values)
     assert default.pullback == pytest.approx(given.pullback)
+    assert "temperatures of their own" in upper_title(session, {"temperature": None})
+    assert "T = 0.7" in upper_title(session, {"temperature": 0.7})

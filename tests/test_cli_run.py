@@ -16,6 +16,7 @@ from surgeon import cli
 from surgeon.cli.layouts import layout
 from surgeon.cli.run import file_names
 from surgeon.cli.tables import table
+from surgeon.errors import SurgeonError
 from surgeon.inspection import SECTIONS
 from tests.tiny_bundle import write_tiny
 
@@ -244,6 +245,8 @@ def test_layout_is_square_until_it_is_too_wide():
     assert layout([7, 8, 7], [], 6, 1) == [[7, 8, 1]] * 3
     assert layout([7, 8], [3, 4], 6, None) == [[3, 4]] * 2
     assert layout([1, 2, 3], [], 2, 0) == [[1, 2, 0], [2, 1, 0], [3, 1, 0]]
+    with pytest.raises(SurgeonError, match="3 classes or units do not fit into 2 columns"):
+        layout([1, 2], [3, 4, 5], 2, 0)  # what was asked for is not left out
 
 
 def test_a_size_that_the_network_does_not_take(surgeon, bundles, photos):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 import numpy
 import PIL.Image
 import pytest
+from rich.console import Console
 
 from surgeon import cli, faithfulness
 from surgeon.artifacts.manifest import Image
-from surgeon.evaluation import METRICS, Settings, measure, passes
+from surgeon.cli import evaluation_report
+from surgeon.evaluation import METRICS, Measured, Settings, measure, passes
 from surgeon.explanations import Method, network, pullbacks, random, smoothgrad
 from surgeon.runtime import load, softmax
 from tests.tiny_bundle import Tiny, write_tiny
@@ -59,6 +62,20 @@ def test_a_table_with_a_row_for_each_method(surgeon, bundles, photos):
     assert rows == ["soft", "hard", "gbp", "smoothgrad", "random"]
     assert all(name in out for name in METRICS) and "*" in out and "seed 0" in out and "3 photos" in out
     assert surgeon("evaluate", bundles / "soft", *photos, *arguments)[1] == out  # nothing is left to chance
+
+
+def test_a_narrow_table_is_whole() -> None:
+    values = dict.fromkeys(METRICS, 0.25)
+    measured = [{"hard, over there": Measured(values, {})}] * 2
+    console = Console(width=60, force_terminal=True, color_system=None, file=io.StringIO())
+    evaluation_report.show(console, measured, [Method("hard, over there", lambda photos, classes: photos)], Settings())
+    told = console.file.getvalue()
+    assert "…" not in told and told.count("0.250 ±") == told.count("0.000") == len(METRICS)
+
+
+def test_what_takes_more_than_there_is_says_so(surgeon, bundles, photos) -> None:
+    code, _, err = surgeon("evaluate", bundles / "soft", photos[0], "--parts", 10**17, "--changes", 2, "--quiet")
+    assert code == 1 and err.startswith("error: there is not enough memory") and err.count("\n") == 1
 
 
 def test_json_holds_each_photo_and_the_means(surgeon, bundles, photos):

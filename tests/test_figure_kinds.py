@@ -88,6 +88,15 @@ def test_an_atlas_shows_the_strongest(bundles, image):
         assert same(lower.picture, pictures.difference(image, there))
 
 
+def test_cells_are_named_after_classes_and_places():
+    class Stub:
+        def label(self, target):
+            return {3: "tench, Tinca tinca", (3, 2, 4): "block channel 3 at 2,4", (1, 0): "car, auto at 0"}[target]
+
+    names = [cells.name(Stub(), target) for target in (3, (3, 2, 4), (1, 0))]
+    assert names == ["tench", "block channel 3 at 2,4", "car at 0"]
+
+
 def test_strips_on_pages(surgeon, bundles, photos):
     arguments = ["--steps-shown", "2,0,2", "--rows", "2", "--side", "96", "-o", "out/f.svg", "--json"]
     code, out, err = surgeon("figure", bundles / "soft", *photos, *arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -9,13 +10,14 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 import surgeon
-from surgeon import cli
+from surgeon import cli, gate_plot
 from surgeon.artifacts.bundle import Bundle
 from surgeon.artifacts.manifest import Image, Recipe
-from surgeon.cli.gates import facts
+from surgeon.cli.gates import facts, table
 from surgeon.errors import SurgeonError
 from surgeon.exporting import export
 from surgeon.gate_statistics import GateStatistics, PhotoStatistics, cosine, mean, statistics
@@ -203,3 +205,25 @@ def test_the_command_refuses_in_one_line(bundle: Path, photo: str, tmp_path, cap
     with pytest.raises(SurgeonError, match="every activation of it is kept"):
         session = surgeon.load(bundle)
         session.gates(numpy.zeros((2, *Residual.input_shape), numpy.float32), session.one_hot([0, 1]))
+
+
+def _seen(kind: str, name: str) -> GateStatistics:
+    numbers = ((-2.0, -1.0, 0.0, 1.0, 2e30), 0.1, 0.2, 0.3) if kind == "gate" else (None,) * 4
+    return GateStatistics(name, name, kind, 0.3, *numbers, 0.5)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_table_keeps_names_and_angles_in_narrow_terminals(width: int) -> None:
+    found = PhotoStatistics((_seen("gate", "blocks.10.relu"), _seen("pool", "stem.pool")), 0.7)
+    console = Console(width=width, force_terminal=True, color_system=None, file=io.StringIO())
+    console.print(table(found))
+    told = console.file.getvalue()
+    assert "blocks.10.relu" in told and "stem.pool (max pool)" in told
+    assert "z/T 5 %" in told and "cosine" in told and "0.700" in told and "…" not in told
+    assert ("2.0e+30" in told) == (width > 60)
+
+
+def test_pools_alone_are_plotted_without_a_warning(tmp_path) -> None:
+    pytest.importorskip("matplotlib")
+    gate_plot.draw(tmp_path / "pools.svg", PhotoStatistics((_seen("pool", "pool"),), 0.7), "pools", NEAR)
+    assert "0.25" not in (tmp_path / "pools.svg").read_text()  # there is no quarter of a gate

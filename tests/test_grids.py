@@ -43,6 +43,15 @@ def test_text_is_shortened_to_its_column(text):
     assert shown == text or shown.endswith("…") or shown == "e??"
 
 
+def test_letters_are_smaller_before_they_are_cut():
+    cell = PIL.Image.new("RGB", (8, 8), "blue")
+    captions = ["0 % to 1 %", "100 % to 100 %", "far too long a name, 3 %"]
+    drawing = grids.arrange([Panel("", [], [[Cell(cell, caption) for caption in captions]])], "", "", 64)
+    found = [mark for mark in drawing.marks if isinstance(mark, grids.Text)]
+    assert [mark.text for mark in found[:2]] == captions[:2] and found[2].text.endswith("…")
+    assert found[0].size == 13 > found[1].size > found[2].size == 8
+
+
 def test_svg_holds_pictures_and_texts(tmp_path):
     noise = PIL.Image.fromarray(numpy.random.default_rng(0).integers(0, 256, (6, 9, 3), numpy.uint8))
     panel = Panel("über <&> alles", ["é"], [[Cell(noise, "中→", framed=True)], [Cell(None), Cell(noise)]])

@@ -50,6 +50,13 @@ def test_a_pattern_that_fits_nothing_is_named(tiny):
         inspect(tiny).pairs("stem")
 
 
+@pytest.mark.parametrize("shape", [(3, 8, 9), (3, 8), (192,)])
+def test_a_shape_that_the_input_cannot_have_is_refused(tiny, shape):
+    with pytest.raises(SurgeonError, match=r"one sample of input is \[3, 8, 8\], not"):
+        inspect(tiny, shape)
+    assert inspect(tiny, (3, 8, 8)).bytes == inspect(tiny).bytes
+
+
 def test_the_manifest_file_stands_for_its_bundle(tiny):
     assert inspect(tiny / "manifest.json") == inspect(tiny)
 

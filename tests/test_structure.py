@@ -172,6 +172,20 @@ def test_what_is_made_of_weights_alone_costs_nothing_and_belongs_to_its_reader()
     assert [node.name for node in pair.forward] == ["folded", "/head/MatMul"]
 
 
+def test_a_cotangent_cut_in_pieces_belongs_to_the_backward_pass() -> None:
+    """The exporter's optimiser makes a Split of its own, without marks."""
+    nodes = [
+        helper.make_node("Relu", ["x"], ["y"], name="relu"),
+        helper.make_node("Split", ["cotangent"], ["a", "b"], name="cut", axis=1, num_outputs=2),
+        helper.make_node("Add", ["a", "b"], ["sum"], name="sum"),
+    ]
+    for node, source, role in ((nodes[0], "relu", "forward"), (nodes[2], "cotangent", "backward")):
+        for key, told in (("node", source), ("module", ""), ("role", role)):
+            node.metadata_props.add(key=f"surgeon.{key}", value=told)
+    found = read(model(nodes, {"x": ["N", 7], "cotangent": ["N", 8]}, {})).nodes
+    assert [(node.part, node.source) for node in found[1:]] == [("backward", "cotangent")] * 2
+
+
 def test_each_node_is_in_one_pair_beside_what_it_gave_rise_to() -> None:
     inspection = inspect(DIGITS)
     found = inspection.pairs()

@@ -45,8 +45,9 @@ def test_the_last_pattern_that_matches_counts() -> None:
     [
         ("layer9.*", 0.5, r"called 'layer9\.\*'.*Name a module or \(a node\): stem\.2 \(relu_0\), main\.1 \(relu_1\)"),
         ("Main.1", 0.5, "no soft gate"),
-        ("main.1", 0.0, "not above zero"),
-        ("main.1", float("nan"), "not above zero"),
+        ("main.1", 0.0, "temperature is 0.0"),
+        ("main.1", float("nan"), "temperature is nan"),
+        ("main.1", 1e-46, "temperature is 1e-46"),  # 0 as a float32
     ],
 )
 def test_a_pattern_that_does_nothing_is_refused(pattern: str, temperature: float, said: str) -> None:
@@ -199,6 +200,7 @@ def test_command(tmp_path: Path, digit_photo: Path) -> None:
     assert scores[0] != scores[1]
     figure = ["figure", made, str(digit_photo), "-o", str(tmp_path / "figure.png"), "--json"]
     assert "temperatures of their own" in runner.invoke(group, figure, catch_exceptions=False).stdout
+    assert "(T = 0.4)" in runner.invoke(group, [*figure, "--temperature", "0.4"], catch_exceptions=False).stdout
     runner.invoke(group, [*command, "scalar", *own], catch_exceptions=False)
     refused = runner.invoke(group, figure)
     assert isinstance(refused.exception, SurgeonError) and "fixes temperatures" in refused.exception.message

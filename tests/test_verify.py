@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from surgeon.errors import ProviderError, SurgeonError, VerificationError
 from surgeon.exporting import export
 from surgeon.problems import problems
 from surgeon.sources import Source, resolve
-from surgeon.verify import relative_error, require, verify
+from surgeon.verify import _Asked, relative_error, require, verify
 from tests import networks
 
 NETWORK = "tests.test_verify:stem"
@@ -151,6 +152,20 @@ def test_rounding_explains_nothing_in_float32_alone(tmp_path: Path) -> None:
     module = Chaotic(torch.eye(stem().head.out_features)).eval()  # no buffer: float32 whatever the network is
     with pytest.raises(VerificationError, match="comparisons with autograd failed"):
         surgeon.export(module, tmp_path / "chaotic", formats=("onnx",), input_shape=networks.Stem.input_shape)
+
+
+def test_rounding_counts_by_kind() -> None:
+    """One gate that flips in autograd says that another may flip in the artifact."""
+    ones = {"pullback": torch.ones(4), "output": torch.ones(4), "hard/a": torch.ones(4), "hard/b": torch.ones(4)}
+
+    class Flips:
+        feeds: ClassVar = {}
+
+        def solve(self, module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+            return ones if dtype is torch.float32 else {**ones, "hard/a": torch.tensor([1.0, 1.0, 1.0, 0.0])}
+
+    found = _Asked(Flips(), nn.Identity()).rounding("fp16")
+    assert found == {"pullback": 0, "output": 0, "hard": pytest.approx(3**-0.5)}
 
 
 def test_files_that_do_not_run_are_named(copied: Path, source: Source) -> None:

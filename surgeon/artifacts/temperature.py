@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 import shutil
 import zipfile
@@ -21,6 +20,7 @@ from onnx import helper
 from surgeon.artifacts.bundle import MANIFEST, Bundle, seal, staged
 from surgeon.artifacts.manifest import Artifact, Manifest
 from surgeon.errors import SurgeonError
+from surgeon.feeds import check_scalar
 
 Temperature = float | tuple[float, ...]
 
@@ -58,8 +58,8 @@ def with_temperature(manifest: Manifest, temperature: Temperature) -> Manifest:
         raise SurgeonError("the bundle takes no temperature: none of its gates is soft, or all are fixed")
     own = isinstance(temperature, tuple)
     values = temperature if isinstance(temperature, tuple) else (temperature,)
-    if not all(math.isfinite(value) and value > 0 for value in values):
-        raise SurgeonError(f"the temperature {temperature} is not above zero", "Give a number such as 0.3")
+    for value in values:
+        check_scalar("temperature", value)
     per_gate = manifest.recipe.temperature_input == "per-gate"
     if own and not (per_gate and len(values) == len(manifest.gates)):
         raise SurgeonError(

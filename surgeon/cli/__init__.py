@@ -102,6 +102,9 @@ def invoke(arguments: list[str] | None = None) -> int:
     except SurgeonError as error:
         _say("error", _ended(error.message), _ended(error.remedy))
         return error.exit_code
+    except MemoryError as error:  # numpy's says how much it wanted
+        _say("error", _ended(f"there is not enough memory: {error}".removesuffix(": ")), "Ask for less.")
+        return 1
     except (click.Abort, KeyboardInterrupt):
         _say("interrupted", "nothing was written.", "")
         return 130

@@ -106,6 +106,8 @@ def command(
     with_temperature(session.manifest, given or session.manifest.defaults.temperature)  # or refuses
     if not photos and given is None:
         raise click.UsageError("Give two photos or more, or --set T.")
+    if not photos and (strip is not None or per_gate):
+        raise click.UsageError("--strip and --per-gate need photos.")
     report: dict[str, Any] = {}
     temperature: Any = given
     console = screen.console()
@@ -148,7 +150,8 @@ def command(
         told = "a temperature for each gate" if isinstance(temperature, tuple) else f"T = {temperature:g}"
         console.print(f"{bundle}: {told} written as the default", soft_wrap=True, markup=False)
     else:
-        console.print(f"Next: surgeon calibrate {bundle} --set T", style="dim", soft_wrap=True, markup=False)
+        wanted = "PHOTO... --per-gate --write" if isinstance(temperature, tuple) else f"--set {temperature:g}"
+        console.print(f"Next: surgeon calibrate {bundle} {wanted}", style="dim", soft_wrap=True, markup=False)
 
 
 def _text(path: Path | None) -> str | None:
@@ -165,7 +168,8 @@ def _require(session: Session, photos: Sequence[Path], per_gate: bool) -> None:
         )
     if session.others:
         raise SurgeonError(f"{session.bundle.path} takes {session.others[0].name} beside the photo", "Use --set T")
-    session.one_hot([])  # says why where there are no classes
+    if not session.has_classes:
+        raise SurgeonError(f"the output of {session.bundle.path} is no row of classes to pull back from", "Use --set T")
     if per_gate:
         session.require_gates()
         if session.manifest.recipe.temperature_input != "per-gate":

@@ -117,8 +117,9 @@ def strongest(session: Session, image: numpy.ndarray, count: int) -> dict[str, l
 
 
 def name(session: Session, target: Target) -> str:
-    """The first of a label's names: cells are narrow."""
-    return session.label(target).split(",")[0]
+    """The first of a label's names, and a unit's place: cells are narrow."""
+    names, at, place = session.label(target).partition(" at ")
+    return names.split(",")[0] + at + place
 
 
 def _ends(

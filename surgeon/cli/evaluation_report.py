@@ -28,10 +28,10 @@ def show(
     from surgeon.evaluation import METRICS
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("method", no_wrap=True)
+    table.add_column("method", overflow="fold")
     columns = summary(measured, methods)
     for name, more in METRICS.items():
-        table.add_column(f"{name} {'↑' if more else '↓'}", justify="right", no_wrap=True)
+        table.add_column(f"{name} {'↑' if more else '↓'}", justify="right", overflow="fold")
     for method in methods:
         style = "dim" if method.control else ""
         cells = [_cell(columns[name][method.name]) for name in METRICS]

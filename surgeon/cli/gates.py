@@ -16,8 +16,7 @@ from surgeon.errors import SurgeonError
 from surgeon.interruption import Interrupted, kept
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from surgeon.cli.tables import Fitted
     from surgeon.gate_statistics import PhotoStatistics
 
 EXAMPLES = """\b
@@ -111,7 +110,7 @@ def command(
         )
     else:
         console = screen.console()
-        console.print(table(total, near))
+        console.print(table(total))
         console.print(_definition(near, [target for _, target, _ in seen]), style="dim", soft_wrap=True, markup=False)
         if plot is not None:
             console.print(f"plot: {plot}", style="dim", soft_wrap=True, markup=False)
@@ -119,32 +118,31 @@ def command(
         raise Interrupted(f"interrupted after {len(seen)} of {len(photos)} photos; the figures are of those")
 
 
-def table(found: PhotoStatistics, near: float) -> Table:
+def table(found: PhotoStatistics) -> Fitted:
     """One line for the input, then one for each gate and pool, from the input to the output."""
-    from rich import box
-    from rich.table import Table
-
+    from surgeon.cli import tables
     from surgeon.gate_statistics import QUANTILES
     from surgeon.temperatures import module_names
 
-    report = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    report.add_column("gate", overflow="fold")
     heads = ["T", *(f"{100 * share:g} %" for share in QUANTILES), "near", "open", "|soft-hard|", "cosine"]
     heads[1] = f"z/T {heads[1]}"
-    for head in heads:
-        report.add_column(head, justify="right", no_wrap=True)
-    report.add_row("(input)", *[""] * (len(heads) - 1), _number(found.cosine))
+    rows = [["(input)", *[""] * (len(heads) - 1), _number(found.cosine)]]
     modules = [gate.module for gate in found.gates]
     for gate in found.gates:
         cells = [f"{gate.temperature:.3g}", *[""] * (len(heads) - 2)]
         if gate.quantiles is not None:
             shares = [f"{100 * share:.1f} %" for share in (gate.near, gate.open) if share is not None]
-            cells = [cells[0], *(f"{q:.2f}" for q in gate.quantiles), *shares, _number(gate.gap)]
+            cells = [cells[0], *map(_quantile, gate.quantiles), *shares, _number(gate.gap)]
         name = list(module_names(gate.module))[-1] or gate.node
         if gate.module and modules.count(gate.module) > 1:  # one module, called again
             name += f" ({gate.node})"
-        report.add_row(name + (" (max pool)" if gate.kind == "pool" else ""), *cells, _number(gate.cosine))
-    return report
+        rows.append([name + (" (max pool)" if gate.kind == "pool" else ""), *cells, _number(gate.cosine)])
+    spare = ("25 %", "75 %", "|soft-hard|", "T", "95 %", "open")
+    return tables.table("", ("gate", *heads), rows, right=heads, spare=spare)
+
+
+def _quantile(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < 1e4 else f"{value:.1e}"  # a tiny T makes them huge
 
 
 def _number(value: float | None) -> str:

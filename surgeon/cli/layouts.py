@@ -122,9 +122,11 @@ def layout(
 ) -> list[list[Target]]:
     """Targets, a list per photo: the paper's square where it fits, else own class first, then shared ones."""
     shared = list(dict.fromkeys(given or [mine for mine in own if mine is not None]))
+    if given and len(shared) > columns:
+        raise SurgeonError(f"{len(shared)} classes or units do not fit into {columns} columns", "Give more --columns")
     last = [] if extra is None else [extra]
     if given or len(shared) <= columns:
-        return [[*shared[:columns], *last] for _ in own]
+        return [[*shared, *last] for _ in own]
     ordered = [[mine, *[other for other in shared if other != mine]][:columns] for mine in own if mine is not None]
     return [[*row, *last] for row in ordered]
 
@@ -231,16 +233,15 @@ def of_units(
 
 def upper_title(session: Session, settings: Settings) -> str:
     """What pictures of this bundle show, and at which temperature."""
-    gate = session.manifest.recipe.gate
-    temperature = settings["temperature"] or session.manifest.defaults.temperature
-    tempered = takes_temperature(session)
-    if gate == "soft" and session.manifest.recipe.temperatures:
-        return "Excitation pullbacks (gates with temperatures of their own)"
-    if gate == "soft" and tempered:
-        return f"Excitation pullbacks (T = {temperature:g})"
-    if gate in ("soft", "hard") and not tempered:
+    manifest, gate = session.manifest, session.manifest.recipe.gate
+    pairs = zip(manifest.gates, manifest.gate_temperatures(settings["temperature"]), strict=True)
+    found = {temperature for one, temperature in pairs if one.rule == "soft"}
+    told = f"T = {next(iter(found)):g}" if len(found) == 1 else "gates with temperatures of their own"
+    if gate == "soft" and found:
+        return f"Excitation pullbacks ({told})"
+    if gate in ("soft", "hard") and not found:
         return "Ordinary gradients (hard gates)" if gate == "hard" else "Ordinary gradients (no gate is soft)"
-    return f"{gate.capitalize()} gates" + (f", soft pools (T = {temperature:g})" if tempered else "")
+    return f"{gate.capitalize()} gates" + (f", soft pools ({told})" if found else "")
 
 
 def _prefixed(cell: Cell, text: str) -> Cell:
