@@ -177,14 +177,10 @@ def judged(candidates: Sequence[Candidate], seen: Sequence[Sequence[Seen]]) -> l
     return tried
 
 
-def choose(tried: Sequence[Tried]) -> Tried:
-    """The one with the largest product; raises SurgeonError where none is above zero."""
+def choose(tried: Sequence[Tried]) -> Tried | None:
+    """The one with the largest product; None where none is above zero."""
     best = max(tried, key=lambda one: one.product)
-    if not best.product > 0:
-        raise SurgeonError(
-            "no temperature passes: at each of them a criterion is zero", "Give other photos, or set it with --set T"
-        )
-    return best
+    return best if best.product > 0 else None
 
 
 def _stability(session: Session, image: Array, target: int, pullback: Array, candidate: Candidate) -> float:

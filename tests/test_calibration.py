@@ -93,8 +93,7 @@ def test_the_largest_product_is_chosen() -> None:
     assert [one.gain for one in tried] == [1.0, 0.75, 0.0]  # of each photo's largest; what falls is 0
     assert [round(one.product, 3) for one in tried] == [0.08, 0.18, 0.0]
     assert choose(tried) is tried[1]
-    with pytest.raises(SurgeonError, match="no temperature passes"):
-        choose([Tried(candidates[0], 1, 1, 1, 0)])
+    assert choose([Tried(candidates[0], 1, 1, 1, 0)]) is None
 
 
 def test_the_grid_is_even_by_logarithm() -> None:
@@ -232,6 +231,15 @@ def test_it_refuses_in_one_line(call, bundle: Path, photos, tmp_path) -> None:
         with_temperature(Bundle.open(bundle).manifest, (0.3,))
     with pytest.raises(SurgeonError, match="temperature is nan"):
         with_temperature(Bundle.open(bundle).manifest, float("nan"))
+
+
+def test_where_no_temperature_passes_a_person_may_choose(call, bundle: Path, photos, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(calibration, "choose", lambda tried: None)
+    strip = tmp_path / "strip.png"
+    code, out, err = call(bundle, *photos, "--strip", strip, "--write")
+    assert code == 1 and "no temperature passes" in err and "stability" in out and strip.exists()
+    code, out, _ = call(bundle, *photos, "--set", "0.5", "--json")
+    assert code == 0 and json.loads(out)["chosen"] is None and json.loads(out)["written"] == 0.5
 
 
 def test_a_temperature_for_each_gate(call, tmp_path) -> None:

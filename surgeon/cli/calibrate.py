@@ -134,12 +134,21 @@ def command(
                 console.print(_reason(tried, best, len(photos)), soft_wrap=True)
             if strip is not None:
                 console.print(f"strip: {strip}", style="dim", soft_wrap=True, markup=False)
-        if best is None:
+        undecided: SurgeonError | None = None
+        if interrupted:
+            of = count * (1 + per_gate)
+            undecided = Interrupted(f"interrupted after {len(tried)} of {of} temperatures; none is chosen or written")
+        elif best is None and given is None:
+            undecided = SurgeonError(
+                "no temperature passes: at each of them a criterion is zero",
+                "Give other photos, or set it with --set T",
+            )
+        if undecided is not None:
             if as_json:
                 screen.print_json({"bundle": str(bundle), "strip": _text(strip), **report, "written": None})
-            told = f"interrupted after {len(tried)} of {count * (1 + per_gate)} temperatures; none is chosen or written"
-            raise Interrupted(told)
-        temperature = given or best.candidate.temperature
+            raise undecided
+        if best is not None and given is None:
+            temperature = best.candidate.temperature
     writing = write or given is not None
     if writing:
         set_temperature(session.bundle, temperature)

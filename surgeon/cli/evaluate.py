@@ -164,7 +164,7 @@ def command(
         require_same_network(session, other)
     wanted = choose_targets(session, photos, targets, ())
     images = [read_photo(session, photo, size) for photo in photos]
-    settings = Settings(map=map_, **chosen)
+    settings = Settings(map=map_, others=min(Settings.others, session.classes - 1), **chosen)
     with screen.progress(quiet) as progress:
         task = progress.add_task("", total=None)
 
@@ -232,7 +232,9 @@ def _methods(
 def _require_classes(session: Session) -> None:
     """Raise SurgeonError unless the bundle takes photos alone and gives classes, two at least."""
     image_of(session)
-    if not session.has_classes or session.classes < 2:
+    if session.has_classes and session.classes < 2:
+        raise SurgeonError(f"{session.bundle.path} has one class, and sensitivity to the class compares two")
+    if not session.has_classes:
         raise SurgeonError(
             f"the output of {session.bundle.path} is no row of classes, which is what is evaluated",
             "Export one without --at, of a network that classifies",

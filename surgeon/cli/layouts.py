@@ -171,12 +171,15 @@ def of_temperatures(
     if not takes_temperature(session):
         raise SurgeonError(f"the bundle {session.bundle.path} takes no temperature", "Give one with soft gates")
     headings = ["photo", *[f"T = {value:g}" for value in values]]
+    gate = session.manifest.recipe.gate
+    what = "Excitation pullbacks" if gate == "soft" else f"{gate.capitalize()} gates, soft pools,"
+    title = f"{what} by temperature"
 
     def draw(place: int, tick: Tick) -> list[Panel]:
         image, target = images[place], targets[place]
         row = cells.at_temperatures(session, image, target, values, settings, clip, tick)
         strip = [cells.of_photo(session, image, name(session, target)), *row]
-        return [Panel("Excitation pullbacks by temperature", headings, [strip])]
+        return [Panel(title, headings, [strip])]
 
     text = (
         f"Each cell: what {_pace(session, settings)} add to the photo at temperature T, {_scaled(clip)}; beneath it "
