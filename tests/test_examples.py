@@ -48,16 +48,9 @@ def run(*arguments: object) -> str:
 
 def npm(*arguments: str, cwd: Path) -> str:
     """npm's output; skips where the registry cannot be reached, or lets nobody in."""
-    require("node", "npm")
-    command = [
-        "npm",
-        *arguments,
-        "--ignore-scripts",
-        "--no-audit",
-        "--no-fund",
-        "--prefer-offline",
-        "--fetch-retries=0",
-    ]
+    require("npm")
+    options = ["--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline", "--fetch-retries=0"]
+    command = ["npm", *arguments, *options]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
     if done.returncode and (why := UNREACHABLE.search(done.stderr)):
         pytest.skip(f"npm does not reach its registry ({why[0]})")
