@@ -70,7 +70,7 @@ readme-pictures: .venv/demo  ## draw the README's pictures again (after `make de
 evaluate: .venv/demo  ## the README's table: pullbacks as explanations, beside other gates (after `make demo`; an hour)
 	@$(PIP) -e '.[plot]'
 	$(BIN)/surgeon export efficientnet_lite0 --gate guided --formats onnx -o $(BUNDLE)-guided
-	$(BIN)/surgeon evaluate $(BUNDLE) "$(LABELLED)"/imagenet_*.jpg --against $(HARD) --against $(BUNDLE)-guided --plot exported/evaluation.png
+	$(BIN)/surgeon evaluate $(BUNDLE) "$(LABELLED)"/imagenet_*.jpg --temperature 1 --temperature 0.55 --against $(HARD) --against $(BUNDLE)-guided --plot exported/evaluation.png
 
 # ---- The environment, made once. The demonstration needs no linters, and the tests need no photos.
 
