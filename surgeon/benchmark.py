@@ -269,7 +269,11 @@ def feeds(bundle: Bundle, batch: int, seed: int = 0) -> dict[str, Array]:
     values = random.uniform(low, high, (batch, *shape)).astype(artifact.inputs[0].dtype)
     taken = [port for port in artifact.inputs if port in bundle.manifest.others]
     others = {port.name: numpy.ones((batch, *map(int, port.shape[1:])), port.dtype) for port in taken}
-    return {"input": values, "cotangent": cotangent.reshape(batch, *outputs), **others}
+    scalars = {
+        name: numpy.array(value, numpy.int64 if isinstance(value, int) else numpy.float32)
+        for name, value in bundle.manifest.required_scalars.items()
+    }
+    return {"input": values, "cotangent": cotangent.reshape(batch, *outputs), **others, **scalars}
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from surgeon.verify import require, verify
 
 FORMATS = tuple(ports.FILES)
 PRECISIONS = ("fp32", "fp16")
+SCALARS = ("optional", "required")
 STAGES = ("rewrite", "write TorchScript", "write ONNX", "verify")
 
 _FACTS = ("schema", "model", "recipe", "defaults", "image", "labels", "gates", "layers", "others")
@@ -124,11 +125,12 @@ def export(
         if "onnx" in formats:
             stage("write ONNX")
             facts = _facts(manifest)
-            tunings = write_onnx(program, folder, recipe, manifest.input_defaults, value_range, facts, names)
+            held = {} if recipe.scalars == "required" else manifest.input_defaults
+            tunings = write_onnx(program, folder, recipe, held, value_range, facts, names)
             manifest = dataclasses.replace(manifest, passes=manifest.passes | tunings)
             if probed is not None:
                 outputs = [port.name for port in artifacts[ports.GATES].outputs]
-                write_gates(probed, folder, recipe, manifest.input_defaults, facts, outputs, names)
+                write_gates(probed, folder, recipe, held, facts, outputs, names)
             if chunk is not None or recipe.stored == "fp16":
                 store_again(folder, WEIGHTS, recipe.stored == "fp16", chunk)
             if single_file:
@@ -170,6 +172,7 @@ def _refuse(recipe: Recipe, defaults: Defaults, formats: Sequence[str]) -> None:
         ("pool", recipe.pool, POOLS),
         ("gate scope", recipe.gate_scope, ("all", "modules")),
         ("temperature input", recipe.temperature_input, INPUTS),
+        ("kind of scalars", recipe.scalars, SCALARS),
         ("precision", recipe.precision, PRECISIONS),
         ("precision of stored weights", recipe.stored, PRECISIONS),
         ("layout", recipe.layout, LAYOUTS),

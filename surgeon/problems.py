@@ -87,7 +87,8 @@ def problems(module: nn.Module, manifest: Manifest, seed: int) -> list[Problem]:
     if manifest.recipe.gate_outputs:
         asked.append(_gates_problem(manifest, one := inputs(1), cotangents(one), None))
         asked.append(_gates_problem(manifest, two := inputs(2, other_shape), cotangents(two), other))
-    return asked
+    given = {name: torch.tensor(value) for name, value in manifest.required_scalars.items()}
+    return [dataclasses.replace(one, feeds={**given, **one.feeds}) for one in asked]
 
 
 def _given(module: nn.Module, manifest: Manifest, given: Values) -> AbstractContextManager[None]:

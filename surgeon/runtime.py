@@ -390,6 +390,8 @@ class Session:
         session = artifact.session
         ports = {port.name: port for port in [*session.get_inputs(), *session.get_overridable_initializers()]}
         required = [port.name for port in session.get_inputs()]
+        own = {name: value for name, value in self.manifest.required_scalars.items() if name in required}
+        scalars = {**own, **{name: value for name, value in scalars.items() if value is not None}}
         given = {**dict.fromkeys(required), "input": input, **(others or {}), "cotangent": cotangent, **scalars}
         feeds = {}
         for key, value in given.items():

@@ -47,6 +47,9 @@ class Recipe:
     norm: str = "2"  # 1, 2, inf: the norm of step and radius
     temperatures: tuple[tuple[str, float], ...] = ()  # (gate's name or pattern, its T): see surgeon.temperatures
     temperature_input: str = "scalar"  # scalar: one T for all; per-gate: one for each of `Manifest.gates`, in order
+    scalars: str = (
+        "optional"  # optional, required: whether ONNX files have defaults for temperature, steps and the like
+    )
     gate_outputs: bool = False  # whether gates.onnx is written, which shows what the gates do
     dynamic_size: bool = False  # whether height and width of an input [C, H, W] are free, as the batch is
     precision: str = "fp32"  # fp32, fp16: of the arithmetic
@@ -194,6 +197,11 @@ class Manifest:
     def input_defaults(self) -> dict[str, Any]:
         """The default of every input that a caller may leave out, by name."""
         return {**dataclasses.asdict(self.defaults), "temperature": self.default_temperature}
+
+    @property
+    def required_scalars(self) -> dict[str, Any]:
+        """`input_defaults`, where the ONNX files hold none, so that whoever runs them has to give them."""
+        return self.input_defaults if self.recipe.scalars == "required" else {}
 
     def gate_temperatures(self, given: float | Sequence[float] | None = None) -> tuple[float, ...]:
         """T of each of `gates`, where a caller gives `given` as the input `temperature` (None: leaves it out)."""

@@ -24,6 +24,7 @@ Examples:
   surgeon export resnet50 --weights random --gate hard -o exported/resnet50-hard
   surgeon export resnet50 --at layer3.2.conv2 -o exported/resnet50-layer3
   surgeon export resnet50 --at layer2 --at layer3 --at fc -o exported/resnet50-layers
+  surgeon export efficientnet_lite0 --formats onnx --stored fp16 --chunk 20 --scalars required
   surgeon export classifier.onnx --preprocess imagenet
   surgeon export mypackage.models:make --input-shape 3,64,64 --weights trained.pth
   surgeon export mypackage.models:denoiser --input-shape 3,64,64 --also step=:int64"""
@@ -111,6 +112,11 @@ class Formats(click.ParamType[tuple[str, ...]]):
 @click.option(
     "--temperature-input", type=click.Choice(["scalar", "per-gate"]), default="scalar", show_default=True,
     help="What the artifacts take: one T for all, or one for each gate and pool (GATES=T is a default then).",
+)  # fmt: skip
+@click.option(
+    "--scalars", type=click.Choice(["optional", "required"]), default="optional", show_default=True,
+    help="Whether the ONNX files have defaults for temperature, step size, radius and steps. JavaScript's ONNX Runtime "
+    "cannot set an input that has one.",
 )  # fmt: skip
 @click.option(
     "--gate-outputs", is_flag=True,

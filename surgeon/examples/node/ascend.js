@@ -18,16 +18,22 @@ const open = (file) => InferenceSession.create(join(bundle, file), { logSeverity
 const pullback = await open("pullback.onnx");
 const ascent = await open("ascent.onnx");
 
-// The scalars (temperature, step_size, radius, steps) have the bundle's defaults. Of inputs that have one,
-// onnxruntime-node knows nothing, and would ignore a value given here.
 const oneHot = new Float32Array(classes);
 oneHot[target] = 1;
 const feeds = {
   input: new Tensor("float32", await readPhoto(), [1, 3, height, width]),
   cotangent: new Tensor("float32", oneHot, [1, classes]),
 };
-const before = await pullback.run(feeds); // { output, pullback }
-const after = await ascent.run(feeds); // { perturbed, output, pullback, score }
+// Inputs of files exported with `--scalars required`. Elsewhere they have defaults, and onnxruntime-node knows
+// nothing of inputs that have one.
+const { temperature, step_size, radius, steps } = manifest.defaults;
+const scalar = (value) => new Tensor("float32", [Number(value)], []);
+Object.assign(feeds, { temperature: scalar(temperature), step_size: scalar(step_size), radius: scalar(radius) });
+feeds.steps = new Tensor("int64", [BigInt(steps)], []);
+const taken = ({ inputNames }) => Object.fromEntries(inputNames.map((name) => [name, feeds[name]]));
+
+const before = await pullback.run(taken(pullback)); // { output, pullback }
+const after = await ascent.run(taken(ascent)); // { perturbed, output, pullback, score }
 
 const score = after.score.data; // before each step, and after the last
 console.log(`before  ${top(before.output.data)}`);
