@@ -12,6 +12,11 @@ import surgeon
 
 TORCH_FREE = {
     "surgeon",
+    "surgeon.app",
+    "surgeon.app.policy",
+    "surgeon.app.serve",
+    "surgeon.app.site",
+    "surgeon.app.vendored",
     "surgeon.errors",
     "surgeon.evaluation",
     "surgeon.explanations",

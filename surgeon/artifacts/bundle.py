@@ -113,15 +113,16 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
 
 
 @contextlib.contextmanager
-def staged(destination: str | Path) -> Iterator[Path]:
+def staged(destination: str | Path, what: str = "bundle", mark: str = MANIFEST) -> Iterator[Path]:
     """A temporary folder beside `destination` that takes its place when the block ends well.
 
     Whatever ends the block early (an error, a full disk, Ctrl-C, SIGTERM) removes the temporary folder and leaves a
     bundle that was there as it was. Raises SurgeonError where `destination` is something other than a bundle or an
-    empty folder, and, naming it, in place of any OSError.
+    empty folder, and, naming it, in place of any OSError. `what` is the word for another kind of folder than a bundle,
+    and `mark` the file by which it is known.
     """
     target = Path(destination).resolve()  # a symbolic link keeps pointing at the bundle that is replaced
-    _refuse_foreign(target)
+    _refuse_foreign(target, what, mark)
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     created: list[Path] = []
     with _termination_raises():
@@ -129,7 +130,7 @@ def staged(destination: str | Path) -> Iterator[Path]:
             created += _make_folders(target.parent)
             partial.mkdir()
             yield partial
-            _publish(partial, target)
+            _publish(partial, target, what)
         except BaseException as error:
             with _signals_held():
                 full = _disk_is_full(partial)
@@ -138,17 +139,17 @@ def staged(destination: str | Path) -> Iterator[Path]:
                     with contextlib.suppress(OSError):
                         folder.rmdir()
             if isinstance(error, OSError) or (full and isinstance(error, Exception)):
-                raise _write_error(target, error, full) from error
+                raise _write_error(target, error, full, what) from error
             raise
 
 
-def _refuse_foreign(target: Path) -> None:
+def _refuse_foreign(target: Path, what: str, mark: str) -> None:
     """Raise where putting a bundle at `target` would remove something that is not one."""
     if target.is_file():
-        raise SurgeonError(f"{target} is a file", "Choose another folder for the bundle")
-    if target.is_dir() and not (target / MANIFEST).is_file() and any(target.iterdir()):
+        raise SurgeonError(f"{target} is a file", f"Choose another folder for the {what}")
+    if target.is_dir() and not (target / mark).is_file() and any(target.iterdir()):
         raise SurgeonError(
-            f"{target} holds files and is not a bundle, so it is not replaced", "Choose another folder, or empty it"
+            f"{target} holds files and is not a {what}, so it is not replaced", "Choose another folder, or empty it"
         )
 
 
@@ -159,7 +160,7 @@ def _make_folders(folder: Path) -> list[Path]:
     return missing
 
 
-def _publish(partial: Path, target: Path) -> None:
+def _publish(partial: Path, target: Path, what: str) -> None:
     """Rename `partial` to `target`; what was at `target` is moved aside first, and moved back if that fails."""
     aside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
     with _signals_held():  # two renames: nothing is gained by stopping between them
@@ -173,7 +174,7 @@ def _publish(partial: Path, target: Path) -> None:
             raise
         shutil.rmtree(aside, ignore_errors=True)
     if aside.exists():
-        raise SurgeonError(f"the bundle {target} is written, but the old one cannot be removed", f"Remove {aside}")
+        raise SurgeonError(f"the {what} {target} is written, but the old one cannot be removed", f"Remove {aside}")
 
 
 def _disk_is_full(folder: Path) -> bool:
@@ -184,17 +185,17 @@ def _disk_is_full(folder: Path) -> bool:
         return False
 
 
-def _write_error(target: Path, error: BaseException, full: bool) -> SurgeonError:
+def _write_error(target: Path, error: BaseException, full: bool, what: str) -> SurgeonError:
     number = error.errno if isinstance(error, OSError) else None
     if full or number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return SurgeonError(
-            f"the disk is full: the bundle {target} could not be written, and nothing was left of it",
+            f"the disk is full: the {what} {target} could not be written, and nothing was left of it",
             "Free some space, or choose another folder",
         )
     reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
     at = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
     return SurgeonError(
-        f"the bundle {target} could not be written ({reason}{at})", "See that the folder may be written to"
+        f"the {what} {target} could not be written ({reason}{at})", "See that the folder may be written to"
     )
 
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "check": "Say whether a model converts: each operator, and how it is treated.",
     "run": "Climb from photos towards a class or unit; write the pictures.",
     "figure": "Draw photos against target classes, soft pullbacks over ordinary gradients.",
+    "app": "Write, and serve, a page in which a browser runs ascents.",
     "evaluate": "Measure how faithful pullbacks are as explanations, beside other gates.",
     "gates": "Say what each gate does at photos, and how far soft gates turn the pullback.",
     "calibrate": "Choose the temperature from photos, by stated criteria, and write it into the bundle.",

@@ -1,0 +1,91 @@
+"""The site on this machine's own address: the folder's files, and nothing else."""
+
+from __future__ import annotations
+
+import http.server
+import urllib.parse
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from surgeon.app.policy import HEADERS
+from surgeon.app.site import MARK
+from surgeon.errors import SurgeonError
+
+HOST = "127.0.0.1"
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """A server of `folder` at 127.0.0.1 and `port` (0: any that is free).
+
+    Raises SurgeonError where the folder is no site, or the port is taken.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path, port: int = 0) -> None:
+        if not (folder / MARK).is_file():
+            raise SurgeonError(f"{folder} is not a site", f"Write one: surgeon app BUNDLE -o {folder}")
+        self.folder = folder.resolve()
+        try:
+            super().__init__((HOST, port), _Handler)
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise SurgeonError(f"port {port} cannot be served ({reason})", "Give another --port, or 0") from error
+
+    @property
+    def address(self) -> str:
+        return f"http://{HOST}:{self.server_address[1]}/"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that turned away is no error."""
+
+
+class _Handler(http.server.SimpleHTTPRequestHandler):
+    """Files of the server's folder alone: no listings, no way out by `..` or links, no other host's name."""
+
+    server: Server
+    protocol_version = "HTTP/1.1"
+    server_version, sys_version = "surgeon", ""
+    extensions_map = {  # noqa: RUF012
+        ".html": "text/html; charset=utf-8",
+        ".css": "text/css; charset=utf-8",
+        ".js": "text/javascript; charset=utf-8",
+        ".mjs": "text/javascript; charset=utf-8",
+        ".json": "application/json",
+        ".svg": "image/svg+xml",
+        ".png": "image/png",
+        ".wasm": "application/wasm",
+        "": "application/octet-stream",
+    }
+
+    def send_head(self) -> Any:
+        """As the base class does, once the request is known to be for a file of the folder."""
+        if not self._is_for_us():
+            return self.send_error(HTTPStatus.FORBIDDEN)
+        path = Path(self.translate_path(self.path))
+        try:
+            found = path.resolve().is_relative_to(self.server.folder) and path.is_file()
+        except (OSError, ValueError):  # no name of a file at all
+            found = False
+        return super().send_head() if found else self.send_error(HTTPStatus.NOT_FOUND)
+
+    def translate_path(self, path: str) -> str:
+        """The file that `path` names in the folder."""
+        self.directory = str(self.server.folder)
+        found = super().translate_path(path)
+        return str(Path(found) / "index.html") if urllib.parse.urlsplit(path).path == "/" else found
+
+    def _is_for_us(self) -> bool:
+        """Whether the request names this machine: another name that leads here is somebody else's page, looking in."""
+        port = self.server.server_address[1]
+        return self.headers.get("Host") in {f"{name}:{port}" for name in (HOST, "localhost")}
+
+    def end_headers(self) -> None:
+        """The policy goes with every answer."""
+        for name, value in HEADERS.items():
+            self.send_header(name, value)
+        super().end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
