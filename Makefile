@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest -q -n auto
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv check test zoo sweep gpu-check demo readme-pictures evaluate clean
+.PHONY: help venv check test zoo sweep gpu-check demo app readme-pictures evaluate clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ readme-pictures: .venv/demo  ## draw the README's pictures again (after `make de
 	$(BIN)/surgeon figure $(BUNDLE)-blocks.10 $(UNIT_PHOTOS:%="$(call data_of,skimage)/%") --strongest 5 --clip 0.5 --side 112 -o .github/units.jpg
 	$(BIN)/surgeon calibrate $(BUNDLE) $(README_PHOTOS:%="$(call data_of,skimage)/%") --side 90 --strip .github/strip.jpg
 
+app: .venv/demo  ## the demonstration in a browser: writes exported/app and serves it (after `make demo`)
+	@$(BIN)/surgeon app $(BUNDLE) $(README_PHOTOS:%=--photo "$(call data_of,skimage)/%") --title "Excitation pullbacks" -o exported/app --serve
+
 evaluate: .venv/demo  ## the README's table: pullbacks as explanations, beside other gates (after `make demo`; an hour)
 	@$(PIP) -e '.[plot]'
 	$(BIN)/surgeon export efficientnet_lite0 --gate guided --formats onnx -o $(BUNDLE)-guided
@@ -81,7 +84,7 @@ evaluate: .venv/demo  ## the README's table: pullbacks as explanations, beside o
 
 .venv/dev: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "Installing torch, ONNX Runtime and the development tools into .venv (once; some minutes)"
-	@$(PIP) -e '.[convert,demo,dev]'
+	@$(PIP) -e '.[browser,convert,demo,dev]'
 	@touch $@
 
 .venv/demo: pyproject.toml constraints.txt | .venv/bin/python
