@@ -71,7 +71,7 @@ def test_what_is_in_a_site(written: Path) -> None:
     assert {name for name in names if name.startswith("models/")} == {
         f"models/digits/{name}" for name in ("ascent_step.onnx", "weights.bin", "model.json", "photos/digit.png")
     }
-    told = json.loads((written / "site.json").read_text())
+    told = json.loads((written / site.MARK).read_text())
     assert told == {
         "title": "Digits & <more>",
         "models": [{"name": "digits", "title": "digits"}],
@@ -147,6 +147,7 @@ def test_bundles_that_a_page_cannot_run(tmp_path: Path, stand_in: Path, capsys: 
     changes = {
         "no ascent_step.onnx": lambda told: told["artifacts"].pop("ascent_step.onnx"),
         "is not a picture": lambda told: told.update(image=None),
+        "goes upwards": lambda told: told["defaults"].update(step_size=-5.0),
         "takes mask beside": lambda told: told["others"].append(other) or widen(told),
         "no row of classes": lambda told: told["layers"].append(
             {"name": "a", "kind": "module", "shape": [5], "start": 0}
@@ -192,6 +193,16 @@ def test_a_failed_site_leaves_what_was_there(
     assert files_of(target) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["half", "site", "tiny"]
     assert "is not a site" in refusal(capsys, bundle, "-o", half, "--runtime", stand_in)
+
+
+def test_a_folder_with_a_site_json_of_its_own_is_no_site(
+    tmp_path: Path, stand_in: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "blog" / "site.json"
+    mine.parent.mkdir()
+    mine.write_text('{"title": "My blog"}')
+    said = refusal(capsys, write_tiny(tmp_path / "tiny"), "-o", mine.parent, "--runtime", stand_in)
+    assert "is not a site" in said and list(mine.parent.iterdir()) == [mine]
 
 
 # ---- onnxruntime-web

@@ -18,7 +18,7 @@ const NOTES = {
 const NARROW = "(max-width: 860px)"; // as in style.css: results are beneath the settings there
 const WAIT = 250; // ms until a changed setting is looked at
 
-const site = await (await fetch("site.json")).json();
+const site = await (await fetch("surgeon-site.json")).json();
 const chosen = { model: null, photo: null, target: null, gates: "soft", device: "auto", values: {} };
 let own = false; // whether the user chose the target; else it is what the network sees in the photo
 let facts = null; // of the model
