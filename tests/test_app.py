@@ -449,6 +449,7 @@ def test_links_settings_and_search(in_node) -> None:
           search: ["cat", "tiger c", "2", "zz", "1 - tiger cat"].map((text) => search(labels, text)),
           within: [[0, 5], [1e9, 1e9], [2.6, 3], [NaN, 0]].map(([value]) => within(DIALS[0], [1, 1000], value)),
           round: [0.01, 0.3, 1, 10].map((value) => valueAt(placeOf(value, 0.01, 10), 0.01, 10, false)),
+          factor: ["soft", "hard"].map((gate) => command(chosen, { ...facts, temperatures: [1, 2] }, gate)),
           hard: climbs("both", 0.3), command: command({ ...chosen, photo: "my cat.jpg" }, facts, "soft"),
           score: [score([1, 3], 1, "logit"), score([1, 3], 1, "cross-entropy")], top: top([0, Math.log(3), 0], 2),
           ticks: ticks(-0.3, 1.2), sentence: sentence({ soft: [1, 2.34567] }),
@@ -466,6 +467,8 @@ def test_links_settings_and_search(in_node) -> None:
     assert made["command"] == (
         "surgeon run a b 'my cat.jpg' --target 3 --steps 7 --step-size 12.5 --radius inf --temperature 0.3"
     )
+    of_all, hard = made["factor"]  # of each gate's own temperature, which is no temperature of all
+    assert not of_all and hard.endswith("--temperature 0.000001")
     assert made["score"] == pytest.approx([3, -numpy.log(1 + numpy.exp(-2))])
     assert made["top"] == [
         {"index": 1, "probability": pytest.approx(0.6)},

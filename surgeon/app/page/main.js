@@ -180,6 +180,7 @@ function showPhoto() {
 function remember() {
   history.replaceState(null, "", toHash(chosen));
   if (facts && chosen.target !== null) $("command").textContent = command({ ...chosen, photo: photo?.name }, facts, chosen.gates);
+  $("command").parentElement.hidden = !$("command").textContent;
   showButtons();
 }
 
