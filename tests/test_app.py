@@ -699,6 +699,31 @@ def test_a_link_restores_and_stop_stops(browser, digits_site: Server) -> None:
     visit.close()
 
 
+def test_another_model_takes_what_is_on_its_way(browser, digits_site: Server, tmp_path: Path) -> None:
+    """The photo that is being read, and the pictures that still stand there, under their names."""
+    PIL.Image.new("RGB", (5000, 4000), "navy").save(tmp_path / "large.png")
+    visit = Visit(browser, digits_site.address, "#model=digits&photo=digit&class=2")
+    visit.status("Ready")
+    page = visit.page
+    page.route("**/tiny/model.json", lambda route: None)  # it takes its time
+    page.locator("#model").select_option("tiny")
+    with page.expect_download() as download:
+        page.locator(".saves button").first.click()
+    assert download.value.suggested_filename == "digit.two.soft.pullback.png"
+    page.unroute("**/tiny/model.json")
+    page.evaluate("""() => {
+      const later = Worker.prototype.postMessage; // the decoder, busy for ever with the first photo
+      Worker.prototype.postMessage = function (told) { if (!told.file || asked++) later.call(this, told); };
+      let asked = 0;
+    }""")
+    page.locator("#file").set_input_files(tmp_path / "large.png")
+    page.wait_for_timeout(500)
+    page.locator("#model").select_option("digits")
+    visit.expect(page.locator("#photo-words")).to_contain_text("large.png: 5000")
+    visit.status("Ready")
+    visit.close()
+
+
 def test_by_keyboard_alone(browser, digits_site: Server) -> None:
     visit = Visit(browser, digits_site.address)
     visit.status("Ready")
