@@ -146,7 +146,7 @@ class Rivals:
 
     def _tolerance(self, quantity: str) -> float:
         recipe = self._manifest.recipe
-        if recipe.precision == "fp16" or self._device.tf32:
+        if "fp16" in (recipe.precision, recipe.stored) or self._device.tf32:
             return HALF_TOLERANCE
         if quantity == "output":
             return OUTPUT_TOLERANCE

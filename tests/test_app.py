@@ -71,7 +71,7 @@ def test_what_is_in_a_site(written: Path) -> None:
     assert {name for name in names if name.startswith("models/")} == {
         f"models/digits/{name}" for name in ("ascent_step.onnx", "weights.bin", "model.json", "photos/digit.png")
     }
-    told = json.loads((written / "site.json").read_text())
+    told = json.loads((written / site.MARK).read_text())
     assert told == {
         "title": "Digits & <more>",
         "models": [{"name": "digits", "title": "digits"}],
@@ -147,6 +147,7 @@ def test_bundles_that_a_page_cannot_run(tmp_path: Path, stand_in: Path, capsys: 
     changes = {
         "no ascent_step.onnx": lambda told: told["artifacts"].pop("ascent_step.onnx"),
         "is not a picture": lambda told: told.update(image=None),
+        "goes upwards": lambda told: told["defaults"].update(step_size=-5.0),
         "takes mask beside": lambda told: told["others"].append(other) or widen(told),
         "no row of classes": lambda told: told["layers"].append(
             {"name": "a", "kind": "module", "shape": [5], "start": 0}
@@ -192,6 +193,16 @@ def test_a_failed_site_leaves_what_was_there(
     assert files_of(target) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["half", "site", "tiny"]
     assert "is not a site" in refusal(capsys, bundle, "-o", half, "--runtime", stand_in)
+
+
+def test_a_folder_with_a_site_json_of_its_own_is_no_site(
+    tmp_path: Path, stand_in: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "blog" / "site.json"
+    mine.parent.mkdir()
+    mine.write_text('{"title": "My blog"}')
+    said = refusal(capsys, write_tiny(tmp_path / "tiny"), "-o", mine.parent, "--runtime", stand_in)
+    assert "is not a site" in said and list(mine.parent.iterdir()) == [mine]
 
 
 # ---- onnxruntime-web
@@ -438,6 +449,7 @@ def test_links_settings_and_search(in_node) -> None:
           search: ["cat", "tiger c", "2", "zz", "1 - tiger cat"].map((text) => search(labels, text)),
           within: [[0, 5], [1e9, 1e9], [2.6, 3], [NaN, 0]].map(([value]) => within(DIALS[0], [1, 1000], value)),
           round: [0.01, 0.3, 1, 10].map((value) => valueAt(placeOf(value, 0.01, 10), 0.01, 10, false)),
+          factor: ["soft", "hard"].map((gate) => command(chosen, { ...facts, temperatures: [1, 2] }, gate)),
           hard: climbs("both", 0.3), command: command({ ...chosen, photo: "my cat.jpg" }, facts, "soft"),
           score: [score([1, 3], 1, "logit"), score([1, 3], 1, "cross-entropy")], top: top([0, Math.log(3), 0], 2),
           ticks: ticks(-0.3, 1.2), sentence: sentence({ soft: [1, 2.34567] }),
@@ -455,6 +467,8 @@ def test_links_settings_and_search(in_node) -> None:
     assert made["command"] == (
         "surgeon run a b 'my cat.jpg' --target 3 --steps 7 --step-size 12.5 --radius inf --temperature 0.3"
     )
+    of_all, hard = made["factor"]  # of each gate's own temperature, which is no temperature of all
+    assert not of_all and hard.endswith("--temperature 0.000001")
     assert made["score"] == pytest.approx([3, -numpy.log(1 + numpy.exp(-2))])
     assert made["top"] == [
         {"index": 1, "probability": pytest.approx(0.6)},
@@ -682,6 +696,31 @@ def test_a_link_restores_and_stop_stops(browser, digits_site: Server) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.locator("#model").select_option("tiny")
     visit.expect(page.locator("#class")).not_to_have_value("")
+    visit.close()
+
+
+def test_another_model_takes_what_is_on_its_way(browser, digits_site: Server, tmp_path: Path) -> None:
+    """The photo that is being read, and the pictures that still stand there, under their names."""
+    PIL.Image.new("RGB", (5000, 4000), "navy").save(tmp_path / "large.png")
+    visit = Visit(browser, digits_site.address, "#model=digits&photo=digit&class=2")
+    visit.status("Ready")
+    page = visit.page
+    page.route("**/tiny/model.json", lambda route: None)  # it takes its time
+    page.locator("#model").select_option("tiny")
+    with page.expect_download() as download:
+        page.locator(".saves button").first.click()
+    assert download.value.suggested_filename == "digit.two.soft.pullback.png"
+    page.unroute("**/tiny/model.json")
+    page.evaluate("""() => {
+      const later = Worker.prototype.postMessage; // the decoder, busy for ever with the first photo
+      Worker.prototype.postMessage = function (told) { if (!told.file || asked++) later.call(this, told); };
+      let asked = 0;
+    }""")
+    page.locator("#file").set_input_files(tmp_path / "large.png")
+    page.wait_for_timeout(500)
+    page.locator("#model").select_option("digits")
+    visit.expect(page.locator("#photo-words")).to_contain_text("large.png: 5000")
+    visit.status("Ready")
     visit.close()
 
 

@@ -128,6 +128,11 @@ def test_it_is_verified_as_what_it_is(halves: Path, capfd) -> None:
     assert "fp32, weights stored in fp16" in capfd.readouterr().out
 
 
+def test_opponents_are_held_to_what_it_is(halves: Path, capfd) -> None:
+    options = ("--source", f"{__name__}:network", "--against", "forward,eager", "--repeats", "1", "--quiet")
+    assert cli.invoke(["bench", str(halves), *options]) == 0, capfd.readouterr().err
+
+
 def test_what_does_not_fit_is_refused(tmp_path) -> None:
     large = network()
     with torch.no_grad():

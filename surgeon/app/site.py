@@ -2,7 +2,7 @@
 
 index.html and its modules   as they are in surgeon/app/page
 runtime/                     onnxruntime-web, and its licence
-site.json                    the title, and the models by name
+surgeon-site.json            the title, and the models by name
 models/NAME/                 ascent_step.onnx, its weights, model.json (`facts`), photos/NAME.png at the model's size
 """
 
@@ -29,8 +29,8 @@ from surgeon.errors import SurgeonError
 from surgeon.pictures import load_photo, to_picture
 from surgeon.runtime import Session, load
 
-MARK = "site.json"
-"""By which a site is known."""
+MARK = "surgeon-site.json"
+"""By which a site is known: a name that no other tool gives a file, since what is in the folder is replaced."""
 
 STEP = "ascent_step.onnx"
 LIMITS = {"steps": (1, 1000), "step_size": (1, None), "radius": (10, None), "temperature": (0.01, None)}
@@ -89,6 +89,9 @@ def require_fit(session: Session) -> None:
         )
     if manifest.image is None or manifest.image.channels not in (1, 3):
         raise SurgeonError(f"the input of {path} is not a picture", "Run it from Python")
+    if not manifest.defaults.step_size > 0:  # the page's dials are logarithmic
+        size = manifest.defaults.step_size
+        raise SurgeonError(f"the step size of {path} is {size:g}, and the page goes upwards", "See `surgeon run`")
     if not session.has_classes:
         raise SurgeonError(f"the output of {path} is no row of classes", "Export the whole network, without --at")
     session.bundle.file(STEP)

@@ -18,7 +18,7 @@ const NOTES = {
 const NARROW = "(max-width: 860px)"; // as in style.css: results are beneath the settings there
 const WAIT = 250; // ms until a changed setting is looked at
 
-const site = await (await fetch("site.json")).json();
+const site = await (await fetch("surgeon-site.json")).json();
 const chosen = { model: null, photo: null, target: null, gates: "soft", device: "auto", values: {} };
 let own = false; // whether the user chose the target; else it is what the network sees in the photo
 let facts = null; // of the model
@@ -98,8 +98,9 @@ function start(steps) {
   if (!ready || !photo) return showButtons();
   const gates = climbs(chosen.gates, chosen.values.temperature, facts.recipe.gate);
   const words = ({ gate, temperature }) => (gate === "hard" ? "the ordinary gradient" : temperature.value === null ? "" : `T = ${temperature.value}`);
-  const results = Object.fromEntries(gates.map((one) => [one.gate, new Result(one.gate, words(one), facts, stem)]));
-  climb = { id: ++number, steps, results, input: photo.input, scores: {}, after: {}, before: null, target: chosen.target, running: true, settings: structuredClone(chosen) };
+  const made = { id: ++number, steps, photo, facts, input: photo.input, scores: {}, after: {}, before: null, target: chosen.target, running: true, settings: structuredClone(chosen) };
+  const results = Object.fromEntries(gates.map((one) => [one.gate, new Result(one.gate, words(one), facts, () => stem(made))]));
+  climb = Object.assign(made, { results });
   $("pictures").replaceChildren(...Object.values(results).map((result) => result.element));
   if (!steps) say("Looking at the photo …", null, false);
   else {
@@ -115,7 +116,11 @@ function stop() {
   worker.postMessage({ kind: "stop" });
 }
 
-const stem = () => `${(photo?.name || "photo").replace(/\.[^.]+$/, "")}.${facts.labels[climb.target].replace(/[^\p{L}\p{N}]+/gu, "-")}`;
+/** The start of the names of a climb's files; its pictures are shown until another model's are there. */
+const stem = ({ photo, facts, target }) => `${(photo?.name || "photo").replace(/\.[^.]+$/, "")}.${facts.labels[target].replace(/[^\p{L}\p{N}]+/gu, "-")}`;
+
+/** What was chosen, where nothing has been climbed yet. */
+const unclimbed = () => ({ photo, facts, target: chosen.target });
 
 // ---- what is shown
 
@@ -180,6 +185,7 @@ function showPhoto() {
 function remember() {
   history.replaceState(null, "", toHash(chosen));
   if (facts && chosen.target !== null) $("command").textContent = command({ ...chosen, photo: photo?.name }, facts, chosen.gates);
+  $("command").parentElement.hidden = !$("command").textContent;
   showButtons();
 }
 
@@ -281,7 +287,7 @@ async function restore() {
 }
 
 function settings() {
-  const { target, settings: made, seconds, scores, before, after } = climb ?? { target: chosen.target };
+  const { photo, target, settings: made, seconds, scores, before, after } = climb ?? unclimbed();
   const list = (top) => top?.map(({ index, probability }) => ({ index, label: facts.labels[index], probability }));
   return {
     model: facts.model, recipe: facts.recipe, photo: photo?.name ?? null, target: { index: target, label: facts.labels[target] },
@@ -308,7 +314,7 @@ $("gate-choices").append(...Object.entries(GATES).map(([value, label]) => make("
 $("gate-choices").addEventListener("change", ({ target }) => { chosen.gates = target.value; remember(); look(); });
 $("model").addEventListener("change", async () => {
   await openModel($("model").value);
-  if (photo) photos.again(photo);
+  photos.again(photo);
 });
 $("device").addEventListener("change", () => {
   chosen.device = $("device").value;
@@ -325,7 +331,7 @@ $("defaults").addEventListener("click", () => {
 });
 $("settings").addEventListener("submit", (event) => { event.preventDefault(); if (!$("run").disabled) start(chosen.values.steps); });
 $("stop").addEventListener("click", stop);
-$("save-settings").addEventListener("click", () => save(new Blob([JSON.stringify(settings(), null, 1)], { type: "application/json" }), `${stem()}.json`));
+$("save-settings").addEventListener("click", () => save(new Blob([JSON.stringify(settings(), null, 1)], { type: "application/json" }), `${stem(climb ?? unclimbed())}.json`));
 $("copy-link").addEventListener("click", ({ target }) => copy(location.href, target));
 $("copy-command").addEventListener("click", ({ target }) => copy($("command").textContent, target));
 addEventListener("hashchange", restore);

@@ -7,7 +7,7 @@ const LARGEST = 50e6; // pixels: beyond, a browser may have no memory for it
 export class Photos {
   /** `chosen(photo)` gets { name, example, file, input, width, height, crop }; `refused(message)` why there is none. */
   constructor(chosen, refused) {
-    Object.assign(this, { chosen, refused, image: null, asked: 0, decoder: new Worker("decoder.js", { type: "module" }) });
+    Object.assign(this, { chosen, refused, image: null, asked: 0, pending: null, decoder: new Worker("decoder.js", { type: "module" }) });
     this.decoder.onmessage = ({ data }) => this.decoded(data);
     this.decoder.onerror = () => refused("The photo cannot be read here");
     for (const id of ["file", "camera"]) $(id).addEventListener("change", ({ target }) => { this.take(target.files[0]); target.value = ""; });
@@ -60,8 +60,10 @@ export class Photos {
     }
   }
 
-  /** The last photo again, for another model: its own copy of an example. */
-  again({ name, example, file }) {
+  /** The photo that is on its way, else `shown`, again for another model: its own copy of an example. */
+  again(shown) {
+    if (!this.pending && !shown) return;
+    const { name, example, file } = this.pending ?? shown;
     return example ? this.example(example) : this.take(file, null, name);
   }
 
@@ -69,14 +71,14 @@ export class Photos {
     if (!file) return;
     if (!this.image) return this.refused("The page is still loading");
     const number = ++this.asked, address = URL.createObjectURL(file);
+    this.pending = { name, example, file };
     try {
       const seen = await size(address);
       if (number !== this.asked) return;
       if (seen.width * seen.height > LARGEST) throw new Error(`has ${Math.round((seen.width * seen.height) / 1e6)} megapixels, and 50 is the most: make it smaller first`);
-      this.pending = { name, example, file };
       this.decoder.postMessage({ id: number, file, image: this.image });
     } catch (error) {
-      if (number === this.asked) this.refused(`${name || "The photo"} ${error.message}`);
+      if (number === this.asked) this.decoded({ id: number, error: error.message });
     } finally {
       URL.revokeObjectURL(address);
     }
@@ -84,8 +86,10 @@ export class Photos {
 
   decoded({ id, error, ...made }) {
     if (id !== this.asked) return;
-    if (error) this.refused(`${this.pending.name || "The photo"} ${error}`);
-    else this.chosen({ ...this.pending, ...made });
+    const { pending } = this;
+    this.pending = null;
+    if (error) this.refused(`${pending.name || "The photo"} ${error}`);
+    else this.chosen({ ...pending, ...made });
   }
 }
 

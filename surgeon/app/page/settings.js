@@ -60,8 +60,9 @@ export function climbs(gates, temperature, own = "soft") {
 
 const quoted = (text) => (/^[\w.+-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
 
-/** The same on the command line. */
+/** The same on the command line; nothing where each gate's own temperature is multiplied, which no option does. */
 export function command({ model, photo, target, values }, facts, gate) {
+  if (gate !== "hard" && facts.temperatures && values.temperature !== 1) return "";
   const parts = ["surgeon run", model, quoted(photo ?? "PHOTO"), `--target ${target}`, `--steps ${values.steps}`];
   parts.push(`--step-size ${values.step_size}`, `--radius ${values.radius ?? "inf"}`);
   if (gate === "hard" && facts.hardens) parts.push(`--temperature ${HARD}`);
