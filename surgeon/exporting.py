@@ -81,7 +81,7 @@ def export(
         raise SurgeonError("a resolved source has its weights, input shape and preprocessing", "Give them to resolve")
     recipe = recipe or Recipe()
     defaults = defaults or Defaults(temperature=source.temperature)
-    _refuse(recipe, defaults, formats)
+    _refuse(recipe, defaults, formats, chunk)
     if single_file and chunk is not None:
         raise SurgeonError("a single file has its weights inside, and none in chunks", "Give one of the two")
     if recipe.dynamic_size and source.image is None:
@@ -165,7 +165,7 @@ def _has_labels(source: Source, layers: Sequence[Layer]) -> bool:
     return [layer.kind for layer in layers] == ["entry"] and layers[0].shape[:1] == (len(source.labels or ()),)
 
 
-def _refuse(recipe: Recipe, defaults: Defaults, formats: Sequence[str]) -> None:
+def _refuse(recipe: Recipe, defaults: Defaults, formats: Sequence[str], chunk: int | None) -> None:
     """Name the first option that no artifact could be written for."""
     gate(recipe.gate)
     choices = [
@@ -183,6 +183,10 @@ def _refuse(recipe: Recipe, defaults: Defaults, formats: Sequence[str]) -> None:
             raise SurgeonError(f"there is no {what} {given!r}", f"Choose {' or '.join(known)}")
     if recipe.gate_outputs and "onnx" not in formats:
         raise SurgeonError(f"the gates' outputs are an ONNX file, {ports.GATES}", "Add onnx to the formats")
+    for_onnx = {"stored": recipe.stored != "fp32", "chunk": chunk is not None, "scalars": recipe.scalars != "optional"}
+    useless = [name for name, given in for_onnx.items() if given]
+    if useless and "onnx" not in formats:
+        raise SurgeonError(f"{useless[0]} is about ONNX files, and none is written", "Add onnx to the formats")
     if not formats:
         raise SurgeonError("no format was asked for", f"Choose from {', '.join(FORMATS)}")
     for name in ("temperature", "step_size", "radius", "steps"):

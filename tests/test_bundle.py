@@ -33,6 +33,16 @@ def test_a_sound_bundle_gives_its_files(tiny):
     assert bundle.manifest.model.name == "tiny"
 
 
+def test_the_folder_one_is_in_is_not_replaced(tiny, tmp_path, monkeypatch):
+    inside = tiny / "inside"
+    inside.mkdir()
+    for here, destination in ((tiny, "."), (inside, "..")):
+        monkeypatch.chdir(here)
+        with pytest.raises(SurgeonError, match="the folder you are in"), staged(destination):
+            pass
+    assert Bundle.open(tiny).manifest
+
+
 def test_sealed_files_have_the_manifests_permissions(tiny):
     assert {stat.S_IMODE(path.stat().st_mode) for path in tiny.iterdir()} == {
         stat.S_IMODE((tiny / MANIFEST).stat().st_mode)

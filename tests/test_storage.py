@@ -141,4 +141,9 @@ def test_what_does_not_fit_is_refused(tmp_path) -> None:
         surgeon.export(large, tmp_path / "large", surgeon.Recipe(stored="fp16"), input_shape=(3, SIDE, SIDE))
     with pytest.raises(SurgeonError, match="none in chunks"):
         export(tmp_path / "two", chunk=1, single_file=True)
+    for choice in ({"stored": "fp16"}, {"scalars": "required"}):
+        with pytest.raises(SurgeonError, match="about ONNX files"):
+            surgeon.export(
+                network(), tmp_path / "ts", surgeon.Recipe(**choice), input_shape=(3, 12, 12), formats=("torchscript",)
+            )
     assert not list(tmp_path.iterdir())

@@ -147,6 +147,8 @@ def _refuse_foreign(target: Path, what: str, mark: str) -> None:
     """Raise where putting a bundle at `target` would remove something that is not one."""
     if target.is_file():
         raise SurgeonError(f"{target} is a file", f"Choose another folder for the {what}")
+    if Path.cwd().resolve().is_relative_to(target):
+        raise SurgeonError(f"{target} is the folder you are in, or around it", f"Choose another for the {what}")
     if target.is_dir() and not (target / mark).is_file() and any(target.iterdir()):
         raise SurgeonError(
             f"{target} holds files and is not a {what}, so it is not replaced", "Choose another folder, or empty it"

@@ -335,4 +335,4 @@ $("save-settings").addEventListener("click", () => save(new Blob([JSON.stringify
 $("copy-link").addEventListener("click", ({ target }) => copy(location.href, target));
 $("copy-command").addEventListener("click", ({ target }) => copy($("command").textContent, target));
 addEventListener("hashchange", restore);
-await restore();
+await restore().catch(({ message }) => fail(message)); // a part of the site is not there
