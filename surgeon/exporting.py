@@ -66,9 +66,10 @@ def export(
     `source` is a model's name, `package.module:factory`, a file, or a module, which is copied and not touched;
     `weights`, `input_shape` (without the batch), `preprocess`, `input` and `others` are as in
     `surgeon.sources.resolve`, whose result may be given instead. `recipe` holds what is baked in, `defaults` what a
-    caller of the artifacts may leave out (the source's own temperature, unless given). The bundle is written beside its
-    place, verified there against autograd
-    unless `check` is false, and only then put into it, over an older bundle. `stage` is told each name of STAGES as it
+    caller of the artifacts may leave out (the source's own temperature, unless given). ONNX files share one file of
+    weights, hold them each with `single_file`, or share files of `chunk` MB at most, unless a tensor is larger. The
+    bundle is written beside its place, verified there against autograd unless `check` is false, and only then put into
+    it, over an older bundle. `stage` is told each name of STAGES as it
     begins, and `report` each line of the verification. Raises SurgeonError for options that do not fit, ConversionError
     where the network cannot be rewritten, and VerificationError where an artifact is over its tolerance; nothing is
     left then.

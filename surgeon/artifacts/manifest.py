@@ -47,9 +47,7 @@ class Recipe:
     norm: str = "2"  # 1, 2, inf: the norm of step and radius
     temperatures: tuple[tuple[str, float], ...] = ()  # (gate's name or pattern, its T): see surgeon.temperatures
     temperature_input: str = "scalar"  # scalar: one T for all; per-gate: one for each of `Manifest.gates`, in order
-    scalars: str = (
-        "optional"  # optional, required: whether ONNX files have defaults for temperature, steps and the like
-    )
+    scalars: str = "optional"  # optional, required: whether ONNX files have defaults for temperature, steps and so on
     gate_outputs: bool = False  # whether gates.onnx is written, which shows what the gates do
     dynamic_size: bool = False  # whether height and width of an input [C, H, W] are free, as the batch is
     precision: str = "fp32"  # fp32, fp16: of the arithmetic

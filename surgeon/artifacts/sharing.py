@@ -27,10 +27,15 @@ def share_weights(model: ModelProto, stored: ModelProto, folder: Path, own: str,
         if digest not in known:
             known[digest] = (appended(folder / shared, data), len(data))
         offset, length = known[digest]
-        tensor.raw_data = b""  # which set_external_data wants to see
-        set_external_data(tensor, shared, offset, length)
-        tensor.ClearField("raw_data")
+        refer(tensor, shared, offset, length)
     (folder / own).unlink(missing_ok=True)
+
+
+def refer(tensor: TensorProto, file: str, start: int, length: int) -> None:
+    """Let `tensor` read `length` bytes from `start` of `file`, which lies beside its model."""
+    tensor.raw_data = b""  # which set_external_data wants to see
+    set_external_data(tensor, file, start, length)
+    tensor.ClearField("raw_data")
 
 
 def appended(path: Path, data: bytes) -> int:

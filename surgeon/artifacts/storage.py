@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto, helper
-from onnx.external_data_helper import ExternalDataInfo, set_external_data
+from onnx.external_data_helper import ExternalDataInfo
 
-from surgeon.artifacts.sharing import appended
+from surgeon.artifacts.sharing import appended, refer
 from surgeon.errors import SurgeonError
 from surgeon.placement import graphs
 
@@ -50,9 +50,7 @@ def store_again(folder: Path, weights: str, halves: bool, most: int | None) -> N
         for graph, tensor in found:
             if halved:
                 _widen(graph, tensor)
-            tensor.raw_data = b""  # which set_external_data wants to see
-            set_external_data(tensor, path.name, start, len(values))
-            tensor.ClearField("raw_data")
+            refer(tensor, path.name, start, len(values))
     for path, model in models.items():
         onnx.save(model, path)
 
