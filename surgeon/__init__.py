@@ -10,13 +10,13 @@ __version__ = "0.1.0"
 # Public names and the modules that define them: imported when first asked for, since conversion needs torch and
 # running an artifact does not.
 _PUBLIC = {
-    "rewrite": "surgeon.rewriting",
+    "rewrite": "surgeon.conversion.rewriting",
     "export": "surgeon.exporting",
-    "load": "surgeon.runtime",
-    "Session": "surgeon.runtime",
-    "Bundle": "surgeon.artifacts.bundle",
-    "Defaults": "surgeon.artifacts.manifest",
-    "Recipe": "surgeon.artifacts.manifest",
+    "load": "surgeon.runtime.session",
+    "Session": "surgeon.runtime.session",
+    "Bundle": "surgeon.bundle.folder",
+    "Defaults": "surgeon.bundle.manifest",
+    "Recipe": "surgeon.bundle.manifest",
     "SurgeonError": "surgeon.errors",
 }
 

@@ -1,5 +1,12 @@
 """The one family of errors that surgeon raises on purpose; the command line turns them into one line each."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+T = TypeVar("T")
+
 
 class SurgeonError(Exception):
     """Something named went wrong, and the user can act on it.
@@ -46,3 +53,30 @@ class ProviderError(SurgeonError):
 
 class OptionError(SurgeonError):
     """The execution provider does not take an option that it was given, or cannot run this artifact with it."""
+
+
+class Interrupted(SurgeonError):
+    """Ctrl-C after a part was done."""
+
+    exit_code = 130
+
+
+def collect_until_interrupt(work: Iterable[T], before: int = 0) -> tuple[list[T], bool]:
+    """What `work` yields, and whether Ctrl-C cut it short.
+
+    Where nothing is done yet, nor was `before`, KeyboardInterrupt goes on its way.
+    """
+    done: list[T] = []
+    try:
+        for item in work:
+            done.append(item)
+    except KeyboardInterrupt:
+        if not (done or before):
+            raise
+        return done, True
+    return done, False
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message that is not blank; the exception's class name where there is none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

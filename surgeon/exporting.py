@@ -13,32 +13,33 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from surgeon import sizes
-from surgeon.artifacts import ports
-from surgeon.artifacts.bundle import Bundle, seal, staged
-from surgeon.artifacts.manifest import Comparison, Defaults, Layer, Manifest, Recipe
-from surgeon.artifacts.onnx_writer import WEIGHTS, embed_weights, write_gates, write_onnx
-from surgeon.artifacts.storage import store_again
-from surgeon.artifacts.torchscript_writer import write_torchscript
-from surgeon.ascent import clamp_range
+from surgeon.bundle import ports
+from surgeon.bundle.atomic import staged
+from surgeon.bundle.folder import Bundle, seal
+from surgeon.bundle.manifest import Comparison, Defaults, Layer, Manifest, Recipe
+from surgeon.bundle.scalars import check_scalar
+from surgeon.bundle.temperatures import INPUTS
+from surgeon.conversion.gates import POOLS, gate
+from surgeon.conversion.probe import GateProbe
+from surgeon.conversion.rewriting import explicit_graph, rewrite_program
+from surgeon.conversion.writers.ascent import clamp_range
+from surgeon.conversion.writers.onnx_writer import WEIGHTS, embed_weights, write_gates, write_onnx
+from surgeon.conversion.writers.storage import store_again
+from surgeon.conversion.writers.torchscript_writer import write_torchscript
 from surgeon.errors import SurgeonError
-from surgeon.feeds import check_scalar
-from surgeon.gates import POOLS, gate
-from surgeon.inputs import Shapes, example
-from surgeon.modules import copied
-from surgeon.probe import Probe
-from surgeon.rewriting import explicit_graph, rewrite_program
-from surgeon.sources import IN_FILE, Source, resolve
-from surgeon.temperatures import INPUTS
-from surgeon.tuning import LAYOUTS
-from surgeon.verify import require, verify
+from surgeon.network import sizes
+from surgeon.network.inputs import Shapes, example
+from surgeon.network.modules import copied
+from surgeon.network.sources import IN_FILE, Source, resolve
+from surgeon.runtime.tuning import LAYOUTS
+from surgeon.verify.verify import require, verify
 
 FORMATS = tuple(ports.FILES)
 PRECISIONS = ("fp32", "fp16")
 SCALARS = ("optional", "required")
 STAGES = ("rewrite", "write TorchScript", "write ONNX", "verify")
 
-_FACTS = ("schema", "model", "recipe", "defaults", "image", "labels", "gates", "layers", "others")
+_FACTS = ("schema", "model", "recipe", "defaults", "image", "labels", "gates", "layers", "extra_inputs")
 _VERSIONS = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime")
 
 
@@ -52,10 +53,10 @@ def export(
     input_shape: tuple[int, ...] | None = None,
     preprocess: str | None = None,
     input: str | None = None,
-    others: Shapes | None = None,
+    extra_inputs: Shapes | None = None,
     formats: Sequence[str] = FORMATS,
     single_file: bool = False,
-    chunk: int | None = None,
+    shard_size: int | None = None,
     check: bool = True,
     tolerance: float | None = None,
     stage: Callable[[str], None] = lambda name: None,
@@ -64,26 +65,30 @@ def export(
     """Convert `source` and write its bundle to the folder `destination`.
 
     `source` is a model's name, `package.module:factory`, a file, or a module, which is copied and not touched;
-    `weights`, `input_shape` (without the batch), `preprocess`, `input` and `others` are as in
-    `surgeon.sources.resolve`, whose result may be given instead. `recipe` holds what is baked in, `defaults` what a
-    caller of the artifacts may leave out (the source's own temperature, unless given). ONNX files share one file of
-    weights, hold them each with `single_file`, or share files of `chunk` MB at most, unless a tensor is larger. The
-    bundle is written beside its place, verified there against autograd unless `check` is false, and only then put into
-    it, over an older bundle. `stage` is told each name of STAGES as it
-    begins, and `report` each line of the verification. Raises SurgeonError for options that do not fit, ConversionError
-    where the network cannot be rewritten, and VerificationError where an artifact is over its tolerance; nothing is
-    left then.
+    `weights`, `input_shape` (without the batch), `preprocess`, `input` and `extra_inputs` are as in
+    `surgeon.network.sources.resolve`, whose result may be given instead. `recipe` holds what is baked in, `defaults`
+    what a caller of the artifacts may leave out (the source's own temperature, unless given). ONNX files share one file
+    of weights, hold them each with `single_file`, or share files of `shard_size` MB at most, unless a tensor is larger.
+    The bundle is written beside its place, verified there against autograd unless `check` is false, and only then put
+    into it, over an older bundle. `stage` is told each name of STAGES as it begins, and `report` each line of the
+    verification. Raises SurgeonError for options that do not fit, ConversionError where the network cannot be
+    rewritten, and VerificationError where an artifact is over its tolerance; nothing is left then.
     """
     if not isinstance(source, Source):
         source = resolve(
-            source, weights=weights, input_shape=input_shape, preprocess=preprocess, input=input, others=others
+            source,
+            weights=weights,
+            input_shape=input_shape,
+            preprocess=preprocess,
+            input=input,
+            extra_inputs=extra_inputs,
         )
-    elif (weights, input_shape, preprocess, input, others) != (None,) * 5:
+    elif (weights, input_shape, preprocess, input, extra_inputs) != (None,) * 5:
         raise SurgeonError("a resolved source has its weights, input shape and preprocessing", "Give them to resolve")
     recipe = recipe or Recipe()
     defaults = defaults or Defaults(temperature=source.temperature)
-    _refuse(recipe, defaults, formats, chunk)
-    if single_file and chunk is not None:
+    _refuse(recipe, defaults, formats, shard_size)
+    if single_file and shard_size is not None:
         raise SurgeonError("a single file has its weights inside, and none in chunks", "Give one of the two")
     if recipe.dynamic_size and source.image is None:
         raise SurgeonError("the input is not a picture, whose height and width could be free", sizes.REMEDY)
@@ -92,11 +97,11 @@ def export(
     with staged(destination) as folder:
         stage("rewrite")
         network = _Half(source.module) if recipe.precision == "fp16" else source.module
-        given = example(source.input_shape, source.others)
+        given = example(source.input_shape, source.extra_inputs)
         program, pullback = rewrite_program(network, given, recipe)
         if recipe.objective == "cross-entropy" and not pullback.output_shape:
             raise SurgeonError("cross-entropy is over classes, and the output is one number", "Give --objective logit")
-        beside = [source.others[place] for place in pullback.read]
+        with_extra_inputs = [source.extra_inputs[place] for place in pullback.read]
         manifest = Manifest(
             model=source.model,
             recipe=recipe,
@@ -104,21 +109,23 @@ def export(
             image=source.image,
             labels=source.labels if _has_labels(source, pullback.layers) else None,
             gates=pullback.gates,
-            others=source.others,
+            extra_inputs=source.extra_inputs,
             layers=pullback.layers,
             versions=_versions(),
             passes=pullback.passes,
         )
-        temperature = manifest.default_temperature if pullback.tempered else None
+        temperature = manifest.default_temperature if pullback.uses_temperature else None
         shape = (source.input_shape[0], "H", "W") if recipe.dynamic_size else source.input_shape
-        artifacts = ports.artifacts(formats, recipe, defaults, temperature, shape, pullback.output_shape, beside)
+        artifacts = ports.artifacts(
+            formats, recipe, defaults, temperature, shape, pullback.output_shape, with_extra_inputs
+        )
         probed = None
         if recipe.gate_outputs:
-            probed, probe = rewrite_program(network, given, recipe, kind=Probe)
-            shown = [(sight.site, sight.shape) for sight in probe.sights]
+            probed, probe = rewrite_program(network, given, recipe, kind=GateProbe)
+            shown = [(sight.site, sight.shape) for sight in probe.gate_outputs]
             artifacts[ports.GATES] = ports.gates(artifacts["pullback.onnx"], shown)
         manifest = dataclasses.replace(manifest, artifacts=artifacts)
-        image, names = source.image, [port.name for port in beside]
+        image, names = source.image, [port.name for port in with_extra_inputs]
         value_range = clamp_range(*image.range, image.margin) if image is not None else (-math.inf, math.inf)
         if "torchscript" in formats:
             stage("write TorchScript")
@@ -132,8 +139,8 @@ def export(
             if probed is not None:
                 outputs = [port.name for port in artifacts[ports.GATES].outputs]
                 write_gates(probed, folder, recipe, held, facts, outputs, names)
-            if chunk is not None or recipe.stored == "fp16":
-                store_again(folder, WEIGHTS, recipe.stored == "fp16", chunk)
+            if shard_size is not None or recipe.weights_dtype == "fp16":
+                store_again(folder, WEIGHTS, recipe.weights_dtype == "fp16", shard_size)
             if single_file:
                 embed_weights(folder)
         del program, pullback, probed
@@ -153,8 +160,8 @@ class _Half(nn.Module):
         super().__init__()
         self.network = copied(network).half()
 
-    def forward(self, x: Tensor, *others: Tensor) -> Any:
-        halves = [other.half() if other.is_floating_point() else other for other in others]
+    def forward(self, x: Tensor, *extra_inputs: Tensor) -> Any:
+        halves = [other.half() if other.is_floating_point() else other for other in extra_inputs]
         output = self.network(x.half(), *halves)
         return output.float() if isinstance(output, Tensor) else output  # a layer's is cast where the network is cut
 
@@ -166,7 +173,7 @@ def _has_labels(source: Source, layers: Sequence[Layer]) -> bool:
     return [layer.kind for layer in layers] == ["entry"] and layers[0].shape[:1] == (len(source.labels or ()),)
 
 
-def _refuse(recipe: Recipe, defaults: Defaults, formats: Sequence[str], chunk: int | None) -> None:
+def _refuse(recipe: Recipe, defaults: Defaults, formats: Sequence[str], shard_size: int | None) -> None:
     """Name the first option that no artifact could be written for."""
     gate(recipe.gate)
     choices = [
@@ -175,7 +182,7 @@ def _refuse(recipe: Recipe, defaults: Defaults, formats: Sequence[str], chunk: i
         ("temperature input", recipe.temperature_input, INPUTS),
         ("kind of scalars", recipe.scalars, SCALARS),
         ("precision", recipe.precision, PRECISIONS),
-        ("precision of stored weights", recipe.stored, PRECISIONS),
+        ("precision of stored weights", recipe.weights_dtype, PRECISIONS),
         ("layout", recipe.layout, LAYOUTS),
         *(("format", name, FORMATS) for name in formats),
     ]
@@ -184,7 +191,11 @@ def _refuse(recipe: Recipe, defaults: Defaults, formats: Sequence[str], chunk: i
             raise SurgeonError(f"there is no {what} {given!r}", f"Choose {' or '.join(known)}")
     if recipe.gate_outputs and "onnx" not in formats:
         raise SurgeonError(f"the gates' outputs are an ONNX file, {ports.GATES}", "Add onnx to the formats")
-    for_onnx = {"stored": recipe.stored != "fp32", "chunk": chunk is not None, "scalars": recipe.scalars != "optional"}
+    for_onnx = {
+        "weights_dtype": recipe.weights_dtype != "fp32",
+        "shard_size": shard_size is not None,
+        "scalars": recipe.scalars != "optional",
+    }
     useless = [name for name, given in for_onnx.items() if given]
     if useless and "onnx" not in formats:
         raise SurgeonError(f"{useless[0]} is about ONNX files, and none is written", "Add onnx to the formats")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnxruntime
 import pytest
 
-from surgeon import providers
-from surgeon.binding import UNCAPTURED, Bound
+from surgeon.runtime import providers
+from surgeon.runtime.binding import UNCAPTURED, DeviceSession
 
 GPU = "stub"
 
@@ -61,13 +61,15 @@ class Recorded(onnxruntime.IOBinding):
 
 def pretend(monkeypatch: pytest.MonkeyPatch) -> list[Graphs]:
     """Let GPU be a device, that of the CPU provider; return the sessions that will capture there, as they are made."""
-    made, real = [], Bound.__init__
+    made, real = [], DeviceSession.__init__
 
-    def made_to_the_rules(self: Bound, session: object, device: str, index: int = 0, captures: bool = False) -> None:
+    def made_to_the_rules(
+        self: DeviceSession, session: object, device: str, index: int = 0, captures: bool = False
+    ) -> None:
         if captures:
             made.append(Graphs(session))
         real(self, made[-1] if captures else session, device, index, captures)
 
     monkeypatch.setitem(providers._PROVIDERS, GPU, providers._Provider("CPUExecutionProvider", {}, "cpu"))
-    monkeypatch.setattr(Bound, "__init__", made_to_the_rules)
+    monkeypatch.setattr(DeviceSession, "__init__", made_to_the_rules)
     return made

@@ -39,8 +39,8 @@ from pathlib import Path
 import onnxruntime
 del onnxruntime.preload_dlls  # it would load torch's own libraries of CUDA, which want a GPU
 from surgeon.errors import OptionError
-from surgeon.placement import off_device
-from surgeon.providers import Device, open_session
+from surgeon.runtime.placement import off_device
+from surgeon.runtime.providers import Device, open_session
 path = Path(sys.argv[1])
 device = Device("cuda", json.loads(sys.argv[2]))
 try:

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from surgeon.gate_statistics import QUANTILES, PhotoStatistics, statistics
-from surgeon.runtime import load
+from surgeon.analysis.evaluate.gate_statistics import QUANTILES, PhotoStatistics, statistics
+from surgeon.runtime.session import load
 
 
 class SoftReLU(torch.autograd.Function):
@@ -136,8 +136,8 @@ def differences(found: PhotoStatistics, expected: tuple[float, list[dict]]) -> d
 
 
 def main(bundle: str, *photos: str) -> None:
-    from surgeon.pictures import load_photo
-    from surgeon.sources import resolve_again
+    from surgeon.network.sources import resolve_again
+    from surgeon.runtime.photos import load_photo
 
     session = load(bundle)
     network = resolve_again(session.manifest).module

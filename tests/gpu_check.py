@@ -23,13 +23,13 @@ import numpy
 from rich.console import Console
 from rich.table import Table
 
-from surgeon.artifacts.manifest import Recipe
-from surgeon.benchmark import Benchmark, Round, benchmark, feeds
+from surgeon.analysis.bench.benchmark import Benchmark, Round, benchmark, feeds
+from surgeon.bundle.manifest import Recipe
 from surgeon.errors import ProviderError, SurgeonError
 from surgeon.exporting import export
-from surgeon.runtime import load
-from surgeon.sources import Source, resolve
-from surgeon.verify import HARD_ASCENT_TOLERANCE, verify
+from surgeon.network.sources import Source, resolve
+from surgeon.runtime.session import load
+from surgeon.verify.verify import HARD_ASCENT_TOLERANCE, verify
 
 NETWORKS = ("resnet50", "vgg11_bn", "densenet121", "mobilenet_v2")
 
@@ -129,7 +129,7 @@ def measured(
     if failed:
         told = "; ".join(f"{line.artifact} {line.quantity}, {line.condition}: {line.error:.1e}" for line in failed)
         raise SurgeonError(f"it is not what autograd computes: {told}")
-    walk(path, variant, device, batches[0])
+    repeater(path, variant, device, batches[0])
     report = benchmark(
         path,
         against=("forward", "eager"),
@@ -144,7 +144,7 @@ def measured(
     return [_row(network, variant.name, worst, off, round) for round in report.rounds], report
 
 
-def walk(path: Path, variant: Variant, device: str, batch: int) -> None:
+def repeater(path: Path, variant: Variant, device: str, batch: int) -> None:
     """Walk by single steps, again with another temperature, and once more; raise unless the loop ends there as well.
 
     A state that is left behind or a scalar that a CUDA graph held on to would lead elsewhere altogether.

@@ -56,7 +56,7 @@ class Entry:
         return f"{self.source} {self.model}"
 
     @property
-    def others(self) -> dict[str, tuple[int, ...]]:
+    def extra_inputs(self) -> dict[str, tuple[int, ...]]:
         """What it takes beside its input: the second of RAFT's two pictures."""
         return {"image2": self.shape} if self.model.startswith("raft_") else {}
 
@@ -91,13 +91,13 @@ def build(entry: Entry) -> Any:
     """The network with random weights, calibrated, in evaluation mode; what it returns is cut to one tensor."""
     import torch
 
-    from surgeon.inputs import beside
-    from surgeon.weights import CALIBRATION_BATCH, calibrate
+    from surgeon.network.inputs import with_extra_inputs
+    from surgeon.network.weights import CALIBRATION_BATCH, calibrate
 
-    module = _one_tensor(_timm(entry.model) if entry.source == "timm" else _torchvision(entry), entry.others)
+    module = _one_tensor(_timm(entry.model) if entry.source == "timm" else _torchvision(entry), entry.extra_inputs)
     module.eval().requires_grad_(False)
     vary(module)
-    with beside(module, [torch.rand(CALIBRATION_BATCH, *shape) for shape in entry.others.values()]):
+    with with_extra_inputs(module, [torch.rand(CALIBRATION_BATCH, *shape) for shape in entry.extra_inputs.values()]):
         calibrate(module, entry.shape, 0)
     return module
 
@@ -131,7 +131,7 @@ def _torchvision(entry: Entry) -> Any:
         return factory(**options)
 
 
-def _one_tensor(module: Any, others: dict[str, Any]) -> Any:
+def _one_tensor(module: Any, extra_inputs: dict[str, Any]) -> Any:
     from torch import Tensor, nn
 
     class First(nn.Module):
@@ -157,7 +157,7 @@ def _one_tensor(module: Any, others: dict[str, Any]) -> Any:
         def forward(self, image1: Tensor, image2: Tensor) -> Tensor:
             return self.network(image1, image2)[-1]
 
-    return Flow() if others else First()
+    return Flow() if extra_inputs else First()
 
 
 def vary(module: Any) -> None:
@@ -169,9 +169,9 @@ def vary(module: Any) -> None:
 
 def soft(entry: Entry, module: Any) -> dict[str, Any]:
     """Export with soft gates; `surgeon.export` verifies. The figure is the worst pullback's."""
-    from surgeon.artifacts.manifest import Model, Recipe
+    from surgeon.bundle.manifest import Model, Recipe
     from surgeon.exporting import export
-    from surgeon.sources import Source
+    from surgeon.network.sources import Source
 
     model = Model(entry.model, entry.source, "random", "none (random weights)", int(entry.millions * 1e6))
     source = Source(module, entry.shape, None, None, model, 0.3)
@@ -187,28 +187,30 @@ def exact(entry: Entry, module: Any) -> dict[str, Any]:
     import torch.nn.functional as F
 
     import surgeon
-    from surgeon.artifacts.manifest import Recipe
-    from surgeon.verify import relative_error
-    from surgeon.weights import varied_input
+    from surgeon.bundle.manifest import Recipe
+    from surgeon.network.weights import varied_input
+    from surgeon.verify.verify import relative_error
 
     recipe = Recipe(gate="hard", pool="hard")
     generator = torch.Generator().manual_seed(1)
-    x, *others = given = [varied_input(3, shape, generator) for shape in (entry.shape, *entry.others.values())]
+    x, *extra_inputs = given = [
+        varied_input(3, shape, generator) for shape in (entry.shape, *entry.extra_inputs.values())
+    ]
     with torch.no_grad():
         v = torch.randn(module(*given).shape, generator=generator)
 
     @torch.enable_grad()
     def gradient(x: torch.Tensor) -> torch.Tensor:
         x = x.clone().requires_grad_()
-        (found,) = torch.autograd.grad(module(x.clone(), *(y.to(x.dtype) for y in others)), x, v.to(x.dtype))
+        (found,) = torch.autograd.grad(module(x.clone(), *(y.to(x.dtype) for y in extra_inputs)), x, v.to(x.dtype))
         return found
 
     with tempfile.TemporaryDirectory() as folder:
-        options: dict[str, Any] = {"input_shape": entry.shape, "others": entry.others}
+        options: dict[str, Any] = {"input_shape": entry.shape, "extra_inputs": entry.extra_inputs}
         surgeon.export(module, folder + "/bundle", recipe, formats=("onnx",), check=False, **options)
-        beside = {name: y.numpy() for name, y in zip(entry.others, others, strict=True)}
+        with_extra_inputs = {name: y.numpy() for name, y in zip(entry.extra_inputs, extra_inputs, strict=True)}
         session = surgeon.load(folder + "/bundle")
-        artifact = torch.from_numpy(session.pullback(x.numpy(), v.numpy(), others=beside).pullback)
+        artifact = torch.from_numpy(session.pullback(x.numpy(), v.numpy(), extra_inputs=with_extra_inputs).pullback)
     single = gradient(x)
     module.double()
     # RAFT makes its coordinates with Tensor.float, and then mixes dtypes; others round in the middle.
@@ -217,7 +219,7 @@ def exact(entry: Entry, module: Any) -> dict[str, Any]:
         with patch.object(torch.nn.functional, "hardsigmoid", lambda x, inplace=False: F.relu6(x + 3) / 6):
             expected = gradient(x.double())
         graph = surgeon.rewrite(module, tuple(value[:2].flip(-1).double() for value in given), recipe)
-        pulled = graph(x.double(), v.double(), *(y.double() for y in others))
+        pulled = graph(x.double(), v.double(), *(y.double() for y in extra_inputs))
     figures = {
         "exact": relative_error(pulled[1], expected),
         "artifact": relative_error(artifact, expected),
@@ -275,7 +277,14 @@ def commit() -> str:
 
 def sweep(chosen: Sequence[Entry], results: Path, jobs: int, timeout: float) -> None:
     """Attempt all of `chosen`, `jobs` at a time, and append each result to `results`."""
-    preloaded = ["torchvision", "timm", "onnxruntime", "surgeon.runtime", "surgeon.verify", "tests.sweep_warm"]
+    preloaded = [
+        "torchvision",
+        "timm",
+        "onnxruntime",
+        "surgeon.runtime.session",
+        "surgeon.verify.verify",
+        "tests.sweep_warm",
+    ]
     multiprocessing.get_context("forkserver").set_forkserver_preload(preloaded)
     results.parent.mkdir(parents=True, exist_ok=True)
     writing = threading.Lock()

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from tests import cuda_graphs, gpu_check
 from tests.gpu_check import Variant
 
-TINY = "tests.test_benchmark:tiny"
+TINY = "tests.analysis.test_benchmark:tiny"
 
 
 def test_a_variant_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,10 +50,10 @@ def test_on_the_cpu_it_takes_what_makes_sense_there(monkeypatch: pytest.MonkeyPa
 def test_a_walk_that_goes_astray_is_told(digits_bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     cuda_graphs.pretend(monkeypatch)
     graphs = Variant("graphs", "fp32", {"enable_cuda_graph": "1"})
-    gpu_check.walk(digits_bundle, graphs, cuda_graphs.GPU, 2)
-    monkeypatch.setattr("surgeon.binding._STATE", "origin")
+    gpu_check.repeater(digits_bundle, graphs, cuda_graphs.GPU, 2)
+    monkeypatch.setattr("surgeon.runtime.binding._STATE", "origin")
     with pytest.raises(gpu_check.SurgeonError, match="lead elsewhere"):
-        gpu_check.walk(digits_bundle, graphs, cuda_graphs.GPU, 2)
+        gpu_check.repeater(digits_bundle, graphs, cuda_graphs.GPU, 2)
 
 
 def test_without_the_provider_it_ends_with_that(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 import surgeon
-from surgeon.artifacts.manifest import Recipe
-from surgeon.artifacts.onnx_writer import export_plain
+from surgeon.bundle.manifest import Recipe
+from surgeon.conversion.writers.onnx_writer import export_plain
 from surgeon.exporting import export
-from surgeon.oracle import reference_ascent, reference_pullback
-from surgeon.sources import Source, resolve
-from surgeon.verify import relative_error
-from surgeon.weights import varied_input
+from surgeon.network.sources import Source, resolve
+from surgeon.network.weights import varied_input
+from surgeon.verify.oracle.reference import reference_ascent, reference_pullback
+from surgeon.verify.verify import relative_error
 
 pytestmark = pytest.mark.slow
 

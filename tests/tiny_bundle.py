@@ -12,12 +12,12 @@ import numpy
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from surgeon.artifacts.bundle import seal
-from surgeon.artifacts.manifest import (
+from surgeon.bundle.folder import seal
+from surgeon.bundle.manifest import (
     Artifact,
     Comparison,
     Defaults,
-    Gate,
+    GateSite,
     Image,
     Manifest,
     Model,
@@ -65,7 +65,7 @@ def write_tiny(
     """Write the bundle into `folder` (made if need be); return it. With `free` it says that it takes any size."""
     folder.mkdir(parents=True, exist_ok=True)
     manifest = _manifest(gate, objective, verified, free)
-    told = {"schema", "model", "recipe", "defaults", "image", "labels", "gates", "layers", "others"}
+    told = {"schema", "model", "recipe", "defaults", "image", "labels", "gates", "layers", "extra_inputs"}
     facts = json.dumps({key: value for key, value in json.loads(manifest.to_json()).items() if key in told})
     for name, graph in _graphs(gate, objective).items():
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
@@ -109,7 +109,9 @@ def _manifest(gate: str, objective: str, verified: bool, free: bool) -> Manifest
         image=image,
         labels=LABELS,
         gates=(
-            Gate("relu", "hidden", "aten.relu.default", "gate", gate, ("N", "((H - 3)//2) + 1" if free else HIDDEN)),
+            GateSite(
+                "relu", "hidden", "aten.relu.default", "gate", gate, ("N", "((H - 3)//2) + 1" if free else HIDDEN)
+            ),
         ),
         artifacts={name: Artifact("onnx", *ports) for name, ports in artifacts.items()},
         versions={"onnx": onnx.__version__},

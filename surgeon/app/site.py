@@ -23,11 +23,12 @@ import onnx
 
 from surgeon.app import vendored
 from surgeon.app.policy import CONTENT_SECURITY_POLICY
-from surgeon.artifacts.bundle import staged
-from surgeon.artifacts.manifest import Image, strict
+from surgeon.bundle.atomic import staged
+from surgeon.bundle.manifest import Image, strict
 from surgeon.errors import SurgeonError
-from surgeon.pictures import load_photo, to_picture
-from surgeon.runtime import Session, load
+from surgeon.runtime.photos import load_photo
+from surgeon.runtime.pictures import to_picture
+from surgeon.runtime.session import Session, load
 
 MARK = "surgeon-site.json"
 """By which a site is known: a name that no other tool gives a file, since what is in the folder is replaced."""
@@ -82,10 +83,10 @@ def require_fit(session: Session) -> None:
         raise SurgeonError(f"the bundle {path} has no {STEP}, which browsers run", "Export it with --formats onnx")
     if manifest.recipe.objective == "energy":
         raise SurgeonError(f"the objective of {path} is energy, which has no class to choose", "See `surgeon run`")
-    if session.others:
-        names = ", ".join(port.name for port in session.others)
+    if session.extra_inputs:
+        names = ", ".join(port.name for port in session.extra_inputs)
         raise SurgeonError(
-            f"the network of {path} takes {names} beside its picture", "Run it with `surgeon run --also`"
+            f"the network of {path} takes {names} beside its picture", "Run it with `surgeon run --extra-input`"
         )
     if manifest.image is None or manifest.image.channels not in (1, 3):
         raise SurgeonError(f"the input of {path} is not a picture", "Run it from Python")

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from surgeon.cli import options
-from surgeon.interruption import Interrupted
+from surgeon.errors import Interrupted
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from surgeon.benchmark import Benchmark, Round
-    from surgeon.profiling import Profile
+    from surgeon.analysis.bench.benchmark import Benchmark, Round
+    from surgeon.analysis.bench.profiling import Profile
 
-OPPONENTS = ("forward", "eager", "compile")
+BASELINES = ("forward", "eager", "compile")
 NAMES = {"ascent": "ascent, per step of {}", "steps": "ascent_step, its state on the GPU"}
 MOST_SHARES = 12  # of a profile, on the screen
 
@@ -57,7 +57,7 @@ def _sizes(text: str) -> tuple[int, ...]:
 @options.bundle
 @click.option(
     "--against",
-    type=_listed(OPPONENTS),
+    type=_listed(BASELINES),
     metavar="NAMES",
     help="forward (the plain ONNX export), eager (the same gates by autograd), compile (torch.compile of that), or "
     "none.  [default: forward, where torch is installed]",
@@ -88,7 +88,7 @@ def command(bundle: Path, against: tuple[str, ...] | None, quiet: bool, as_json:
     forward pass more, for the score of what it reached, which counts as half a step. On the CPU the bundle is run as
     surgeon.load has it, at its default temperature. Ctrl-C keeps the turns that are done.
     """
-    from surgeon.benchmark import benchmark, torch_is_installed
+    from surgeon.analysis.bench.benchmark import benchmark, torch_is_installed
     from surgeon.cli import screen
 
     if against is None:
@@ -110,7 +110,7 @@ def command(bundle: Path, against: tuple[str, ...] | None, quiet: bool, as_json:
                 _print_profile(console, round.profile)
         if "forward" not in against:
             console.print("ratios to 2 x forward need --against forward, and torch", style="dim")
-        screen.print_strays(console, report.off_device, report.behind)
+        screen.warn_off_device(console, report.off_device, report.fallback)
         _print_machine(console, report)
     if report.interrupted:
         done = ", ".join(f"batch {round.batch}: {len(round.timings[0].seconds)}" for round in report.rounds)
@@ -122,7 +122,7 @@ def _print_round(console: Console, report: Benchmark, round: Round) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from surgeon.benchmark import quartiles
+    from surgeon.analysis.bench.benchmark import quartiles
     from surgeon.cli import screen
 
     title = f"{report.model}, batch {round.batch}, {report.machine.device}"
@@ -160,8 +160,8 @@ def _print_profile(console: Console, profile: Profile) -> None:
         shown, rest = shares[:MOST_SHARES], shares[MOST_SHARES:]
         rows = [(share.name, share.nodes, share.seconds) for share in shown]
         if rest:
-            others = f"{len(rest)} more"
-            rows.append((others, sum(share.nodes for share in rest), sum(share.seconds for share in rest)))
+            extra_inputs = f"{len(rest)} more"
+            rows.append((extra_inputs, sum(share.nodes for share in rest), sum(share.seconds for share in rest)))
         for name, nodes, seconds in rows:
             table.add_row(Text(name), str(nodes), f"{_milliseconds(seconds)} ms", f"{seconds / profile.seconds:.0%}")
         console.print(table)

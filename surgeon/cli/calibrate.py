@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from surgeon.cli import options
-from surgeon.cli.run import image_of, read_photo, spare_photos
-from surgeon.errors import SurgeonError
-from surgeon.interruption import Interrupted, kept
+from surgeon.cli.photos import read_photo, spare_photos
+from surgeon.errors import Interrupted, SurgeonError, collect_until_interrupt
+from surgeon.runtime.photos import image_of
 
 if TYPE_CHECKING:
     import numpy
     import PIL.Image
     from rich.table import Table
 
-    from surgeon.calibration import Candidate, Seen, Tried
-    from surgeon.runtime import Session
+    from surgeon.analysis.evaluate.calibration import Candidate, Seen, Tried
+    from surgeon.runtime.session import Session
 
 EXAMPLES = """\b
 Examples:
@@ -92,14 +92,14 @@ def command(
     the photo and at versions that are moved by some pixels or a little noisy), targets (1 - the cosine of pullbacks
     towards two classes), photos (1 - the cosine of pullbacks at two photos towards one class) and gain (the rise of the
     objective per unit of L2 moved by an ascent towards the photo's own class, relative to the photo's best). The T with
-    the largest product is chosen. The argument for them is in surgeon/calibration.py; --strip shows what ascents draw
-    at every T, so that you can overrule them with --set. Ctrl-C keeps what is known of each T that is done; none is
-    chosen then, or written.
+    the largest product is chosen. The argument for them is in surgeon/analysis/evaluate/calibration.py; --strip shows
+    what ascents draw at every T, so that you can overrule them with --set. Ctrl-C keeps what is known of each T that is
+    done; none is chosen then, or written.
     """
-    from surgeon.artifacts.temperature import set_temperature, with_temperature
-    from surgeon.calibration import choose
+    from surgeon.analysis.evaluate.calibration import choose
+    from surgeon.bundle.default_temperature import set_temperature, with_temperature
     from surgeon.cli import screen
-    from surgeon.runtime import load
+    from surgeon.runtime.session import load
 
     with screen.waiting("open the bundle", quiet):
         session = load(bundle, device, threads, provider_options)
@@ -113,7 +113,7 @@ def command(
     console = screen.console()
     if photos:
         if strip is not None:
-            from surgeon import grids
+            from surgeon.analysis.figures import grids
 
             grids.require_format(strip)
             grids.require_room(1 + count, len(photos) * (1 + per_gate), side)
@@ -126,7 +126,7 @@ def command(
         best = None if interrupted else choose(tried)
         if strip is not None:
             _draw(session, strip, images, tried, best, seen, side, steps)
-        screen.print_strays(screen.console(error=True), session.off_device, session.behind)
+        screen.warn_off_device(screen.console(error=True), session.off_device, session.fallback)
         report = _facts(tried, best)
         if not as_json:
             console.print(table(tried, best))
@@ -175,8 +175,10 @@ def _require(session: Session, photos: Sequence[Path], per_gate: bool) -> None:
         raise SurgeonError(
             f"the objective of {session.bundle.path} is energy, which has no target classes", "Use --set T"
         )
-    if session.others:
-        raise SurgeonError(f"{session.bundle.path} takes {session.others[0].name} beside the photo", "Use --set T")
+    if session.extra_inputs:
+        raise SurgeonError(
+            f"{session.bundle.path} takes {session.extra_inputs[0].name} beside the photo", "Use --set T"
+        )
     if not session.has_classes:
         raise SurgeonError(f"the output of {session.bundle.path} is no row of classes to pull back from", "Use --set T")
     if per_gate:
@@ -197,7 +199,7 @@ def _sweep(
     quiet: bool,
 ) -> tuple[list[Tried], list[list[Seen]], bool]:
     """Every candidate, global ones first, at every photo; whether Ctrl-C cut it short."""
-    from surgeon.calibration import Candidate, best_two, grid, judged, look, scales
+    from surgeon.analysis.evaluate.calibration import Candidate, best_two, grid, judged, look, scales
     from surgeon.cli import screen
 
     values = grid(*range)
@@ -217,7 +219,7 @@ def _sweep(
                 progress.update(task, description=_name(candidate))
                 yield look(session, images, classes, candidate, steps, lambda: progress.advance(task))
 
-        seen, interrupted = kept(looked())
+        seen, interrupted = collect_until_interrupt(looked())
     return judged(candidates[: len(seen)], seen), seen, interrupted
 
 
@@ -227,13 +229,13 @@ def _name(candidate: Candidate) -> str:
 
 def _reason(tried: Sequence[Tried], best: Tried, photos: int) -> str:
     """Why `best` is chosen, and what comes near."""
-    from surgeon.calibration import CLOSE
+    from surgeon.analysis.evaluate.calibration import CLOSE
 
     close = [one for one in tried if one.product >= CLOSE * best.product and one is not best]
     named = ", ".join(_name(one.candidate) for one in close)
-    others = f"; within {100 - 100 * CLOSE:.0f} % of it: {named}" if close else ""
+    tied = f"; within {100 - 100 * CLOSE:.0f} % of it: {named}" if close else ""
     what = f"whose product of the four, means over {photos} photos, is the largest"
-    return f"chosen: {_name(best.candidate)}, {what}{others}"
+    return f"chosen: {_name(best.candidate)}, {what}{tied}"
 
 
 def table(tried: Sequence[Tried], best: Tried | None) -> Table:
@@ -273,9 +275,9 @@ def _draw(
     steps: int | None,
 ) -> None:
     """What ascents added at each temperature: a panel for global ones, and one for those of each gate."""
-    from surgeon import grids
-    from surgeon.grids import Cell, Panel
-    from surgeon.pictures import difference, to_picture
+    from surgeon.analysis.figures import grids
+    from surgeon.analysis.figures.grids import Cell, Panel
+    from surgeon.runtime.pictures import difference, to_picture
 
     layout, panels = image_of(session), []
 

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from surgeon.cli import options, others
+from surgeon.cli import extra_input_options, options
 from surgeon.cli.export import Shape
 from surgeon.errors import ConversionError
 
 if TYPE_CHECKING:
-    from surgeon.support import Operator, Support
+    from surgeon.analysis.inspect.convertibility import Convertibility, OperatorSupport
 
 EXAMPLES = """\b
 Examples:
@@ -27,7 +27,7 @@ Examples:
     "--at", metavar="LAYER", multiple=True,
     help="Check the network up to this layer. Repeatable.  [default: the network's output]",
 )  # fmt: skip
-@others.described
+@extra_input_options.described
 @options.quiet
 @options.as_json
 def command(
@@ -35,7 +35,7 @@ def command(
     input_shape: tuple[int, ...] | None,
     at: tuple[str, ...],
     input: str | None,
-    also: tuple[others.Stated, ...],
+    extra_input: tuple[extra_input_options.Stated, ...],
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -49,7 +49,7 @@ def command(
     from surgeon.cli import screen
 
     with screen.waiting("capture the network", quiet):
-        support = _check(model, input_shape, at, input, also)
+        support = _check(model, input_shape, at, input, extra_input)
     if as_json:
         screen.print_json({"model": model, "at": at, **support.to_json()})
     else:
@@ -63,21 +63,21 @@ def _check(
     input_shape: tuple[int, ...] | None,
     at: tuple[str, ...],
     input: str | None,
-    also: tuple[others.Stated, ...],
-) -> Support:
+    extra_input: tuple[extra_input_options.Stated, ...],
+) -> Convertibility:
     try:
-        source, example = options.network(model, input_shape, input, also)
+        source, example = options.network(model, input_shape, input, extra_input)
     except ConversionError as error:  # of a file
-        from surgeon.support import not_imported
+        from surgeon.analysis.inspect.convertibility import not_imported
 
         return not_imported(error)
-    from surgeon.artifacts.manifest import Recipe
-    from surgeon.support import check
+    from surgeon.analysis.inspect.convertibility import check
+    from surgeon.bundle.manifest import Recipe
 
     return check(source.module, example, Recipe(at=at))
 
 
-def _print(model: str, support: Support) -> None:
+def _print(model: str, support: Convertibility) -> None:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -103,8 +103,8 @@ def _print(model: str, support: Support) -> None:
         console.print(Text(f"{model} converts"), style="green")
 
 
-def _reason(found: Operator) -> str:
+def _reason(found: OperatorSupport) -> str:
     """Why it is unsupported, which says where its first node is, and where the others are."""
-    first, *others = found.places
-    more = ", ".join(dict.fromkeys(f"{place.module} {place.line}".strip() or place.node for place in others))
+    first, *extra_inputs = found.places
+    more = ", ".join(dict.fromkeys(f"{place.module} {place.line}".strip() or place.node for place in extra_inputs))
     return first.reason + (f"; also in {more}" if first.reason and more else "")

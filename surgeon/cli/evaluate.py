@@ -8,26 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from surgeon.analysis.same_network import require_same_network
 from surgeon.cli import options
-from surgeon.cli.run import (
-    Target,
-    choose_targets,
-    image_of,
-    predicted,
-    read_photo,
-    spare_photos,
-    takes_temperature,
-)
-from surgeon.cli.sameness import require_same_network
-from surgeon.errors import SurgeonError
-from surgeon.interruption import Interrupted, kept
+from surgeon.cli.photos import choose_targets, read_photo, spare_photos
+from surgeon.errors import Interrupted, SurgeonError, collect_until_interrupt
+from surgeon.runtime.photos import image_of
+from surgeon.runtime.targets import Target, predicted, takes_temperature
 
 if TYPE_CHECKING:
     import numpy
 
-    from surgeon.evaluation import Measured
-    from surgeon.explanations import Method
-    from surgeon.runtime import Session
+    from surgeon.analysis.evaluate.evaluation import Measured
+    from surgeon.analysis.evaluate.explanations import Method
+    from surgeon.runtime.session import Session
 
 LEVEL = 0.15
 """SmoothGrad's noise, in ranges of a photo's pixels: the middle of what its paper recommends."""
@@ -100,7 +93,11 @@ class Against(click.ParamType[tuple[str, Path]]):
     "of x * g.",
 )
 @click.option(
-    "--parts", type=click.IntRange(min=1), default=32, show_default=True, help="Parts that photos come and go in."
+    "--curve-points",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Steps of each curve.",
 )
 @click.option(
     "--perturbation",
@@ -110,10 +107,10 @@ class Against(click.ParamType[tuple[str, Path]]):
     help="What infidelity changes: squares of the photo to grey, or all of it by a little noise.",
 )
 @click.option(
-    "--changes", type=click.IntRange(min=2), default=64, show_default=True, help="Changed photos of infidelity."
+    "--perturbations", type=click.IntRange(min=2), default=64, show_default=True, help="Changed photos of infidelity."
 )
 @click.option(
-    "--draws", type=click.IntRange(min=1), default=10, show_default=True, help="Photos nearby of max-sensitivity."
+    "--samples", type=click.IntRange(min=1), default=10, show_default=True, help="Photos nearby of max-sensitivity."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is random.")
 @options.size
@@ -148,10 +145,12 @@ def command(
     explains nothing: what a measure gives to that is given for nothing. Every random draw is fixed by --seed and the
     photo, and is the same for all methods. Ctrl-C keeps the photos that are done.
     """
-    from surgeon import explanations, plots
-    from surgeon.cli import evaluation_report, screen
-    from surgeon.evaluation import Settings, measure, passes
-    from surgeon.runtime import load
+    from surgeon.analysis.evaluate import explanations
+    from surgeon.analysis.evaluate.evaluation import Settings, measure, passes
+    from surgeon.analysis.figures import plots
+    from surgeon.cli import screen
+    from surgeon.cli.reports import evaluation_report
+    from surgeon.runtime.session import load
 
     if plot is not None:
         plots.require(plot)  # before the work, not after it
@@ -159,8 +158,8 @@ def command(
     with screen.waiting("open the bundles", quiet):
         session = load(bundle, device, threads, provider_options)
         _require_classes(session)
-        others = [(name, load(path, device, threads, provider_options)) for name, path in against]
-    for _, other in others:
+        baselines = [(name, load(path, device, threads, provider_options)) for name, path in against]
+    for _, other in baselines:
         require_same_network(session, other)
     wanted = choose_targets(session, photos, targets, ())
     images = [read_photo(session, photo, size) for photo in photos]
@@ -171,8 +170,8 @@ def command(
         def tick(count: int) -> None:
             progress.advance(task, count)
 
-        methods = _methods(session, others, temperatures, smoothgrad, settings.seed, tick)
-        for _, other in others:
+        methods = _methods(session, baselines, temperatures, smoothgrad, settings.seed, tick)
+        for _, other in baselines:
             _require_same_weights(session, other, images[0])
         progress.update(task, total=len(photos) * passes(methods, settings), completed=0)
 
@@ -183,12 +182,12 @@ def command(
                 network = explanations.network(session, tick)
                 yield photo, seen, measure(image, seen, network, methods, image_of(session), settings)
 
-        results, interrupted = kept(looked())
+        results, interrupted = collect_until_interrupt(looked())
     measured = [result for _, _, result in results]
     if plot is not None:
         plots.evaluation(measured, methods, plot)
-    for one in (session, *(other for _, other in others)):
-        screen.print_strays(screen.console(error=True), one.off_device, one.behind)
+    for one in (session, *(other for _, other in baselines)):
+        screen.warn_off_device(screen.console(error=True), one.off_device, one.fallback)
     if as_json:
         screen.print_json(evaluation_report.facts(session, results, methods, settings, device))
     else:
@@ -201,14 +200,14 @@ def command(
 
 def _methods(
     session: Session,
-    others: Sequence[tuple[str, Session]],
+    baselines: Sequence[tuple[str, Session]],
     temperatures: Sequence[float],
     samples: int,
     seed: int,
     tick: Callable[[int], object],
 ) -> list[Method]:
     """A row for each bundle and temperature, SmoothGrad of the first hard one, and noise; raises for a name twice."""
-    from surgeon import explanations
+    from surgeon.analysis.evaluate import explanations
 
     gate = session.manifest.recipe.gate
     if temperatures and not takes_temperature(session):
@@ -217,7 +216,9 @@ def _methods(
     if len(temperatures) > 1:
         rows = [(f"{gate} T={at:g}", at) for at in temperatures]
     methods = [explanations.pullbacks(name, session, at, tick) for name, at in rows]
-    methods += [explanations.pullbacks(name or other.manifest.recipe.gate, other, None, tick) for name, other in others]
+    methods += [
+        explanations.pullbacks(name or other.manifest.recipe.gate, other, None, tick) for name, other in baselines
+    ]
     hard = next((method for method in methods if method.facts["gate"] == method.facts["pool"] == "hard"), None)
     if samples and hard is not None:
         methods.append(explanations.smoothgrad("smoothgrad", hard, samples, LEVEL, seed))
@@ -239,9 +240,9 @@ def _require_classes(session: Session) -> None:
             f"the output of {session.bundle.path} is no row of classes, which is what is evaluated",
             "Export one without --at, of a network that classifies",
         )
-    if session.others:
+    if session.extra_inputs:
         raise SurgeonError(
-            f"{session.bundle.path} takes {session.others[0].name} beside the photo", "See `surgeon run`"
+            f"{session.bundle.path} takes {session.extra_inputs[0].name} beside the photo", "See `surgeon run`"
         )
 
 

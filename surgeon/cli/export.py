@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from surgeon.cli import comparisons, options, others
+from surgeon.cli import extra_input_options, options
+from surgeon.cli.reports import comparisons
 from surgeon.cli.screen import console, print_json, progress, size_text
 from surgeon.errors import SurgeonError, VerificationError
 
 if TYPE_CHECKING:
-    from surgeon.artifacts.bundle import Bundle
-    from surgeon.artifacts.manifest import Comparison
+    from surgeon.bundle.folder import Bundle
+    from surgeon.bundle.manifest import Comparison
 
 EXAMPLES = """\b
 Examples:
@@ -24,10 +25,10 @@ Examples:
   surgeon export resnet50 --weights random --gate hard -o exported/resnet50-hard
   surgeon export resnet50 --at layer3.2.conv2 -o exported/resnet50-layer3
   surgeon export resnet50 --at layer2 --at layer3 --at fc -o exported/resnet50-layers
-  surgeon export efficientnet_lite0 --formats onnx --stored fp16 --chunk 20 --scalars required
+  surgeon export efficientnet_lite0 --formats onnx --weights-dtype fp16 --shard-size 20 --scalars required
   surgeon export classifier.onnx --preprocess imagenet
   surgeon export mypackage.models:make --input-shape 3,64,64 --weights trained.pth
-  surgeon export mypackage.models:denoiser --input-shape 3,64,64 --also step=:int64"""
+  surgeon export mypackage.models:denoiser --input-shape 3,64,64 --extra-input step=:int64"""
 
 
 BEGIN = {"build the network": 0.02, "rewrite": 0.06, "write TorchScript": 0.3, "write ONNX": 0.35, "verify": 0.45}
@@ -74,7 +75,7 @@ class Formats(click.ParamType[tuple[str, ...]]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         """Parse `value`, unless it is parsed already."""
-        from surgeon.artifacts.ports import FILES
+        from surgeon.bundle.ports import FILES
 
         names = value if isinstance(value, tuple) else tuple(name.strip() for name in value.split(","))
         for name in names:
@@ -88,7 +89,7 @@ class Formats(click.ParamType[tuple[str, ...]]):
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Default: exported/NAME.")
 @click.option("--weights", metavar="FILE|NAME|random", help="A state dict, a published name, or random[:SEED].")
 @click.option("--input-shape", type=Shape(), help="One input's shape, without the batch.")
-@others.described
+@extra_input_options.described
 @click.option("--dynamic-size", is_flag=True, help="Leave height and width of [C,H,W] inputs free, as the batch is.")
 @click.option("--preprocess", type=click.Choice(["imagenet", "half", "none"]), help="Normalisation put into the graph.")
 @click.option(
@@ -159,11 +160,11 @@ class Formats(click.ParamType[tuple[str, ...]]):
 @click.option("--formats", type=Formats(), default="onnx,torchscript", show_default=True, help="What to write.")
 @click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True)
 @click.option(
-    "--stored", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True,
+    "--weights-dtype", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True,
     help="What the ONNX files hold the weights in: fp16 is half the size, and computed with in fp32 all the same.",
 )  # fmt: skip
 @click.option(
-    "--chunk", type=click.IntRange(min=1), metavar="MB",
+    "--shard-size", type=click.IntRange(min=1), metavar="MB",
     help="Spread the ONNX files' weights over files of this size, for hosts that limit it. A tensor is never cut.",
 )  # fmt: skip
 @click.option(
@@ -188,7 +189,7 @@ def command(model: str, output: Path | None, no_verify: bool, quiet: bool, as_js
     PyTorch's autograd on other inputs, batches and temperatures than they were traced with; over tolerance, the command
     exits with 3 and leaves no bundle.
     """
-    from surgeon.artifacts.ports import FILES
+    from surgeon.bundle.ports import FILES
 
     started = time.perf_counter()
     lines: list[Comparison] = []
@@ -229,11 +230,11 @@ def _export(
     """Turn the command's options into the arguments of `surgeon.exporting.export`, and call it."""
     import dataclasses
 
-    from surgeon.artifacts.manifest import Defaults, Recipe
+    from surgeon.bundle.manifest import Defaults, Recipe
 
     try:
         from surgeon.exporting import export
-        from surgeon.sources import resolve
+        from surgeon.network.sources import resolve
     except ImportError as error:
         missing = error.name or "torch"
         raise SurgeonError(f"{missing} is not installed, and converting needs it", options.CONVERT) from error
@@ -245,7 +246,7 @@ def _export(
         input_shape=choices["input_shape"],
         preprocess=choices["preprocess"],
         input=choices["input"],
-        others=dict(choices["also"]),
+        extra_inputs=dict(choices["extra_input"]),
     )
     if source.image is not None:
         source = dataclasses.replace(source, image=dataclasses.replace(source.image, margin=choices["margin"]))
@@ -266,7 +267,7 @@ def _export(
         defaults,
         formats=choices["formats"],
         single_file=choices["single_file"],
-        chunk=choices["chunk"],
+        shard_size=choices["shard_size"],
         check=check,
         tolerance=choices["tolerance"],
         stage=stage,

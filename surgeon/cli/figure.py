@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from surgeon.cli import options
-from surgeon.cli.run import Target, choose_targets, predicted, read_photo, read_targets, spare_photos
-from surgeon.errors import SurgeonError
-from surgeon.interruption import Interrupted, kept
+from surgeon.cli.photos import choose_targets, read_photo, spare_photos
+from surgeon.errors import Interrupted, SurgeonError, collect_until_interrupt
+from surgeon.runtime.targets import Target, predicted, read_targets
 
 if TYPE_CHECKING:
     import numpy
 
-    from surgeon.runtime import Session
+    from surgeon.runtime.session import Session
 
 EXAMPLES = """\b
 Examples:
@@ -144,9 +144,9 @@ def command(
     network sees in the photo, or --target, or --unit: one for all photos, or one for each. Ctrl-C keeps the photos that
     are done.
     """
-    from surgeon import grids
-    from surgeon.cli import cells, layouts, screen
-    from surgeon.runtime import load
+    from surgeon.analysis.figures import cells, grids, layouts
+    from surgeon.cli import screen
+    from surgeon.runtime.session import load
 
     _refuse_mixtures(
         {"--steps-shown": steps_shown, "--temperatures": temperatures, "--strongest": strongest},
@@ -167,8 +167,8 @@ def command(
         plain = load(against, device, threads, provider_options) if against else None
     if session.manifest.recipe.objective == "energy":
         raise SurgeonError(f"the objective of {bundle} is energy, which has no target classes", "See `surgeon run`")
-    if session.others:
-        raise SurgeonError(f"{bundle} takes {session.others[0].name} beside the photo", "See `surgeon run`")
+    if session.extra_inputs:
+        raise SurgeonError(f"{bundle} takes {session.extra_inputs[0].name} beside the photo", "See `surgeon run`")
     images = [read_photo(session, photo, size) for photo in photos]
     with screen.progress(quiet) as progress:
         task = progress.add_task("looking", total=len(photos))
@@ -206,7 +206,7 @@ def command(
         written: list[Path] = []
         done = 0
         for page, file in zip(pages, files, strict=True):
-            drawn, interrupted = kept((figure.draw(place, tick) for place in page), before=done)
+            drawn, interrupted = collect_until_interrupt((figure.draw(place, tick) for place in page), before=done)
             if drawn:
                 panels = layouts.joined(drawn)
                 grids.save(file, panels, session.manifest.model.name, figure.footer, side)
@@ -216,7 +216,7 @@ def command(
             if interrupted:
                 break
     for climber in (session, plain) if plain else (session,):
-        screen.print_strays(screen.console(error=True), climber.off_device, climber.behind)
+        screen.warn_off_device(screen.console(error=True), climber.off_device, climber.fallback)
     if as_json:
         described = list(zip(photos, images, figure.facts, strict=True))[:done]
         shown = [{"photo": str(photo), "size": list(image.shape[1:]), **facts} for photo, image, facts in described]
@@ -251,7 +251,7 @@ def _seen(session: Session, image: numpy.ndarray) -> Target | None:
     return predicted(session, image) if session.has_classes else None
 
 
-def _random_class(session: Session, others: Sequence[Target | None], seed: int) -> int | None:
+def _random_class(session: Session, targets: Sequence[Target | None], seed: int) -> int | None:
     """A class that no photo has; None where every class is taken."""
-    free = sorted({*range(session.classes)}.difference(others))
+    free = sorted({*range(session.classes)}.difference(targets))
     return random.Random(seed).choice(free) if free else None

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from surgeon.cli import options, others
-from surgeon.cli.run import choose_targets, cotangents, predicted, read_photo, spare_photos
-from surgeon.errors import SurgeonError
-from surgeon.interruption import Interrupted, kept
+from surgeon.cli import extra_input_options, options
+from surgeon.cli.photos import choose_targets, read_photo, spare_photos
+from surgeon.errors import Interrupted, SurgeonError, collect_until_interrupt
+from surgeon.runtime.targets import cotangents, predicted
 
 if TYPE_CHECKING:
-    from surgeon.cli.tables import Fitted
-    from surgeon.gate_statistics import PhotoStatistics
+    from surgeon.analysis.evaluate.gate_statistics import PhotoStatistics
+    from surgeon.cli.reports.tables import Fitted
 
 EXAMPLES = """\b
 Examples:
@@ -34,7 +34,7 @@ Examples:
 @options.units
 @options.size
 @options.temperature
-@others.given
+@extra_input_options.given
 @click.option(
     "--near", type=options.number(above=0), default=1.0, show_default=True, metavar="X",
     help="Units with |z/T| below it count as near the threshold.",
@@ -52,7 +52,7 @@ def command(
     units: tuple[str, ...],
     size: options.Size | None,
     temperature: float | None,
-    also: tuple[str, ...],
+    extra_input: tuple[str, ...],
     near: float,
     plot: Path | None,
     device: str,
@@ -70,10 +70,10 @@ def command(
 
     BUNDLE must have been exported with --gate-outputs. Ctrl-C keeps the photos that are done.
     """
-    from surgeon import gate_plot, plots
+    from surgeon.analysis.evaluate.gate_statistics import mean, statistics
+    from surgeon.analysis.figures import gate_plot, plots
     from surgeon.cli import screen
-    from surgeon.gate_statistics import mean, statistics
-    from surgeon.runtime import load
+    from surgeon.runtime.session import load
 
     if plot is not None:
         plots.require(plot)
@@ -84,21 +84,21 @@ def command(
     if session.manifest.recipe.objective == "energy" and not session.has_classes:
         raise SurgeonError(f"the objective of {bundle} is energy, which has no target unit", "See `surgeon run`")
     wanted = choose_targets(session, photos, targets, units)
-    beside = others.read(session, also)
+    extra_inputs = extra_input_options.read(session, extra_input)
     images = [read_photo(session, photo, size) for photo in photos]
 
     def looked() -> Iterator[tuple[Path, str, PhotoStatistics]]:
         for photo, image, target in zip(photos, images, wanted, strict=True):
             progress.update(task, description=photo.name)
-            target = predicted(session, image, beside) if target is None else target
-            values = session.gates(image[None], cotangents(session, [target], image), temperature, beside)
+            target = predicted(session, image, extra_inputs) if target is None else target
+            values = session.gates(image[None], cotangents(session, [target], image), temperature, extra_inputs)
             yield photo, session.label(target), statistics(session.manifest, values, temperature, near)
             progress.advance(task)
 
     with screen.progress(quiet) as progress:
         task = progress.add_task("", total=len(photos))
-        seen, interrupted = kept(looked())
-    screen.print_strays(screen.console(error=True), session.off_device, session.behind)
+        seen, interrupted = collect_until_interrupt(looked())
+    screen.warn_off_device(screen.console(error=True), session.off_device, session.fallback)
     total = mean([found for _, _, found in seen])
     if plot is not None:
         over = photos[0].name if len(seen) == 1 else f"{len(seen)} photos"
@@ -120,9 +120,9 @@ def command(
 
 def table(found: PhotoStatistics) -> Fitted:
     """One line for the input, then one for each gate and pool, from the input to the output."""
-    from surgeon.cli import tables
-    from surgeon.gate_statistics import QUANTILES
-    from surgeon.temperatures import module_names
+    from surgeon.analysis.evaluate.gate_statistics import QUANTILES
+    from surgeon.bundle.temperatures import module_names
+    from surgeon.cli.reports import tables
 
     heads = ["T", *(f"{100 * share:g} %" for share in QUANTILES), "near", "open", "|soft-hard|", "cosine"]
     heads[1] = f"z/T {heads[1]}"
@@ -162,7 +162,7 @@ def _definition(near: float, targets: Sequence[str]) -> str:
 
 def facts(found: PhotoStatistics) -> dict[str, Any]:
     """As JSON values; an angle that there is not is null."""
-    from surgeon.gate_statistics import QUANTILES
+    from surgeon.analysis.evaluate.gate_statistics import QUANTILES
 
     def known(value: Any) -> Any:
         return None if isinstance(value, float) and math.isnan(value) else value

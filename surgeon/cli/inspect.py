@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from surgeon.cli import options, others
+from surgeon.analysis.inspect.inspection import SECTIONS
+from surgeon.cli import extra_input_options, options
 from surgeon.cli.export import Shape
 from surgeon.errors import SurgeonError
-from surgeon.inspection import SECTIONS
 
 if TYPE_CHECKING:
-    from surgeon.cli.tables import Sections
+    from surgeon.cli.reports.tables import Sections
 
 USUAL = ("overview", "ports", "operators", "verification")
 """What is shown of a bundle or file unless it is said; of a model the first two, as the others take longer."""
@@ -74,7 +74,7 @@ class Chosen(click.ParamType[tuple[str, ...]]):
     help="One input's shape, without the batch: of a MODEL, or of an .onnx file whose sizes are free.",
 )  # fmt: skip
 @click.option("--as-model", is_flag=True, help="Take an .onnx file for a MODEL, as `surgeon export` does.")
-@others.described
+@extra_input_options.described
 @options.quiet
 @options.as_json
 def command(
@@ -86,7 +86,7 @@ def command(
     input_shape: tuple[int, ...] | None,
     as_model: bool,
     input: str | None,
-    also: tuple[others.Stated, ...],
+    extra_input: tuple[extra_input_options.Stated, ...],
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -109,23 +109,23 @@ def command(
         raise click.UsageError("--graph draws a bundle or an .onnx file; export the model first.")
     described: Sections
     if is_file:
-        if input is not None or also:
-            raise click.UsageError("--input and --also go with a MODEL.")
-        from surgeon.cli.file_sections import FileSections
-        from surgeon.inspection import inspect
+        if input is not None or extra_input:
+            raise click.UsageError("--input and --extra-input go with a MODEL.")
+        from surgeon.analysis.inspect.inspection import inspect
+        from surgeon.cli.reports.file_sections import FileSections
 
         with screen.waiting("read the graph", quiet):
             inspection = inspect(path, input_shape or ())
             described = FileSections(inspection, pattern)
             if graph is not None:
-                from surgeon.diagram import draw
+                from surgeon.analysis.inspect.diagram import draw
 
                 draw(inspection, graph, depth=depth, pattern=pattern)
     else:
-        from surgeon.cli.model_sections import ModelSections
+        from surgeon.cli.reports.model_sections import ModelSections
 
         with screen.waiting("capture the network", quiet):
-            described = ModelSections(str(path), *options.network(str(path), input_shape, input, also), pattern)
+            described = ModelSections(str(path), *options.network(str(path), input_shape, input, extra_input), pattern)
     asked = [name for one in show for name in one if one != SECTIONS]
     absent = [name for name in asked if name not in described.there]
     if absent:

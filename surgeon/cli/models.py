@@ -23,8 +23,8 @@ def command(pattern: str, as_json: bool) -> None:
     """
     import dataclasses
 
-    from surgeon.catalogue import models
     from surgeon.cli import screen
+    from surgeon.network.catalogue import models
 
     found = models(pattern)
     if as_json:

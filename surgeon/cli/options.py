@@ -14,8 +14,8 @@ from surgeon.errors import SurgeonError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from surgeon.cli.others import Stated
-    from surgeon.sources import Source
+    from surgeon.cli.extra_input_options import Stated
+    from surgeon.network.sources import Source
 
 CONVERT = "pip install 'surgeon[convert]', or '.[convert]' from a checkout"
 """What is missing where torch is."""
@@ -73,7 +73,7 @@ class PhotoSize(click.ParamType[Size]):
 
 
 def network(
-    model: str, input_shape: tuple[int, ...] | None, input: str | None, also: Sequence[Stated]
+    model: str, input_shape: tuple[int, ...] | None, input: str | None, extra_input: Sequence[Stated]
 ) -> tuple[Source, tuple[Tensor, ...]]:
     """The network that `model` names, and two samples of what it takes: for commands that look at its structure alone.
 
@@ -82,16 +82,16 @@ def network(
     try:
         import torch
 
-        from surgeon.inputs import samples
-        from surgeon.sources import resolve
-        from surgeon.weights import varied_input
+        from surgeon.network.inputs import samples
+        from surgeon.network.sources import resolve
+        from surgeon.network.weights import varied_input
     except ImportError as error:
         raise SurgeonError(f"{error.name or 'torch'} is not installed, and this needs it", CONVERT) from error
     named = ":" not in model and not Path(model).suffix
     weights = "random" if named else None
-    source = resolve(model, weights=weights, input_shape=input_shape, input=input, others=dict(also))
+    source = resolve(model, weights=weights, input_shape=input_shape, input=input, extra_inputs=dict(extra_input))
     generator = torch.Generator().manual_seed(0)
-    return source, (varied_input(2, source.input_shape, generator), *samples(source.others, 2, generator))
+    return source, (varied_input(2, source.input_shape, generator), *samples(source.extra_inputs, 2, generator))
 
 
 bundle = click.argument("bundle", type=click.Path(path_type=Path))

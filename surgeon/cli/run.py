@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from surgeon.cli import options, others
-from surgeon.errors import SurgeonError
-from surgeon.interruption import Interrupted, kept
+from surgeon.cli import extra_input_options, options
+from surgeon.cli.photos import choose_targets, read_photo, spare_photos
+from surgeon.errors import Interrupted, collect_until_interrupt
+from surgeon.runtime.photos import image_of
+from surgeon.runtime.targets import Target, cotangents, predicted, takes_temperature
 
 if TYPE_CHECKING:
     import numpy
     import PIL.Image
 
-    from surgeon.runtime import Session, Step
+    from surgeon.runtime.session import AscentState, Session
 
 Top = list[dict[str, Any]]
-Target = int | tuple[int | str, ...]
-"""A class, or a unit of a layer."""
 KINDS = ("clean", "perturbed", "difference", "pullback")
 
 
@@ -45,7 +45,7 @@ Examples:
 @options.step_size
 @options.radius
 @options.temperature
-@others.given
+@extra_input_options.given
 @click.option("--descend", is_flag=True, help="Walk away from the class instead of towards it.")
 @options.device
 @options.provider_options
@@ -58,7 +58,7 @@ def command(
     photos: tuple[Path, ...],
     targets: tuple[str, ...],
     units: tuple[str, ...],
-    also: tuple[str, ...],
+    extra_input: tuple[str, ...],
     size: options.Size | None,
     descend: bool,
     step_size: float | None,
@@ -79,7 +79,7 @@ def command(
     the photos that are done.
     """
     from surgeon.cli import screen
-    from surgeon.runtime import load
+    from surgeon.runtime.session import load
 
     with screen.waiting("open the bundle", quiet):
         session = load(bundle, device, threads, provider_options)
@@ -91,7 +91,7 @@ def command(
     if scalars["temperature"] is None and (per_gate or not takes_temperature(session)):
         settings["temperature"] = None
     wanted = choose_targets(session, photos, targets, units)
-    beside = others.read(session, also)
+    extra_inputs = extra_input_options.read(session, extra_input)
     images = [read_photo(session, photo, size) for photo in photos]  # every photo, before the first is computed
     names = file_names(photos)
     spare_photos(photos, [path for name in names for path in picture_paths(output, name).values()])
@@ -99,14 +99,14 @@ def command(
     def climbed() -> Iterator[dict[str, Any]]:
         for photo, name, image, target in zip(photos, names, images, wanted, strict=True):
             progress.update(task, description=photo.name)
-            result = ascend(session, image, target, settings, lambda: progress.advance(task), beside)
+            result = ascend(session, image, target, settings, lambda: progress.advance(task), extra_inputs)
             paths = write_pictures(output, name, result.pop("pictures"))
             yield {"photo": str(photo), "size": list(image.shape[1:]), **result, "files": paths}
 
     with screen.progress(quiet) as progress:
         task = progress.add_task("", total=len(photos) * (settings["steps"] + 1))
-        results, interrupted = kept(climbed())
-    screen.print_strays(screen.console(error=True), session.off_device, session.behind)
+        results, interrupted = collect_until_interrupt(climbed())
+    screen.warn_off_device(screen.console(error=True), session.off_device, session.fallback)
     if as_json:
         screen.print_json({"bundle": str(bundle), "device": device, "settings": settings, "photos": results})
     elif not quiet:
@@ -124,23 +124,23 @@ def ascend(
     target: Target | None,
     settings: dict[str, Any],
     tick: Callable[[], None],
-    beside: dict[str, numpy.ndarray] | None = None,
+    extra_inputs: dict[str, numpy.ndarray] | None = None,
 ) -> dict[str, Any]:
     """One ascent from `image` [C, H, W]: target or unit, top classes, score per step, and the pictures.
 
-    `beside` is what else the network takes, by name, for a batch of one.
+    `extra_inputs` is what else the network takes, by name, for a batch of one.
     """
-    from surgeon import pictures
+    from surgeon.runtime import pictures
 
     start = image[None]
     cotangent = None
     if session.manifest.recipe.objective != "energy":
         if target is None:
-            target = predicted(session, image, beside)
+            target = predicted(session, image, extra_inputs)
         cotangent = cotangents(session, [target], image)
-    clean: Step | None = None
+    clean: AscentState | None = None
     scores = []
-    for step in session.steps(start, cotangent, **settings, others=beside):
+    for step in session.steps(start, cotangent, **settings, extra_inputs=extra_inputs):
         clean = clean or step
         scores.append(float(step.score[0]))
         tick()
@@ -168,103 +168,6 @@ def _unit(session: Session, unit: tuple[int | str, ...]) -> dict[str, Any]:
     return {"layer": layer or None, "place": list(place), **named}
 
 
-def predicted(session: Session, image: numpy.ndarray, beside: dict[str, numpy.ndarray] | None = None) -> int:
-    """The class that the network sees in `image` [C, H, W]."""
-    import numpy
-
-    nothing = numpy.zeros((1, session.classes), numpy.float32)
-    return int(session.pullback(image[None], nothing, others=beside).output[0].argmax())
-
-
-def cotangents(session: Session, targets: Sequence[Target], image: numpy.ndarray) -> numpy.ndarray:
-    """One row for each target, classes or units, at the output for `image` [C, H, W]."""
-    units = [target for target in targets if isinstance(target, tuple)]
-    if units:
-        return session.at_units(units, session.output_shape_at(image[None]))
-    return session.one_hot([one for one in targets if isinstance(one, int)])
-
-
-def read_targets(session: Session, targets: Sequence[str], units: Sequence[str]) -> list[Target]:
-    """What --target or --unit names; raises where the bundle has the other, or units and none is named.
-
-    Where the output is a map for each class, a target is that map, summed.
-    """
-    if session.manifest.recipe.objective == "energy":
-        if targets or units:
-            raise SurgeonError(
-                "the bundle's objective is energy, which has no target class or unit", "Leave --target and --unit out"
-            )
-        return []
-    maps = not session.has_classes and session.manifest.labels
-    if not session.has_classes and ((targets and not maps) or not (targets or units)):
-        session.one_hot([])  # says which units there are
-    classes = [session.target(text) for text in targets]
-    return [*((index,) if maps else index for index in classes), *map(session.unit, units)]
-
-
-def choose_targets(
-    session: Session, photos: Sequence[Path], targets: Sequence[str], units: Sequence[str]
-) -> list[Target | None]:
-    """The class or unit for each photo: one for all, one for each, or None for what the network sees."""
-    chosen: list[Target | None] = [*read_targets(session, targets, units)]
-    if len(chosen) not in (0, 1, len(photos)):
-        what = "units" if units else "targets"
-        raise click.UsageError(f"{len(photos)} photos have {len(chosen)} {what}: give one, or one for each.")
-    return chosen if len(chosen) == len(photos) else (chosen or [None]) * len(photos)
-
-
-def read_photo(session: Session, photo: Path, size: options.Size | None) -> numpy.ndarray:
-    """The photo as the bundle's input [C, H, W], of `size` or else of the bundle's; raises where it takes no other."""
-    from surgeon.pictures import at_size, load_photo
-
-    image = image_of(session)
-    if size is None:
-        return load_photo(photo, image)
-    if not session.manifest.recipe.dynamic_size:
-        raise SurgeonError(
-            f"the bundle {session.bundle.path} takes photos of {image.height}x{image.width} alone",
-            "Leave --size out, or export it with --dynamic-size",
-        )
-    if isinstance(size, tuple):
-        _refuse_hopeless(image.channels, *size)
-        return load_photo(photo, at_size(image, *size))
-    return load_photo(photo, image, native=True)
-
-
-def _refuse_hopeless(channels: int, height: int, width: int) -> None:
-    """Raise SurgeonError for a size whose input alone is more than there is memory: the system would end the process.
-
-    A run needs many times as much, and how many, nobody knows beforehand.
-    """
-    from surgeon.cli.screen import size_text
-    from surgeon.memory import installed
-
-    needed, there = 4 * channels * height * width, installed()
-    if there is not None and needed > there:
-        raise SurgeonError(
-            f"an input of {height}x{width} takes {size_text(needed)}, and this machine has {size_text(there)}",
-            "Give a smaller --size",
-        )
-
-
-def image_of(session: Session) -> Any:
-    """How the bundle takes photos; raises SurgeonError where its input is no picture."""
-    from surgeon.feeds import shape_text
-
-    if session.manifest.image is None:
-        shape = next(iter(session.manifest.artifacts.values())).inputs[0].shape
-        turned = len(shape) == 4 and shape[-1] in (1, 3)
-        remedy = "Export it with --preprocess none, which turns photos inside" if turned else "Run it from Python"
-        raise SurgeonError(f"the input of {session.bundle.path} is not a picture, but {shape_text(shape)}", remedy)
-    return session.manifest.image
-
-
-def takes_temperature(session: Session) -> bool:
-    """Whether any artifact has the input: where every gate is hard, none has."""
-    artifacts = session.manifest.artifacts.values()
-    return any(port.name == "temperature" for artifact in artifacts for port in artifact.inputs)
-
-
 def file_names(photos: Sequence[Path]) -> list[str]:
     """A name for each photo's pictures, its stem; numbered where two photos would share it."""
     taken: set[str] = set()
@@ -284,17 +187,9 @@ def picture_paths(folder: Path, name: str) -> dict[str, Path]:
     return {kind: folder / f"{name}.{kind}.png" for kind in KINDS}
 
 
-def spare_photos(photos: Sequence[Path], written: Sequence[Path]) -> None:
-    """Raise SurgeonError where writing `written` would replace one of `photos`."""
-    given = {photo.resolve() for photo in photos}
-    for path in written:
-        if path.resolve() in given:
-            raise SurgeonError(f"{path} is one of the photos, and would be overwritten", "Give another place with -o")
-
-
 def write_pictures(folder: Path, name: str, pictures: dict[str, PIL.Image.Image]) -> dict[str, str]:
     """Write NAME.KIND.png for each picture; return the paths by kind. Each is written beside and renamed."""
-    from surgeon.pictures import save
+    from surgeon.runtime.pictures import save
 
     paths = picture_paths(folder, name)
     for kind, picture in pictures.items():
@@ -302,8 +197,8 @@ def write_pictures(folder: Path, name: str, pictures: dict[str, PIL.Image.Image]
     return {kind: str(path) for kind, path in paths.items()}
 
 
-def _top(session: Session, step: Step) -> Top:
-    from surgeon.runtime import top
+def _top(session: Session, step: AscentState) -> Top:
+    from surgeon.runtime.session import top
 
     if not session.has_classes:
         return []

@@ -60,16 +60,16 @@ def print_json(data: Any) -> None:
 
     In ASCII: a file name need not be in the terminal's encoding, nor in any.
     """
-    from surgeon.artifacts.manifest import strict
+    from surgeon.bundle.manifest import strict
 
     click.echo(json.dumps(strict(data), indent=1, allow_nan=False))
 
 
-def print_strays(
-    console: Console, off_device: Mapping[str, tuple[str, ...]], behind: Mapping[str, tuple[str, ...]]
+def warn_off_device(
+    console: Console, off_device: Mapping[str, tuple[str, ...]], fallback: Mapping[str, tuple[str, ...]]
 ) -> None:
     """Of each artifact, the nodes that are not where they were asked for."""
-    for found, where in ((off_device, "run on the CPU"), (behind, "are left to CUDA")):
+    for found, where in ((off_device, "run on the CPU"), (fallback, "are left to CUDA")):
         for name, nodes in found.items():
             if nodes:
                 told = f"{name}: {len(nodes)} nodes {where}: {', '.join(nodes[:5])}{', …' if nodes[5:] else ''}"

@@ -11,8 +11,8 @@ from surgeon.cli import options
 from surgeon.errors import SurgeonError, VerificationError
 
 if TYPE_CHECKING:
-    from surgeon.artifacts.bundle import Bundle
-    from surgeon.artifacts.manifest import Comparison
+    from surgeon.bundle.folder import Bundle
+    from surgeon.bundle.manifest import Comparison
 
 
 @click.command("verify", short_help="Compare a bundle's artifacts with PyTorch's autograd.")
@@ -46,7 +46,7 @@ def command(
     surgeon verify exported/mine --source mypackage.models:make --weights trained.pth
     surgeon verify exported/lite0 --integrity
     """
-    from surgeon.artifacts.bundle import Bundle
+    from surgeon.bundle.folder import Bundle
 
     opened = Bundle.open(bundle)
     opened.check()
@@ -61,7 +61,7 @@ def command(
         _print(opened, lines, as_json, finished=False)
         raise
     _print(opened, lines, as_json)
-    from surgeon.verify import require
+    from surgeon.verify.verify import require
 
     require(tuple(lines))
 
@@ -86,8 +86,8 @@ def _compare(
             'pip install "surgeon[convert]", or give --integrity to check the files alone',
         ) from error
     del torch
-    from surgeon.sources import resolve_again
-    from surgeon.verify import verify
+    from surgeon.network.sources import resolve_again
+    from surgeon.verify.verify import verify
 
     with screen.waiting("build the network", quiet):
         network = resolve_again(bundle.manifest, source=source, weights=weights)
@@ -111,7 +111,8 @@ def _compare(
 
 
 def _print(bundle: Bundle, lines: list[Comparison], as_json: bool, finished: bool = True) -> None:
-    from surgeon.cli import comparisons, screen
+    from surgeon.cli import screen
+    from surgeon.cli.reports import comparisons
 
     files = list(bundle.manifest.files)
     if as_json:

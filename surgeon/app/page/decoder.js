@@ -4,7 +4,7 @@ import { toInput } from "./pictures.js";
 import { plan, resample, shares } from "./resample.js";
 
 const STRIP = 256; // rows at a time: some browsers have no canvas for large photos
-const SMALLEST = 8, LONGEST = 20; // as in surgeon/pictures.py
+const SMALLEST = 8, LONGEST = 20; // as in surgeon/runtime/pictures.py
 
 self.onmessage = async ({ data: { id, file, image } }) => {
   try {

@@ -1,4 +1,4 @@
-// Pixels to the network's input, and arrays to pictures: surgeon/pictures.py in JavaScript. Arrays are [C, H, W].
+// Pixels to the network's input, and arrays to pictures: surgeon/runtime/pictures.py in JavaScript. Arrays are [C, H, W].
 
 /** RGBA pixels of the network's size as its input, f32 in image.range. */
 export function toInput(pixels, image) {

@@ -14,7 +14,7 @@ const FILTERS = {
   },
 };
 
-/** Where a photo is resized to and cropped from: surgeon/pictures.py's `fit`, by the manifest's image. */
+/** Where a photo is resized to and cropped from: surgeon/runtime/pictures.py's `fit`, by the manifest's image. */
 export function plan(width, height, image) {
   if (width === height) return { width: image.width, height: image.height, left: 0, top: 0 };
   const scale = Math.max(image.resize / Math.min(width, height), image.width / width, image.height / height);

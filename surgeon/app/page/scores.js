@@ -1,4 +1,4 @@
-// What an output says: probabilities, the most probable classes, and the objective's value. As in surgeon/runtime.py.
+// What an output says: probabilities, the most probable classes, and the objective's value. As in surgeon/runtime/session.py.
 
 export function softmax(output) {
   const largest = output.reduce((a, b) => Math.max(a, b), -Infinity);

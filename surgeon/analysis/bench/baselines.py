@@ -1,0 +1,208 @@
+"""What an artifact is timed against: the network's plain ONNX export, and the same pullback by PyTorch's autograd.
+
+Each is asked for its values first, and takes part only where they are the artifact's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from surgeon.analysis.bench import eager
+from surgeon.analysis.bench.candidates import Contender, LoadedArtifact, Unavailable
+from surgeon.bundle.manifest import Manifest
+from surgeon.conversion.writers.onnx_writer import export_plain
+from surgeon.errors import ProviderError, SurgeonError, VerificationError, first_line
+from surgeon.network.sources import resolve_again
+from surgeon.runtime.providers import Device
+from surgeon.verify.cases import comparable, input_shape
+from surgeon.verify.oracle import reference as oracle
+from surgeon.verify.verify import HALF_TOLERANCE, HARD_TOLERANCE, OUTPUT_TOLERANCE, SOFT_TOLERANCE, relative_error
+
+Array = numpy.ndarray[Any, numpy.dtype[Any]]
+
+
+class Forward(nn.Module):
+    """A network up to the layers that take the cotangent, so that its forward pass is what the pullback contains."""
+
+    def __init__(self, network: nn.Module, at: Sequence[str]) -> None:
+        super().__init__()
+        self.network, self._at = network, at
+
+    def forward(self, input: Tensor) -> Tensor:
+        return oracle.forward(self.network, input, self._at)
+
+
+class Rivals:
+    """The opponents `names` of the bundle that `manifest` describes; a context, which lends torch its settings.
+
+    Raises ProviderError where PyTorch cannot use `device`, SurgeonError where the network is not to be had.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        names: Sequence[str],
+        folder: Path,
+        device: Device,
+        threads: int,
+        source: str | None = None,
+        weights: str | None = None,
+    ) -> None:
+        if device.memory == "cuda" and not torch.cuda.is_available() and set(names) - {"forward"}:
+            raise ProviderError(
+                f"the device {device.name!r} is not there for PyTorch",
+                "Install PyTorch with CUDA, or give --against forward",
+            )
+        if manifest.extra_inputs:
+            raise SurgeonError(
+                "opponents are given one input, and the bundle's network takes several", "Give --against none"
+            )
+        self.names = tuple(dict.fromkeys(names))
+        self._folder, self._device, self._threads = folder, device, threads
+        self._place = torch.device(device.memory, device.index)
+        self._dtype = torch.float16 if manifest.recipe.precision == "fp16" else torch.float32
+        network = resolve_again(manifest, source=source, weights=weights).module
+        network, recipe = comparable(network, manifest.recipe, torch.zeros(2, *input_shape(manifest)))
+        self._manifest = dataclasses.replace(manifest, recipe=recipe)
+        self._module = network.to(self._dtype)
+        self._plain: LoadedArtifact | None = None
+        self._settings = (torch.get_num_threads(), *_tf32())
+
+    def __enter__(self) -> Rivals:
+        torch.set_num_threads(self._threads)
+        _allow_tf32(self._device.tf32, self._device.tf32)  # as the artifact's provider has it
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        threads, *tf32 = self._settings
+        _allow_tf32(*tf32)
+        torch.set_num_threads(threads)
+
+    def contender(self, name: str, given: dict[str, Array], output: Array, pullback: Array) -> Contender:
+        """The opponent `name` doing one pass on `given`, checked against the artifact's values.
+
+        Raises VerificationError where they differ, Unavailable where the opponent cannot take part.
+        """
+        if name == "forward":
+            return self._forward(given, output)
+        input, cotangent = (torch.from_numpy(given[key]).to(self._place, self._dtype) for key in ("input", "cotangent"))
+        network = self._eager(input, cotangent, pullback)
+        if name == "compile":
+            network = _compiled(network, input, cotangent)
+        found = eager.pull(network, input, cotangent)
+        for quantity, value, expected in zip(("output", "pullback"), found, (output, pullback), strict=True):
+            self._check(f"{name}'s {quantity}", _array(value), expected, self._tolerance(quantity))
+
+        def run() -> None:
+            eager.pull(network, input, cotangent)
+            if self._device.memory == "cuda":
+                torch.cuda.synchronize()
+
+        return Contender(name, run)
+
+    def _forward(self, given: dict[str, Array], output: Array) -> Contender:
+        if self._plain is None:
+            self._plain = self._export_plain(given["input"])
+        precise = {"input": given["input"].astype(numpy.float16 if self._dtype == torch.float16 else numpy.float32)}
+        (found,) = self._plain.values(precise).values()
+        self._check("the plain export's output", found, output, self._tolerance("output"))
+        return self._plain.contender("forward", precise)
+
+    def _export_plain(self, input: Array) -> LoadedArtifact:
+        path, recipe = self._folder / "forward.onnx", self._manifest.recipe
+        example = torch.from_numpy(input[:1]).to(self._dtype).expand(2, *input.shape[1:])
+        try:
+            with torch.no_grad():
+                export_plain(Forward(self._module.cpu(), recipe.at), example, path, recipe.opset)
+        except OSError as error:
+            raise SurgeonError(
+                f"the plain export cannot be written to {self._folder} ({error.strerror or error})",
+                "Free some space there, or set TMPDIR",
+            ) from error
+        return LoadedArtifact.open(path, self._device, self._threads)
+
+    def _eager(self, input: Tensor, cotangent: Tensor, pullback: Array) -> eager.Network:
+        """The faster of both ways in which the network's own code can run, if its values are right."""
+        if self._manifest.recipe.temperatures:
+            raise Unavailable("PyTorch's way has one temperature for all gates, and the bundle has several")
+        module, temperature = self._module.to(self._place), self._manifest.defaults.temperature
+        fast = eager.network(module, self._manifest.recipe, temperature)
+        found = _array(eager.pull(fast, input, cotangent)[1])
+        if _error(found, pullback) <= self._tolerance("pullback"):
+            return fast
+        return eager.network(module, self._manifest.recipe, temperature, in_place=True)
+
+    def _tolerance(self, quantity: str) -> float:
+        recipe = self._manifest.recipe
+        if "fp16" in (recipe.precision, recipe.weights_dtype) or self._device.tf32:
+            return HALF_TOLERANCE
+        if quantity == "output":
+            return OUTPUT_TOLERANCE
+        exact = all(gate.rule == "soft" for gate in self._manifest.gates)
+        cold = max(1.0, 0.1 / self._manifest.defaults.temperature)
+        return min(HARD_TOLERANCE, SOFT_TOLERANCE * cold) if exact else HARD_TOLERANCE
+
+    def _check(self, what: str, found: Array, expected: Array, tolerance: float) -> None:
+        error = _error(found, expected)
+        if error > tolerance:
+            raise VerificationError(
+                f"{what} is off the bundle's by {error:.1e} ({tolerance:.0e} allowed), so their times do not compare",
+                "Say with --source and --weights which network the bundle holds, or `surgeon verify` it",
+            )
+
+
+def _tf32() -> tuple[bool, bool]:
+    """Whether PyTorch's convolutions and its matrix products may use TF32."""
+    return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+
+def _allow_tf32(convolutions: bool, products: bool) -> None:
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products
+
+
+def _array(values: Tensor) -> Array:
+    return values.cpu().numpy()
+
+
+def _error(found: Array, expected: Array) -> float:
+    return relative_error(torch.from_numpy(found), torch.from_numpy(expected))
+
+
+def _compiled(network: eager.Network, input: Tensor, cotangent: Tensor) -> eager.Network:
+    """`network` by torch.compile, for this batch size alone, compiled now."""
+    torch.compiler.reset()
+    compiled: Callable[[Tensor], Tensor] = torch.compile(network, dynamic=False)
+    try:
+        with _silent():
+            eager.pull(compiled, input, cotangent)
+    except Exception as error:  # dynamo, inductor, the C++ compiler and triton share no exception
+        reason = first_line(error)
+        raise Unavailable(f"torch.compile failed ({reason.rstrip('.')})") from error
+    return compiled
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """torch.compile's warnings and advice are not about what is measured; its errors are told."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

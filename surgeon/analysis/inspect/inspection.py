@@ -1,0 +1,252 @@
+"""What a bundle or an ONNX file takes, gives and holds, read without its weights and without running it. Torch-free."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from surgeon.bundle.folder import Bundle
+from surgeon.bundle.manifest import MANIFEST, GateSite, Manifest, Port
+from surgeon.errors import SurgeonError
+
+if TYPE_CHECKING:
+    import onnx
+
+    from surgeon.analysis.inspect.grouping import Pair
+    from surgeon.analysis.inspect.shape_inference import Shape
+    from surgeon.analysis.inspect.structure import Structure
+
+SECTIONS = ("overview", "ports", "layers", "nodes", "gates", "operators", "classes", "verification")
+"""What there is to show, in order."""
+
+PICTURED = "pullback.onnx"
+"""The artifact of a bundle whose layers and nodes are shown; without it, the first ONNX file."""
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """One file: what it takes and gives where it computes something, and its structure where it is an ONNX file."""
+
+    name: str
+    bytes: int
+    format: str  # onnx, torchscript, or "" for weights
+    inputs: tuple[Port, ...] = ()
+    outputs: tuple[Port, ...] = ()
+    opset: int | None = None
+    producer: str = ""
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict)  # but for surgeon's own facts
+    structure: Structure | None = None
+
+
+@dataclass(frozen=True)
+class OperatorCount:
+    """All nodes of one operator in a file."""
+
+    operator: str
+    counts: dict[str, int]  # by role
+    providers: dict[str, str | None]  # by key of `kernels.PROVIDERS`: see `kernels.support`; the worst of its nodes
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A bundle or one ONNX file, described.
+
+    `manifest` is the bundle's, or the facts that surgeon wrote into the file (without files and verification); None
+    for an ONNX file from elsewhere. `facts` is the same as plain data.
+    """
+
+    path: str
+    files: tuple[FileReport, ...]
+    facts: dict[str, Any]
+    manifest: Manifest | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files together."""
+        return sum(file.bytes for file in self.files)
+
+    @property
+    def pictured(self) -> FileReport | None:
+        """The file whose layers and nodes are shown; None where no file is ONNX."""
+        found = [file for file in self.files if file.structure is not None]
+        return next((file for file in found if file.name == PICTURED), found[0] if found else None)
+
+    @property
+    def gates(self) -> tuple[GateSite, ...]:
+        """Gates and pools, as far as surgeon made what is inspected."""
+        return self.manifest.gates if self.manifest is not None else ()
+
+    def pairs(self, pattern: str | None = None) -> tuple[Pair, ...]:
+        """The nodes of `pictured`, forward beside backward, those whose module or name fits `pattern`.
+
+        Raises SurgeonError where no file is ONNX, or nothing fits.
+        """
+        from surgeon.analysis.inspect.grouping import named, pairs
+
+        file = self.pictured
+        if file is None or file.structure is None:
+            raise SurgeonError(f"{self.path} holds no ONNX file", "Export it with --formats onnx")
+        found = pairs(file.structure, self.gates)
+        names = [{pair.source, *(node.name for node in (*pair.forward, *pair.backward))} for pair in found]
+        fitting = [pair for pair, known in zip(found, names, strict=True) if named(pattern, pair.module, known)]
+        if pattern is not None and not fitting:
+            raise nothing_fits(pattern, [pair.module or pair.source for pair in found])
+        return tuple(fitting)
+
+
+def nothing_fits(pattern: str, names: Iterable[str]) -> SurgeonError:
+    """The error for a pattern that no module or node fits."""
+    there = list(dict.fromkeys(names))
+    shown = ", ".join(there[:6]) + (f" and {len(there) - 6} more" if len(there) > 6 else "")
+    return SurgeonError(f"no module or node is called {pattern!r}", f"There are {shown}" if there else "There is none")
+
+
+def inspect(path: str | Path, input_shape: Shape = ()) -> Inspection:
+    """Describe the bundle folder or ONNX file at `path`; a bundle's files are checked against its manifest first.
+
+    `input_shape`, of one sample of the first input, gives numbers to sizes that are free; without it, photos have the
+    size that the bundle's manifest says. Raises SurgeonError where there is no bundle and no file, or it is damaged, or
+    its input cannot have that shape.
+    """
+    target = Path(path)
+    if target.is_dir() or target.name == MANIFEST:
+        return _inspect_bundle(Bundle.open(target.parent if target.name == MANIFEST else target), input_shape)
+    if not target.exists():
+        raise SurgeonError(f"there is no bundle or file {target}", "Give the path of a bundle or an .onnx file")
+    if target.suffix.lower() != ".onnx":
+        raise SurgeonError(f"{target} is neither a bundle's folder nor an .onnx file", "Give one of those")
+    model = _load(target)
+    text = next((entry.value for entry in model.metadata_props if entry.key == "surgeon"), None)
+    manifest = Manifest.from_json(text) if text is not None else None
+    facts = json.loads(text) if text is not None else {}
+    report = _report(target, model, (), manifest, input_shape)
+    return Inspection(str(target), (report,), facts, manifest)
+
+
+def operators(file: FileReport) -> tuple[OperatorCount, ...]:
+    """The operators of an ONNX file, the most frequent first, and which providers have kernels for them."""
+    from surgeon.analysis.inspect.kernels import PROVIDERS, support
+
+    assert file.structure is not None
+    found: dict[str, collections.Counter[str]] = {}
+    verdicts: dict[str, dict[str, list[str | None]]] = {}
+    for node in file.structure.nodes:
+        found.setdefault(node.operator, collections.Counter())[node.role] += 1
+        told = verdicts.setdefault(node.operator, {provider: [] for provider in PROVIDERS})
+        for provider in PROVIDERS:
+            told[provider].append(support(node, file.structure.opsets, provider))
+    worst = {
+        name: {provider: min(all_of, key=_VERDICTS.index) for provider, all_of in told.items()}
+        for name, told in verdicts.items()
+    }
+    listed = [OperatorCount(name, dict(counts), worst[name]) for name, counts in found.items()]
+    return tuple(sorted(listed, key=lambda one: (-sum(one.counts.values()), one.operator)))
+
+
+_VERDICTS = ("no", None, "expanded", "yes")
+
+
+def _inspect_bundle(bundle: Bundle, input_shape: Shape) -> Inspection:
+    bundle.check()
+    manifest, reports = bundle.manifest, []
+    for name, file in manifest.files.items():
+        artifact = manifest.artifacts.get(name)
+        if artifact is None:
+            reports.append(FileReport(name, file.bytes, ""))
+        elif artifact.format == "onnx":
+            path, described = bundle.path / name, (*artifact.inputs, *artifact.outputs)
+            reports.append(_report(path, _load(path), described, manifest, input_shape))
+        else:
+            reports.append(FileReport(name, file.bytes, artifact.format, artifact.inputs, artifact.outputs))
+    return Inspection(str(bundle.path), tuple(reports), json.loads(manifest.to_json()), manifest)
+
+
+def _report(
+    path: Path, model: onnx.ModelProto, described: Iterable[Port], manifest: Manifest | None, input_shape: Shape
+) -> FileReport:
+    """What the ONNX file itself says of its ports; the manifest only adds what they mean."""
+    from surgeon.analysis.inspect import shape_inference as inference
+    from surgeon.analysis.inspect.structure import read
+
+    meanings = {port.name: port.meaning for port in described}
+    defaults = {initializer.name: _default(initializer) for initializer in model.graph.initializer}
+    image = manifest.image if manifest is not None else None
+    sizes = {"H": image.height, "W": image.width} if image is not None and not input_shape else {}
+    inputs = inference.ports(model.graph)
+    if input_shape and inputs:
+        _require_fit(inputs[0], input_shape)
+    return FileReport(
+        name=path.name,
+        bytes=path.stat().st_size,
+        format="onnx",
+        inputs=tuple(_port(value, meanings, defaults.get(value.name)) for value in inputs),
+        outputs=tuple(_port(value, meanings, None) for value in model.graph.output),
+        opset=next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), None),
+        producer=f"{model.producer_name} {model.producer_version}".strip(),
+        metadata={entry.key: entry.value for entry in model.metadata_props if entry.key != "surgeon"},
+        structure=read(model, sizes, input_shape),
+    )
+
+
+def _require_fit(value: onnx.ValueInfoProto, input_shape: Shape) -> None:
+    """Raise SurgeonError where one sample of the input `value` cannot have that shape."""
+    from surgeon.analysis.inspect import shape_inference as inference
+
+    stated = inference.shape(value)
+    if stated is None:
+        return
+    sample = stated[1:]
+    pairs = zip(sample, input_shape, strict=False)
+    if len(sample) != len(input_shape) or any(isinstance(size, int) and size != given for size, given in pairs):
+        raise SurgeonError(
+            f"one sample of {value.name} is [{', '.join(map(str, sample))}], not [{', '.join(map(str, input_shape))}]",
+            "Give numbers for the sizes that are free, and the others as they are",
+        )
+
+
+def _port(
+    value: onnx.ValueInfoProto, meanings: dict[str, str], default: float | int | tuple[float, ...] | None
+) -> Port:
+    import onnx
+
+    from surgeon.analysis.inspect import shape_inference as inference
+
+    tensor = value.type.tensor_type
+    known = value.type.HasField("tensor_type") and tensor.elem_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name if known else "?"  # such as a sequence
+    return Port(value.name, dtype, inference.shape(value) or (), meanings.get(value.name, ""), default)
+
+
+def _default(initializer: onnx.TensorProto) -> float | int | tuple[float, ...] | None:
+    """Value of a scalar initializer, and of a temperature per gate; None for any other."""
+    import onnx
+
+    row = len(initializer.dims) == 1 and initializer.name == "temperature"
+    if initializer.data_location == onnx.TensorProto.EXTERNAL or (list(initializer.dims) and not row):
+        return None
+    item = onnx.numpy_helper.to_array(initializer).tolist()
+    return tuple(item) if row else item if isinstance(item, (int, float)) else None
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    """The model's graph, without the weights beside it."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except (OSError, DecodeError) as error:
+        raise SurgeonError(f"{path} is not an ONNX file that can be read", "See that the file is whole") from error
+    if not model.graph.node and not model.opset_import:  # an empty or foreign file may parse as an empty message
+        raise SurgeonError(f"{path} is not an ONNX file that can be read", "See that the file is whole")
+    return model
+
+
+def plain(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    """`pairs` as JSON values."""
+    return [dataclasses.asdict(pair) | {"shape": pair.shape, "backward_shape": pair.backward_shape} for pair in pairs]

@@ -1,0 +1,115 @@
+"""What a network takes beside its input, on the command line: `--input`, and `--extra-input` for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from surgeon.errors import SurgeonError
+
+if TYPE_CHECKING:
+    import numpy
+
+    from surgeon.bundle.manifest import Port
+    from surgeon.runtime.session import Session
+
+Stated = tuple[str, tuple[Any, ...]]
+"""Name and shape, (1, 64, 64), or name and that with a dtype, ((1, 64, 64), "int64")."""
+
+
+class Shaped(click.ParamType[Stated]):
+    """NAME=SHAPE:DTYPE as (NAME, (SHAPE, DTYPE)), NAME=SHAPE as (NAME, SHAPE); the shape of a number is empty."""
+
+    name = "NAME=SHAPE[:DTYPE]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Stated:
+        """Parse `value`, unless it is parsed already."""
+        if isinstance(value, tuple):
+            return value
+        name, equals, stated = value.partition("=")
+        shape, _, dtype = stated.partition(":")
+        try:
+            sizes = tuple(int(size) for size in shape.split(",") if size)
+        except ValueError:
+            sizes = (0,)
+        if not (name and equals) or min(sizes, default=1) < 1:
+            self.fail(f"{value!r} is not NAME=SHAPE[:DTYPE], such as mask=1,64,64 or step=:int64.", param, ctx)
+        return name, (sizes, dtype) if dtype else sizes
+
+
+def described(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of commands that convert: which input is pulled back to, and what the others are."""
+    extra_input = click.option(
+        "--extra-input", multiple=True, type=Shaped(),
+        help="What the network takes beside its input: the shape of one sample, and float32, int64, int32 or bool. "
+        "Repeatable.",
+    )  # fmt: skip
+    which = click.option("--input", "input", metavar="NAME", help="The input that is pulled back to.  [default: first]")
+    return which(extra_input(command))
+
+
+given = click.option(
+    "--extra-input", multiple=True, metavar="NAME=FILE|NUMBER",
+    help="What the network takes beside the photo: a photo, a .npy file of one sample, or a number for all of it. "
+    "Repeatable.",
+)  # fmt: skip
+
+
+def read(session: Session, extra_input: Sequence[str]) -> dict[str, numpy.ndarray]:
+    """What `--extra-input` gave, by name, a batch of one; raises SurgeonError for names and shapes that do not fit."""
+    ports = {port.name: port for port in session.extra_inputs}
+    found = {}
+    for text in extra_input:
+        name, _, value = text.partition("=")
+        if name not in ports:
+            takes = f"It takes {', '.join(ports)}" if ports else "It takes nothing but photos"
+            raise SurgeonError(f"the network takes no {name!r}", takes)
+        found[name] = _value(session, ports[name], value)[None]
+    missing = [name for name in ports if name not in found]
+    if missing:
+        raise SurgeonError(
+            f"the network takes {', '.join(missing)} beside the photo", f"Give --extra-input {missing[0]}=FILE|NUMBER"
+        )
+    return found
+
+
+def _value(session: Session, port: Port, text: str) -> numpy.ndarray:
+    """One sample for `port`."""
+    import numpy
+
+    shape, path = tuple(int(size) for size in port.shape[1:]), Path(text)
+    try:
+        number = float(text)
+    except ValueError:
+        pass
+    else:
+        return _exactly(numpy.full(shape, number), port, text)
+    image = session.manifest.image
+    if path.suffix != ".npy":
+        if image is None or shape != (image.channels, image.height, image.width):
+            raise SurgeonError(f"{port.name} is no picture, and {text!r} no number", "Give a .npy file, or a number")
+        from surgeon.runtime.photos import load_photo
+
+        return load_photo(path, image)
+    try:
+        value = numpy.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise SurgeonError(f"{path} cannot be read ({error})", "Write it with numpy.save") from error
+    if value.shape != shape:
+        remedy = "Leave out the batch" if value.shape[1:] == shape else "Give one sample of that shape"
+        raise SurgeonError(f"{path} has shape {list(value.shape)}, and {port.name} is {list(shape)}", remedy)
+    return _exactly(value, port, text)
+
+
+def _exactly(value: numpy.ndarray, port: Port, text: str) -> numpy.ndarray:
+    """`value` in the dtype of `port`; refused where an integer or a bool would be another number."""
+    import numpy
+
+    with numpy.errstate(invalid="ignore"):  # of NaN; the comparison tells
+        found = value.astype(port.dtype)
+    if not numpy.issubdtype(found.dtype, numpy.floating) and not numpy.array_equal(found, value):
+        raise SurgeonError(f"{port.name} is {port.dtype}, which {text} is not", "Give numbers that it can hold")
+    return found

@@ -1,0 +1,312 @@
+"""From any nn.Module to a functional ATen graph with a dynamic batch.
+
+`torch.export` records the forward pass; decompositions make it functional (an in-place ReLU would otherwise overwrite
+the pre-activation that its gate reads) and small, except for the operators in `surgeon.conversion.rules.PRESERVED_OPS`.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.fx import GraphModule, Node
+
+import surgeon
+from surgeon.conversion.capture.any_size import require_any_size
+from surgeon.conversion.capture.custom_functions import noted, require_own_derivatives
+from surgeon.conversion.capture.decompositions import DECOMPOSITIONS, EvenChunks, GlobalPools
+from surgeon.conversion.rules import PRESERVED_OPS
+from surgeon.errors import ConversionError, SurgeonError, first_line
+from surgeon.network.call_patching import without_checkpoints
+from surgeon.network.inputs import Example, same_batch, tensors
+from surgeon.network.layers import cut, drop_inputs, drop_unread, end_at, entries, kinds
+from surgeon.network.modules import evaluating, silent_torch
+from surgeon.network.sizes import REMEDY
+
+GATE_MODULES = (
+    *(nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.Threshold),
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+)
+"""What the gate scope "modules" goes by, subclasses included: calls from within one of these are gated."""
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A network as a graph: `graph` returns one tensor, or a tuple of them, one for each layer asked for.
+
+    It takes one tensor, with those that stand beside it.
+
+    `read` are the places of the others, as the network takes them, that the output depends on; the rest is left out.
+    Its nodes call ATen overloads or read parameters (get_attr); `meta["val"]` of each holds its fake value.
+    """
+
+    graph: GraphModule
+    gate_classes: frozenset[str] = frozenset()  # those of GATE_MODULES in the network, and subclasses of them
+    layers: dict[str, str] = field(default_factory=dict)  # what each of `outputs` was asked for as: name -> kind
+    read: tuple[int, ...] = ()
+
+    @property
+    def input(self) -> Node:
+        """The placeholder of what is pulled back to."""
+        return next(node for node in self.graph.graph.nodes if node.op == "placeholder")
+
+    @property
+    def outputs(self) -> tuple[Node, ...]:
+        """The nodes that are returned; looked up, since passes over the graph may put others in their place."""
+        returned: Any = self.graph.graph.output_node().args[0]
+        return tuple(returned) if isinstance(returned, (tuple, list)) else (returned,)
+
+
+def capture(module: nn.Module, example: Example, at: Sequence[str] = (), dynamic_size: bool = False) -> Captured:
+    """Capture `module`, in evaluation mode, as called on `example`: [N >= 2, …], floating point; N stays dynamic.
+
+    Of several tensors the first is pulled back to; the others may be of any dtype. `at` names the layers that are to be
+    the outputs (`surgeon.network.layers`), and what is above them all is left out; without it, the output is the one
+    tensor that the module returns. With `dynamic_size`, height and width of an `example` [N, C, H, W] stay dynamic,
+    too. Raises ConversionError where torch.export cannot record the module, and SurgeonError where there is no such
+    layer.
+    """
+    examples = tensors(example)
+    if examples[0].shape[0] < 2:
+        raise ValueError("capture needs an example batch of at least 2: torch.export fixes sizes 0 and 1")
+    if dynamic_size and len(examples) > 1:
+        raise SurgeonError("a network of several inputs has no size that could be free", REMEDY)
+    _refuse(at, dynamic_size)
+    with without_checkpoints():
+        with noted() as functions:
+            returned = _returned_by(module, examples)
+        if functions:
+            with evaluating(module):
+                require_own_derivatives(module, examples)
+    found = kinds(module, at, returned)
+    nodes = [name for name in at if found[name] == "node"]
+    ends = cut(module, [name for name in at if name not in nodes], everything=bool(nodes))
+    with ends if at or not isinstance(returned, Tensor) else contextlib.nullcontext(), without_checkpoints():
+        _returned_by(module, examples)
+        graph = record(module, *examples, dynamic_size=dynamic_size)
+    known = [*dict(module.named_modules()), *entries(returned)]
+    if at:
+        graph = end_at(graph, at, nodes, known)
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    if len(inputs) != len(examples):
+        raise ConversionError(
+            f"{type(module).__name__} takes {len(inputs)} inputs", "Wrap it in a module that takes tensors alone"
+        )
+    drop_unread(graph)
+    read = tuple(place for place, node in enumerate(inputs[1:]) if node.users)
+    if len(read) < len(inputs) - 1:
+        graph = drop_inputs(graph, [node for node in inputs[1:] if not node.users])
+    classes = {type(part) for part in module.modules() if isinstance(part, GATE_MODULES)}
+    return Captured(graph, frozenset(map(_qualified, classes)), found, read)
+
+
+def record(module: nn.Module, *examples: Tensor, dynamic_size: bool = False) -> GraphModule:
+    """The functional graph of `module`, whatever it returns; raises ConversionError where torch.export has none.
+
+    The first of `examples` is [N, …]; N stays dynamic, also where another one has as many rows, and with `dynamic_size`
+    so do height and width of the first, [N, C, H, W].
+    """
+    first = examples[0]
+    if dynamic_size and first.dim() != 4:
+        raise SurgeonError(f"an input of {first.dim() - 1} dimensions has no height and width", REMEDY)
+    batch, shapes = Dim("batch", min=1), ShapesCollection()
+    shapes[first] = {0: batch} | ({2: Dim.DYNAMIC, 3: Dim.DYNAMIC} if dynamic_size else {})
+    for example in examples[1:]:
+        if example is not first and example.dim() and example.shape[0] == first.shape[0]:
+            shapes[example] = {0: batch}
+    try:
+        with (
+            evaluating(module),
+            silent_torch(),
+            EvenChunks(),
+            GlobalPools(),
+            same_batch(module),
+            _copying(module),
+            without_checkpoints(),
+        ):
+            program = _exported(module, examples, shapes)
+            recorded = program
+            _detach_untracked(program)
+            table = torch.export.default_decompositions()
+            table.update(DECOMPOSITIONS)
+            for operator in PRESERVED_OPS:
+                table.pop(operator, None)
+            graph = program.run_decompositions(table).module(check_guards=False)
+    except Exception as error:
+        free = "batch, height and width" if dynamic_size else "batch"
+        causes = "Data-dependent control flow and a fixed batch are the usual causes; `surgeon check` names the piece"
+        reason = first_line(error)
+        if reason.startswith(_VIOLATED):
+            taken = "it takes them for fixed numbers, as a kernel's size, a count of steps or a factor"
+            reason = taken if dynamic_size else "it takes it for a fixed number, as a size, or a count of samples"
+        raise ConversionError(
+            f"torch.export cannot record the network with a dynamic {free}{_place(error)} ({reason})",
+            REMEDY if dynamic_size else causes,
+        ) from error
+    if dynamic_size:
+        with evaluating(module):
+            require_any_size(recorded, module, module, first)
+    _read_inputs(graph)
+    return graph
+
+
+_VIOLATED = "Constraints violated"
+"""How torch.export begins to say that the network takes for fixed what it was told is free."""
+
+
+def _exported(module: nn.Module, examples: tuple[Tensor, ...], shapes: ShapesCollection) -> ExportedProgram:
+    """What torch.export records; where it fixes a free size, what it records by reading the network's bytecode.
+
+    For len(x) and int(x.shape[0]) Python wants a number, which the first way gives it; the second sees the size there.
+    """
+    try:
+        return torch.export.export(module, examples, dynamic_shapes=shapes)
+    except Exception as error:
+        if not first_line(error).startswith(_VIOLATED):
+            raise
+        try:
+            return torch.export.export(module, examples, dynamic_shapes=shapes, strict=True)
+        except Exception:  # the first error has the user's line, where there is one
+            raise error from None
+
+
+def _returned_by(module: nn.Module, examples: tuple[Tensor, ...]) -> Any:
+    """What the module makes of `example`; raises where it does not take it: torch.export lets a wrong dtype pass."""
+    try:
+        return _called(module, *examples)
+    except SurgeonError:
+        raise
+    except Exception as error:
+        if len(examples) == 1:
+            _refuse_integers(module, examples[0])
+        taken = " and ".join(
+            f"shape {','.join(map(str, x.shape[1:]))}, {str(x.dtype).removeprefix('torch.')}" for x in examples
+        )
+        what = "an input of" if len(examples) == 1 else "inputs of"
+        raise SurgeonError(
+            f"the network does not take {what} {taken}{_place(error)} ({first_line(error)})",
+            "Give the shape that it takes, without the batch, and a network of that dtype",
+        ) from error
+
+
+def _called(module: nn.Module, *examples: Tensor) -> Any:
+    with evaluating(module), torch.no_grad():
+        return module(*(example.clone() for example in examples))
+
+
+def _refuse_integers(module: nn.Module, example: Tensor) -> None:
+    """Raise ConversionError where the module takes zeros that are integers: tokens, through which nothing flows."""
+    readers: list[str] = []
+    names = {part: name for name, part in module.named_modules()}
+
+    def note(part: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if inputs and isinstance(inputs[0], Tensor) and not inputs[0].is_floating_point():
+            readers.append(f"{type(part).__name__} {names[part]}".rstrip())
+
+    with contextlib.ExitStack() as hooks:
+        for part in module.modules():
+            if not list(part.children()):
+                hooks.enter_context(part.register_forward_pre_hook(note))
+        try:
+            _called(module, torch.zeros(example.shape, dtype=torch.int64))
+        except Exception:  # then integers are not what it wants, and the error that came first says more
+            return
+    reader = f" ({readers[0]} reads them)" if readers else ""
+    raise ConversionError(
+        f"the network takes integers, which have no gradient{reader}",
+        "Convert the part behind that layer, as a module that takes its floating-point output",
+    )
+
+
+def _refuse(at: Sequence[str], dynamic_size: bool) -> None:
+    """Raise SurgeonError for layers that have no slices of one output."""
+    twice = next((name for name, count in collections.Counter(at).items() if count > 1), None)
+    if twice is not None:
+        raise SurgeonError(f"the layer {twice!r} is named twice", "Name each once")
+    if dynamic_size and len(at) > 1:
+        raise SurgeonError(
+            f"the layers {' and '.join(at)} make no one output where height and width are free",
+            f"{REMEDY}, or name one layer",
+        )
+
+
+def _detach_untracked(program: ExportedProgram) -> None:
+    """Detach what the network computes under torch.no_grad: decompositions dissolve that region."""
+    for node in list(program.graph.nodes):
+        if node.target is not torch.ops.higher_order.wrap_with_set_grad_enabled or node.args[0]:
+            continue
+        for value in list(node.users):
+            with program.graph.inserting_after(value):
+                detached = program.graph.call_function(torch.ops.aten.detach.default, (value,))
+            detached.meta = dict(value.meta)
+            value.replace_all_uses_with(detached, lambda user, own=detached: user is not own)
+
+
+@contextmanager
+def _copying(module: nn.Module) -> Iterator[None]:
+    """For the time being `module` works on copies of its inputs: those that it overwrites are the caller's."""
+
+    def copy(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(value.clone() if isinstance(value, Tensor) else value for value in inputs)
+
+    with module.register_forward_pre_hook(copy):
+        yield
+
+
+def _read_inputs(graph: GraphModule) -> None:
+    """clone(x) = x for the inputs x of a functional graph, which overwrites nothing."""
+    for given in [node for node in graph.graph.nodes if node.op == "placeholder"]:
+        for copied in [user for user in given.users if user.target is torch.ops.aten.clone.default]:
+            copied.replace_all_uses_with(given)
+            graph.graph.erase_node(copied)
+    graph.recompile()
+
+
+def _place(error: Exception) -> str:
+    """Where in the user's code `error` came up, as " at file:line"; nothing where only torch's own code is known."""
+    own = (str(Path(torch.__file__).parent), str(Path(surgeon.__file__).parent))
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith((*own, "<"))
+    ]
+    return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+
+
+def source_module(node: Node) -> str:
+    """Dotted name of the innermost module that `node` comes from; "" for the root."""
+    stack = node.meta.get("nn_module_stack")
+    name = list(stack.values())[-1][0] if stack else ""
+    return str(name).partition("@")[0]  # a module that is called again has @1, @2, … behind its name
+
+
+def source_classes(node: Node) -> list[str]:
+    """Class names of the modules that `node` comes from, innermost last, such as torch.nn.modules.activation.ReLU."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return [kind if isinstance(kind, str) else _qualified(kind) for _, kind in stack.values()]
+
+
+def _qualified(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+_BETWEEN = ("/torch/nn/", "/surgeon/conversion/capture/decompositions.py")
+"""Files that stand between the user's line and the operator in a stack; the second as torch 2.11 reads bytecode."""
+
+
+def source_line(node: Node) -> str:
+    """The line of the user's code that `node` comes from, such as "resnet.py:161"; "" where it is not known."""
+    lines = [line.strip() for line in node.meta.get("stack_trace", "").splitlines() if line.strip().startswith("File")]
+    own = [line for line in lines if not any(between in line for between in _BETWEEN)] or lines
+    if not own:
+        return ""
+    path, _, rest = own[-1].removeprefix('File "').partition('", line ')
+    return f"{path.replace(chr(92), '/').rpartition('/')[2]}:{rest.partition(',')[0]}"

@@ -1,0 +1,115 @@
+"""Gradient ascent along pullbacks, as modules that torch.onnx exports and TorchScript compiles.
+
+One step is, per sample: x <- x + step_size * g / |g|, then x - x0 projected on the ball of `radius`, then x clamped to
+the value range (Satkiewicz 2025, its reference code): step, project, clamp.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.errors import SurgeonError
+
+OBJECTIVES = ("logit", "cross-entropy", "energy")
+STEPS = ("unit", "relative", "raw")
+NORMS = ("1", "2", "inf")
+
+
+class Objective(nn.Module):
+    """What the ascent climbs: (output, cotangent) -> (score [N], cotangent of the score at the output).
+
+    logit: sum(c * output), whose cotangent is c, usually one-hot. cross-entropy: minus the cross-entropy to the target
+    distribution c, sum(c * log softmax(output)), over the classes (dimension 1). energy: |output|^2 / 2, for which c
+    is not read. An output [N] has no classes.
+    """
+
+    __constants__ = ("kind",)  # TorchScript's word for attributes that the compiler may take for granted
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        if kind not in OBJECTIVES:
+            raise SurgeonError(f"there is no objective {kind!r}", f"Objectives are {', '.join(OBJECTIVES)}")
+        self.kind = kind
+
+    def forward(self, output: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor]:
+        if self.kind == "logit":
+            return _per_sample(cotangent * output), cotangent
+        if self.kind == "energy":
+            return 0.5 * _per_sample(output * output), output
+        score = _per_sample(cotangent * torch.log_softmax(output, 1))
+        return score, cotangent - torch.softmax(output, 1) * cotangent.sum(1, keepdim=True)
+
+
+def _per_sample(value: Tensor) -> Tensor:
+    """The sum over each sample, [N]; an output [N] is one number for each already."""
+    return value.flatten(1).sum(1) if value.dim() > 1 else value
+
+
+class AscentStep(nn.Module):
+    """One projected step: (input, origin, pullback, step_size [], radius []) -> perturbed; all images [N, …].
+
+    `norm` is that of step and radius; `step` is "unit" (g / |g|), "relative" (also times |x|) or "raw" (g itself); x is
+    clamped to [low, high], either of which may be infinite.
+    """
+
+    __constants__ = ("order", "step", "low", "high", "floor")
+
+    def __init__(self, step: str = "unit", norm: str = "2", low: float = -math.inf, high: float = math.inf) -> None:
+        super().__init__()
+        if step not in STEPS or norm not in NORMS:
+            raise SurgeonError(
+                f"there is no {step} step with norm {norm}", f"Steps are {', '.join(STEPS)}; norms {', '.join(NORMS)}"
+            )
+        self.step, self.order = step, float(norm)
+        self.low, self.high = low, high
+        self.floor = 1e-20  # of every norm that divides
+
+    def _norm(self, x: Tensor) -> Tensor:
+        """Norm of each sample, shaped to divide it: [N, 1, …]."""
+        flat = x.flatten(1)
+        if self.order == 2.0:
+            norm = (flat * flat).sum(1).sqrt()
+        elif self.order == 1.0:
+            norm = flat.abs().sum(1)
+        else:
+            norm = flat.abs().amax(1)
+        return norm.reshape([-1] + [1] * (x.dim() - 1))
+
+    def forward(self, input: Tensor, origin: Tensor, pullback: Tensor, step_size: Tensor, radius: Tensor) -> Tensor:
+        direction = pullback
+        if self.step != "raw":
+            direction = pullback / self._norm(pullback).clamp(min=self.floor)
+        if self.step == "relative":
+            direction = direction * self._norm(input)
+        offset = input + step_size * direction - origin
+        offset = offset * (radius / self._norm(offset).clamp(min=self.floor)).clamp(max=1.0)
+        return (origin + offset).clamp(self.low, self.high)
+
+
+class Climb(nn.Module):
+    """Objective and step side by side, to be exported at once: the inputs of both, then the outputs of both."""
+
+    def __init__(self, objective: Objective, step: AscentStep) -> None:
+        super().__init__()
+        self.objective, self.step = objective, step
+
+    def forward(
+        self,
+        output: Tensor,
+        cotangent: Tensor,
+        input: Tensor,
+        origin: Tensor,
+        pullback: Tensor,
+        step_size: Tensor,
+        radius: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        score, climbed = self.objective(output, cotangent)
+        return score, climbed, self.step(input, origin, pullback, step_size, radius)
+
+
+def clamp_range(low: float, high: float, margin: float) -> tuple[float, float]:
+    """[low - margin, high + margin], infinite where the margin is."""
+    return (-math.inf, math.inf) if math.isinf(margin) else (low - margin, high + margin)

@@ -1,0 +1,224 @@
+"""The TorchScript twins: `pullback.ts` and `ascent.ts`, which a process with torch alone can load.
+
+The fx graph is compiled from its own source, not traced, so that the batch stays dynamic.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import operator
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.fx import Graph, GraphModule
+
+from surgeon.bundle.manifest import Recipe
+from surgeon.conversion.writers.ascent import AscentStep, Objective
+from surgeon.errors import ConversionError, first_line
+
+TORCHSCRIPT_EQUIVALENTS: dict[Any, Callable[..., Any]] = {
+    math.trunc: int,
+    operator.abs: abs,
+    torch.sym_float: float,
+    torch.sym_int: int,
+    torch.sym_max: max,
+    torch.sym_min: min,
+    torch.sym_not: operator.not_,
+    torch.sym_sum: sum,
+}
+"""Arithmetic on sizes, as TorchScript spells what torch.export records."""
+
+
+def write_torchscript(
+    graph: GraphModule,
+    folder: Path,
+    recipe: Recipe,
+    defaults: Mapping[str, Any],
+    value_range: tuple[float, float],
+    extra_inputs: Sequence[str] = (),
+) -> None:
+    """Write pullback.ts and ascent.ts into `folder`; `graph` comes from `explicit_graph`.
+
+    `extra_inputs` are the names of its last inputs, those that the network has beside the one that is pulled back to.
+    `defaults` are as for the ONNX files. A scalar fills a temperature that has an entry for each gate.
+    """
+    uses_temperature = any(node.op == "placeholder" and node.target == "temperature" for node in graph.graph.nodes)
+    temperature = [("temperature", defaults["temperature"])] if uses_temperature else []
+    ascent = [*temperature, *((name, defaults[name]) for name in ("step_size", "radius", "steps"))]
+    objective, step = Objective(recipe.objective), AscentStep(recipe.step, recipe.norm, *value_range)
+    with _without_deprecations():
+        pullback = _script(_scriptable(graph, extra_inputs))
+        _save(pullback, ["input", *extra_inputs, "cotangent"], extra_inputs, temperature, 2, folder / "pullback.ts")
+        loop = _Ascent(_script(_scriptable(graph, extra_inputs, objective)), objective, step, uses_temperature)
+        inputs = ["input", *extra_inputs] if recipe.objective == "energy" else ["input", *extra_inputs, "cotangent"]
+        _save(torch.jit.script(loop), inputs, extra_inputs, ascent, 4, folder / "ascent.ts")
+
+
+class _Ascent(nn.Module):
+    """The loop around a graph (input, cotangent[, temperature], others) -> (output, pullback, score)."""
+
+    __constants__ = ("tempered",)
+
+    def __init__(self, graph: nn.Module, objective: Objective, step: AscentStep, uses_temperature: bool) -> None:
+        super().__init__()
+        self.graph, self.objective, self.step, self.uses_temperature = graph, objective, step, uses_temperature
+
+    def climb(
+        self, x: Tensor, cotangent: Tensor, temperature: Tensor, extra_inputs: list[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if self.uses_temperature:
+            return self.graph(x, cotangent, temperature, extra_inputs)
+        return self.graph(x, cotangent, extra_inputs)
+
+    def forward(
+        self,
+        input: Tensor,
+        cotangent: Tensor,
+        temperature: Tensor,
+        step_size: Tensor,
+        radius: Tensor,
+        steps: Tensor,
+        extra_inputs: list[Tensor],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x, pullback = input, torch.zeros_like(input)
+        scores: list[Tensor] = []
+        for _ in range(int(steps)):
+            _, pullback, score = self.climb(x, cotangent, temperature, extra_inputs)
+            scores.append(score)
+            x = self.step(x, input, pullback, step_size, radius)
+        # The last image's pullback is computed with its output, and dropped: TorchScript has one graph for both.
+        output, _, score = self.climb(x, cotangent, temperature, extra_inputs)
+        scores.append(score)
+        return x, output, pullback, torch.stack(scores)
+
+
+def _save(
+    inner: torch.jit.ScriptModule,
+    tensors: list[str],
+    extra_inputs: Sequence[str],
+    scalars: list[tuple[str, Any]],
+    outputs: int,
+    path: Path,
+) -> None:
+    """Save `inner` behind a forward whose scalars have defaults and which lacks the inputs that it has no use for.
+
+    Those of `tensors` that are `extra_inputs`, `inner` takes as one list.
+    """
+    holder = nn.Module()
+    holder.inner = inner
+    twin = torch.jit.script(holder)
+    values = dict(scalars)
+    taken = [f"{name}: Tensor" for name in tensors] + [f"{name}: Optional[Tensor] = None" for name in values]
+    lines = [f"def forward(self, {', '.join(taken)}) -> Tuple[{', '.join(['Tensor'] * outputs)}]:"]
+    for name, value in values.items():
+        text = f"float('{value}')" if value in (float("inf"), float("-inf")) else repr(value)
+        text = repr(list(value)) if isinstance(value, tuple) else text
+        lines.append(f"    {_own(name)} = {name} if {name} is not None else torch.tensor({text}, device=input.device)")
+        if isinstance(value, tuple):
+            lines.append(f"    {_own(name)} = {_own(name)}.expand({len(value)})")
+    # What the loop takes and the artifact does not, it does not read: any tensor will do.
+    wanted = [port.name for port in inner._c._get_method("forward").schema.arguments][1:]
+    spelt = {
+        **dict.fromkeys(wanted, "input"),
+        **{name: name for name in tensors},
+        **{name: _own(name) for name in values},
+    }
+    spelt["extra_inputs"] = f"[{', '.join(extra_inputs)}]" if extra_inputs else "torch.jit.annotate(List[Tensor], [])"
+    given = [spelt[name] for name in wanted]
+    lines.append(f"    return self.inner({', '.join(given)})")
+    twin.define("\n".join([*lines, ""]))
+    # By way of memory: where the disk is full, torch's own file writer ends the process.
+    buffer = io.BytesIO()
+    torch.jit.save(twin, buffer)
+    path.write_bytes(buffer.getbuffer())
+
+
+def _own(name: str) -> str:
+    """What a forward calls the scalar `name` when its default is in; no input of a network is called so."""
+    return f"{name}_or_default"
+
+
+def _scriptable(graph: GraphModule, extra_inputs: Sequence[str], objective: Objective | None = None) -> GraphModule:
+    """`graph` in a form that TorchScript compiles; with an objective, also between output and cotangent.
+
+    TorchScript knows ATen's operators by packet, not by overload, and sizes as methods; what it saves, it does not load
+    where a weight's name is not in ASCII. The last inputs, `extra_inputs`, become one list.
+    """
+    copied = GraphModule(*_with_ascii_names(graph), "Pullback")
+    nodes = copied.graph
+    placeholders = [node for node in nodes.nodes if node.op == "placeholder"]
+    with nodes.inserting_after(placeholders[-1]):
+        listed = nodes.placeholder("extra_inputs", list[Tensor])
+    for i, node in enumerate(placeholders[len(placeholders) - len(extra_inputs) :]):
+        with nodes.inserting_after(listed):
+            node.replace_all_uses_with(nodes.call_function(operator.getitem, (listed, i)))
+        nodes.erase_node(node)
+    for node in nodes.nodes:
+        if node.target is torch.ops.aten.sym_size.int:
+            node.op, node.target = "call_method", "size"
+        elif isinstance(node.target, OpOverload):
+            node.target = node.target.overloadpacket
+        elif node.op == "call_function":
+            node.target = TORCHSCRIPT_EQUIVALENTS.get(node.target, node.target)
+    if objective is not None:
+        copied.add_submodule("objective", objective)
+        result = nodes.output_node()
+        outputs: Any = result.args[0]
+        output, pullback = outputs
+        given = next(node for node in nodes.nodes if node.op == "placeholder" and node.target == "cotangent")
+        readers = list(given.users)
+        with nodes.inserting_after(output):
+            both = nodes.call_module("objective", (output, given))
+        with nodes.inserting_after(both):
+            climbed = nodes.call_function(operator.getitem, (both, 1))
+            score = nodes.call_function(operator.getitem, (both, 0))
+        for reader in readers:
+            reader.replace_input_with(given, climbed)
+        result.args = ((output, pullback, score),)
+    copied.recompile()
+    return copied
+
+
+def _with_ascii_names(graph: GraphModule) -> tuple[dict[str, Any], Graph]:
+    """What `graph` reads, by name, and a copy of its nodes that reads it so: numbered where a name is not in ASCII."""
+    nodes = copy.deepcopy(graph.graph)
+    values: dict[str, Any] = {}
+    for node in nodes.find_nodes(op="get_attr"):
+        value = operator.attrgetter(str(node.target))(graph)
+        if not str(node.target).isascii():
+            node.target = f"weight_{len(values)}"
+        values[str(node.target)] = value
+    return values, nodes
+
+
+def _script(graph: GraphModule) -> torch.jit.ScriptModule:
+    """`graph`, compiled; raises ConversionError where TorchScript lacks a word for what it computes."""
+    try:
+        return torch.jit.script(graph)
+    except RuntimeError as error:
+        reason = first_line(error)
+        raise ConversionError(f"TorchScript cannot compile the graph ({reason})", "Give --formats onnx") from error
+
+
+@contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """TorchScript still works and says at every call that it is deprecated; nothing else is silenced."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=r".*torch\.jit\..* is (deprecated|not supported)", category=FutureWarning
+        )
+        warnings.filterwarnings(
+            "ignore", message=r".*torch\.jit\..* is (deprecated|not supported)", category=DeprecationWarning
+        )
+        warnings.filterwarnings(
+            "ignore", message="The TorchScript type system doesn't support instance-level annotations"
+        )
+        yield

@@ -1,0 +1,157 @@
+"""From an fx graph to an ONNX graph, by torch.onnx, with its constants folded."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import operator
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import onnx_ir
+import torch
+from onnx_ir.passes import Sequential, common
+from onnxscript import INT64, optimizer
+from onnxscript.function_libs.torch_lib.tensor_typing import TTensor
+from onnxscript.onnx_opset import opset18
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+
+from surgeon.conversion.rules.registry import PRESERVED_OPS
+from surgeon.errors import ConversionError, first_line
+
+INLINE_BYTES = 1024
+"""Smaller initializers stay in the .onnx file."""
+
+_KNOWN = PRESERVED_OPS | {
+    *(torch.ops.aten.reshape.default, torch.ops.aten.matmul.default, torch.ops.aten.sym_size.int),
+    torch.ops.aten.upsample_nearest2d.vec,
+}
+"""Operators that PyTorch composes of others, and that torch.onnx has words for."""
+
+_ops: Any = opset18  # whose own annotations know of neither type variables nor numbers
+
+
+def translate(
+    module: ExportedProgram | nn.Module,
+    arguments: tuple[Tensor, ...],
+    shapes: tuple[Any, ...] | None,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    opset: int,
+    optimize: bool = False,
+) -> onnx_ir.Model:
+    """torch.onnx.export, silent: its progress and its advice are not for our users; its errors are.
+
+    A program is used up: it may be changed in place.
+    """
+    if isinstance(module, ExportedProgram):
+        module = _decomposed_at_most_once(module)
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module,
+                arguments,
+                dynamo=True,
+                opset_version=opset,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                dynamic_shapes=shapes,
+                custom_translation_table=TRANSLATIONS,
+                optimize=optimize,
+                verbose=False,
+            )
+        assert program is not None
+        return program.model
+    except torch.onnx.errors.OnnxExporterError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise ConversionError(
+            f"torch.onnx cannot translate the graph to opset {opset} ({first_line(cause)})",
+            "Leave this operator out, choose another --opset, or --formats torchscript",
+        ) from error
+    finally:
+        logger.setLevel(level)
+
+
+def _decomposed_at_most_once(program: ExportedProgram) -> ExportedProgram:
+    """`program`, not traced again by torch.onnx where it holds nothing that would be decomposed.
+
+    The exporter asks every program for its decompositions, and tracing is most of what translating one takes (80% of a
+    MobileNetV3's pullback); the rules of `surgeon.conversion.rules` are in terms that it knows already.
+    """
+    once, trace = copy.copy(program), program.run_decompositions
+
+    def decompose(table: dict[Any, Any]) -> ExportedProgram:
+        graphs = [module.graph for module in once.graph_module.modules() if isinstance(module, GraphModule)]
+        composed = any(_is_composed(node.target, table) for graph in graphs for node in graph.nodes)
+        return trace(table) if composed else once
+
+    once.run_decompositions = decompose
+    return once
+
+
+def _is_composed(target: Any, table: dict[Any, Any]) -> bool:
+    """Whether tracing would take the operator apart: by the table, or because PyTorch itself composes it."""
+    return target in table or (isinstance(target, OpOverload) and target._can_decompose() and target not in _KNOWN)
+
+
+def floor_division(a: INT64, b: INT64) -> Any:
+    """Python's a // b, of sizes: (a - a mod b) / b, where ONNX's Mod has the sign of b, and its Div truncates.
+
+    torch.onnx takes the quotient alone, which is one too large for -(-h // 2) at an odd h.
+    """
+    return _ops.Div(_ops.Sub(a, _ops.Mod(a, b)), b)
+
+
+def scalar_product(x: TTensor, factor: float) -> Any:
+    """x times a number, which torch.onnx takes for a known one, and which may be computed from sizes."""
+    return _ops.Mul(x, _ops.CastLike(factor, x))
+
+
+def global_max_pool(x: TTensor, output_size: Sequence[int]) -> Any:
+    """Maximum of each map, and where it lies: what `surgeon.conversion.rules` leaves of adaptive max pooling."""
+    places = _ops.ArgMax(_ops.Reshape(x, [0, 0, -1]), axis=2, keepdims=1)
+    return _ops.ReduceMax(x, [2, 3], keepdims=1), _ops.Unsqueeze(places, [3])
+
+
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    operator.floordiv: floor_division,
+    torch.ops.aten.adaptive_max_pool2d.default: global_max_pool,
+    torch.ops.aten.mul.Scalar: scalar_product,
+}
+"""What takes the place of torch.onnx's own words."""
+
+
+def fold(model: onnx_ir.Model) -> onnx_ir.Model:
+    """Fold small constants alone: a runtime folds flipped kernels as it loads; stored, they would double the file.
+
+    onnxscript's own optimizer would besides try its rewriting rules at every node, which takes up to 14 times as long
+    (half a minute of a ResNet50 with group norms) to find what a runtime finds as it loads: products with 1, and such.
+    """
+    optimizer.inline(model)
+    for _ in range(2):  # what is folded first may leave more to fold
+        optimizer.fold_constants(model, onnx_shape_inference=True, output_size_limit=INLINE_BYTES)
+        optimizer.remove_unused_nodes(model)
+    _TIDY(model)
+    return model
+
+
+_TIDY = Sequential(
+    common.RemoveUnusedOpsetsPass(),
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+    common.DeduplicateInitializersPass(),
+    common.CommonSubexpressionEliminationPass(),
+    common.OutputFixPass(),
+    common.NameFixPass(),
+)

@@ -1,0 +1,141 @@
+"""Whether an imported network computes what ONNX Runtime makes of its file, for each sample on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from surgeon.errors import ConversionError, SurgeonError, first_line
+from surgeon.network.importer.registry import Numbers
+
+TOLERANCE = 1e-3
+"""Largest distance (L2), relative to how much the output varies, beyond what rounding explains."""
+
+ROUNDING = 10
+"""ONNX Runtime may be this many times as far away as the network in float32 is from itself in float64."""
+
+HALF_TOLERANCE = 1e-2
+"""For files in half precision, relative to the output as a whole: halves round its offset by as much."""
+
+APART = 1e-9
+"""In float64: largest distance of a sample's output from that of the sample alone, relative as TOLERANCE is."""
+
+_ROUNDED = {torch.float32: 2.0**-22, torch.float64: 1e-12}
+"""The least that rounding may explain, relative to the output as a whole."""
+
+_ELEMENTS = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
+
+_FATAL_ONLY = 4
+
+
+def require_agreement(
+    path: Path, network: nn.Module, given: dict[str, Tensor], output_name: str, batch: int | None, halves: bool
+) -> None:
+    """Run both on `given`, by the file's names, twice as many rows as its batch; raise where they differ.
+
+    `halves` says that the file rounds to half precision, which the network does not. Raises SurgeonError where ONNX
+    Runtime does not run the file, and ConversionError where the network does not run on so many samples, where one
+    sample's output depends on the others, or where the network computes something else.
+    """
+    rows, values = batch or 1, list(given.values())
+    with torch.no_grad():
+        found = network(*values).numpy()
+    parts = [{name: value[i : i + rows].numpy() for name, value in given.items()} for i in (0, rows)]
+    expected = np.stack([_runtime_output(path, part, output_name) for part in parts])
+    if found.size != expected.size or found.shape[:1] != (2 * rows,):
+        taken = list(values[0].shape)
+        raise ConversionError(
+            f"{path.name} maps {taken} to {list(found.shape)}: its batch cannot be freed",
+            "Export it with a dynamic batch, and one row of output for each sample",
+        )
+    with _in_float64(network):
+        exact = _require_apart(path, network, values)
+    error = _distance(found.reshape(expected.shape), expected)
+    scale, allowed = _norm(expected), HALF_TOLERANCE * _norm(expected)
+    if not halves:
+        rounding = max(ROUNDING * _distance_where_finite(found, exact), _ROUNDED[torch.float32] * scale)
+        scale = _variation(expected)
+        allowed = TOLERANCE * scale + rounding
+    if error > allowed:
+        raise ConversionError(
+            f"{path.name} was imported wrongly: its output is {error / scale if scale else error:.1e} from ONNX "
+            "Runtime's",
+            "Please report it, with the file; a batch that the file fixes is another cause",
+        )
+
+
+@contextmanager
+def _in_float64(network: nn.Module) -> Iterator[None]:
+    """For the time being the network's numbers are float64; they are float32 again afterwards, the very same."""
+    network.double()
+    try:
+        yield
+    finally:
+        network.float()
+
+
+def _require_apart(path: Path, network: nn.Module, values: Sequence[Tensor]) -> Numbers:
+    """The output of `network`, which is in float64; raises ConversionError where its samples do not stay apart.
+
+    The first and the last are computed alone: of a largest value that all share, one of them at most is the owner.
+    """
+    wide = [value.double() if value.is_floating_point() else value for value in values]
+    with torch.no_grad():
+        together: Numbers = network(*wide).numpy()
+        allowed = APART * _variation(together) + _ROUNDED[torch.float64] * _norm(together)
+        for place in (slice(0, 1), slice(-1, None)):
+            alone, among = network(*(value[place] for value in wide)).numpy(), together[place]
+            # An axis of one sample may be squeezed, which it is not where the batch is free.
+            if alone.size != among.size or _distance(alone.reshape(among.shape), among) > allowed:
+                raise ConversionError(
+                    f"{path.name} mixes the samples of a batch: the output of one depends on the others",
+                    "Export it without a sum, mean or norm over the batch",
+                )
+    return together
+
+
+def _runtime_output(path: Path, given: dict[str, Any], output_name: str) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL_ONLY
+    # As the file is written: what the optimiser does to it is not asked here, and takes time.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        types = {value.name: _ELEMENTS.get(value.type) for value in session.get_inputs()}
+        feeds = {name: value.astype(types[name] or value.dtype) for name, value in given.items() if name in types}
+        return session.run([output_name], feeds)[0]
+    except Exception as error:  # ONNX Runtime's own exceptions have no common base
+        reason = first_line(error)
+        raise SurgeonError(
+            f"ONNX Runtime does not run {path.name} ({reason})", "Mend it, or export it in float32"
+        ) from error
+
+
+def _distance(found: Numbers, expected: Numbers) -> float:
+    """L2 distance; infinite where one is finite and the other is not."""
+    if not np.array_equal(np.isfinite(found), np.isfinite(expected)):
+        return float("inf")
+    return _distance_where_finite(found, expected)
+
+
+def _distance_where_finite(found: Numbers, expected: Numbers) -> float:
+    finite = np.isfinite(found) & np.isfinite(expected)
+    return float(np.linalg.norm(found[finite].astype(np.float64) - expected[finite]))
+
+
+def _norm(values: Numbers) -> float:
+    return float(np.linalg.norm(values[np.isfinite(values)].astype(np.float64)))
+
+
+def _variation(values: Numbers) -> float:
+    """L2 norm of what is left when the mean is taken off: an offset is none of it."""
+    finite = values[np.isfinite(values)].astype(np.float64)
+    return float(np.linalg.norm(finite - finite.mean())) if finite.size else 0.0

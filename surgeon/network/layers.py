@@ -1,0 +1,200 @@
+"""The layers that take the cotangent in the place of the network's output: `--at`.
+
+A layer is a module, by its dotted name, or by the name that an ONNX file has for the node or its tensor; or an entry of
+what the network returns, by its key, field or index, with dots between those of nested ones; or a node of the captured
+graph, by its own name. A name is looked up in this order. Of a module that is called several times, the last call
+counts.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.fx.graph import CodeGen
+
+from surgeon.errors import ConversionError, SurgeonError
+from surgeon.network.importer.network import OnnxNetwork
+
+_AROUND = ("", "network.", "network.network.", "network.network.network.")
+"""What stands before a name of the user's where preprocessing or a change of precision is wrapped around."""
+
+_SHOWN = 6
+"""Entries that an error lists."""
+
+
+def find(module: nn.Module, name: str) -> nn.Module | None:
+    """The module called `name`, seen from `module` or from the network that it is wrapped around, or in a file."""
+    named = dict(module.named_modules(remove_duplicate=False))
+    found = [named.get(before + name) for before in _AROUND if name]
+    found += [part.called(name) for part in named.values() if isinstance(part, OnnxNetwork)]
+    return next((layer for layer in found if layer is not None), None)
+
+
+def entries(returned: Any, every_name: bool = False) -> dict[str, Tensor]:
+    """The tensors in what a network returned, by name: `out`, `0`, `flows.3`; none where it is a tensor itself.
+
+    Containers are mappings, tuples and lists, also in one another. With `every_name` each tensor comes under its other
+    names, too: `-1` for the last of a row, and a number for a field of a named tuple.
+    """
+    found = {}
+    for names, part in _parts(returned):
+        for name in names if every_name else names[:1]:
+            inner = {f"{name}.{rest}": tensor for rest, tensor in entries(part, every_name).items()}
+            found.update({name: part} if isinstance(part, Tensor) else inner)
+    return found
+
+
+def _parts(value: Any) -> Iterator[tuple[list[str], Any]]:
+    """What is in a container: all names of a part, the usual one first, and the part."""
+    if isinstance(value, Mapping):
+        yield from (([str(key)], part) for key, part in value.items())
+    elif isinstance(value, (tuple, list)):
+        fields = list(getattr(value, "_fields", ()))
+        for index, part in enumerate(value):
+            yield [*fields[index : index + 1], str(index), str(index - len(value))], part
+
+
+def kinds(module: nn.Module, names: Sequence[str], returned: Any) -> dict[str, str]:
+    """What each of `names` is, `returned` being what `module` returns: "module", "entry", or else "node"."""
+    known = entries(returned, every_name=True)
+    return {name: "module" if find(module, name) else "entry" if name in known else "node" for name in names}
+
+
+@contextmanager
+def cut(module: nn.Module, names: Sequence[str], everything: bool = False) -> Iterator[None]:
+    """For the time being `module` returns the layers called `names`, in the dtype of its own input.
+
+    One is returned as it is, several as a list; without names, the one tensor that the network returns. With
+    `everything` the list goes on with all that it returns. What comes behind the layers still runs, and is dead code to
+    whoever records the pass. Raises SurgeonError, from within the pass, where there is no module or entry of a name, or
+    no single tensor in it.
+    """
+    modules = {name: part for name in names if (part := find(module, name)) is not None}
+    kept: dict[nn.Module, Any] = {}
+
+    def keeper(part: nn.Module) -> Callable[..., None]:
+        # Not the module that a hook is handed: torch.export puts copies in the place of one that has several names.
+        def keep(_part: nn.Module, _input: Any, output: Any) -> None:
+            # A copy, since the next layer may overwrite it in place.
+            kept[part] = output.clone() if isinstance(output, Tensor) else output
+
+        return keep
+
+    def give(_module: nn.Module, inputs: tuple[Any, ...], returned: Any) -> Any:
+        values = [named(name, returned) for name in names]
+        if everything:
+            values += [returned] if isinstance(returned, Tensor) else entries(returned).values()
+        elif not names:
+            values = [only_tensor(returned, type(module).__name__)]
+        kept.clear()
+        values = [value.to(inputs[0].dtype) if value.is_floating_point() else value for value in values]
+        return values[0] if len(values) == 1 else values
+
+    def named(name: str, returned: Any) -> Tensor:
+        if name not in modules:
+            known = entries(returned, every_name=True)
+            if name not in known:
+                raise no_layer(name, [*dict(module.named_modules()), *entries(returned)])
+            return known[name]
+        if modules[name] not in kept:
+            raise SurgeonError(f"the layer {name!r} does not run", "Choose one that the forward pass calls")
+        return only_tensor(kept[modules[name]], f"the layer {name}")
+
+    handles = [part.register_forward_hook(keeper(part)) for part in dict.fromkeys(modules.values())]
+    handles.append(module.register_forward_hook(give))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def joined(values: Tensor | Sequence[Tensor]) -> Tensor:
+    """Several layers as one output: their own outputs [N, …], flattened and one after the other, [N, sum]."""
+    if isinstance(values, Tensor):
+        return values
+    return torch.cat([value.flatten(1) if value.dim() > 1 else value.unsqueeze(1) for value in values], 1)
+
+
+def only_tensor(value: Any, whose: str) -> Tensor:
+    """`value`, or the tensor in it; raises ConversionError, naming what there is, where that is not exactly one."""
+    if isinstance(value, Tensor):
+        return value
+    found = entries(value)
+    if len(found) == 1:
+        return next(iter(found.values()))
+    shown = ", ".join(f"{name} {_described(part)}" for name, part in list(found.items())[:_SHOWN])
+    count = f" of {len(found)}: {shown}{', …' if len(found) > _SHOWN else ''}" if found else " without tensors"
+    network = not whose.startswith("the layer ")
+    raise ConversionError(
+        f"{whose} returns a {type(value).__name__}{count}; a pullback starts at one tensor",
+        f"Name one with --at {next(iter(found))}, or a layer"
+        if found and network
+        else "Wrap it in a module that returns the tensor you mean, or name a layer with --at",
+    )
+
+
+def _described(value: Tensor) -> str:
+    return str(["N", *value.shape[1:]]).replace("'", "")
+
+
+def no_layer(name: str, known: Iterable[str]) -> SurgeonError:
+    """The error for a layer that is not there, with the nearest of those that are `known`."""
+    listed = dict.fromkeys(each.removeprefix("network.") for each in known)
+    near = difflib.get_close_matches(name, listed, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(near)}? " if near else ""
+    return SurgeonError(
+        f"the network has no layer {name!r}", f"{hint}`surgeon inspect MODEL --show layers` lists what there is"
+    )
+
+
+def end_at(graph: GraphModule, names: Sequence[str], nodes: Sequence[str], known: Iterable[str]) -> GraphModule:
+    """`graph`, ended at the layers called `names`: those in `nodes` are its own, and the others its first outputs.
+
+    Raises SurgeonError where there is no such node, with the nearest names among nodes and `known`, or where it is not
+    one tensor.
+    """
+    own = {node.name: node for node in graph.graph.nodes if node.op == "call_function"}
+    output = graph.graph.output_node()
+    returned = iter(output.args[0] if isinstance(output.args[0], (tuple, list)) else output.args)
+    ends = []
+    for name in names:
+        if name not in nodes:
+            ends.append(next(returned))
+            continue
+        if name not in own:
+            raise no_layer(name, [*known, *own])
+        if not isinstance(own[name].meta.get("val"), Tensor):
+            raise SurgeonError(f"the node {name} is not one tensor", "Name a node that reads a tensor of it")
+        ends.append(own[name])
+    output.args = (tuple(ends) if len(ends) > 1 else ends[0],)
+    graph.graph.set_codegen(CodeGen())  # the one that was there packs the outputs that were
+    return GraphModule(graph, graph.graph)
+
+
+def drop_inputs(graph: GraphModule, unread: Iterable[Node]) -> GraphModule:
+    """`graph` without those of its inputs."""
+    for node in unread:
+        graph.graph.erase_node(node)
+    returned = graph.graph.output_node()
+    (returned.args,) = (value if isinstance(value, tuple) else (value,) for value in returned.args)
+    graph.graph.set_codegen(CodeGen())  # the one that was there packs and unpacks what was before
+    return GraphModule(graph, graph.graph)
+
+
+def drop_unread(graph: GraphModule) -> None:
+    """Forget the nodes behind the output, and the parameters and buffers that none is left to read."""
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    read = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
+    for owner, part in graph.named_modules():
+        for values in (part._parameters, part._buffers):
+            for name in list(values):
+                if (f"{owner}.{name}" if owner else name) not in read:
+                    del values[name]
