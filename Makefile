@@ -25,7 +25,7 @@ test: .venv/dev  ## the fast tests: what .ci/run calls
 zoo: .venv/dev  ## the slow tests: whole networks
 	$(PYTEST) -n 0 -m slow -s
 
-sweep: .venv/dev  ## convert every architecture of tests/sweep.tsv, hours; resumes; writes COVERAGE.md
+sweep: .venv/dev  ## convert every architecture of tests/sweep.tsv, hours; resumes; writes docs/coverage.md
 	@$(PIP) -e '.[convert,dev,sweep]'
 	$(BIN)/python -m tests.sweep
 

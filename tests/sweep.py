@@ -4,8 +4,8 @@ Each model is built with random weights at a small size and converted in a proce
 activations are ReLUs alone (classes ReLU, ReLU + SE) are exported with soft gates and verified as any export is: every
 artifact under ONNX Runtime against autograd, at batches 1, 2 and 3, at 1e-4. The others are rewritten with hard gates:
 in float64 against autograd at 1e-8, then the float32 artifact at 1e-3. Results go to sweep.jsonl as they come, each
-with the commit that it is of, so a sweep goes on where it or another stopped; the table in COVERAGE.md is written from
-that file. Delete it, or a line of it, to run all or one again.
+with the commit that it is of, so a sweep goes on where it or another stopped; the table in docs/coverage.md is written
+from that file. Delete it, or a line of it, to run all or one again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from unittest.mock import patch
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "sweep.jsonl"
-TABLE = HERE.parent / "COVERAGE.md"
+TABLE = HERE.parent / "docs" / "coverage.md"
 
 SOFT_CLASSES = ("ReLU", "ReLU + SE")
 EXACT_TOLERANCE = 1e-8
@@ -313,7 +313,7 @@ def recorded(results: Path) -> dict[str, dict[str, Any]]:
 
 
 def table(listed: Iterable[Entry], found: dict[str, dict[str, Any]]) -> str:
-    """COVERAGE.md."""
+    """The text of docs/coverage.md."""
     import torch
 
     listed = list(listed)

@@ -1,4 +1,4 @@
-"""The programs of surgeon/examples, built as their README says, compute what `surgeon.load` computes."""
+"""The programs of docs/examples, built as their README says, compute what `surgeon.load` computes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import surgeon
 from surgeon.runtime.photos import load_photo
 from surgeon.runtime.pictures import to_picture
 
-EXAMPLES = Path(surgeon.__path__[0]) / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 # No registry has the C++ headers of ONNX Runtime by themselves. This npm package, ONNX Runtime for Unity, has them
 # among its libraries for phones. They are of release 1.29.
 HEADERS = "com.github.asus4.onnxruntime@0.4.9"
