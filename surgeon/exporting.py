@@ -21,7 +21,7 @@ from surgeon.bundle.scalars import check_scalar
 from surgeon.bundle.temperatures import INPUTS
 from surgeon.conversion.gates import POOLS, gate
 from surgeon.conversion.probe import GateProbe
-from surgeon.conversion.rewriting import explicit_graph, rewrite_program
+from surgeon.conversion.rewriting import capture_network, explicit_graph, record_pullback
 from surgeon.conversion.writers.ascent import clamp_range
 from surgeon.conversion.writers.onnx_writer import WEIGHTS, embed_weights, write_gates, write_onnx
 from surgeon.conversion.writers.storage import store_again
@@ -98,7 +98,8 @@ def export(
         stage("rewrite")
         network = _Half(source.module) if recipe.precision == "fp16" else source.module
         given = example(source.input_shape, source.extra_inputs)
-        program, pullback = rewrite_program(network, given, recipe)
+        captured = capture_network(network, given, recipe)
+        program, pullback, passes = record_pullback(captured)
         if recipe.objective == "cross-entropy" and not pullback.output_shape:
             raise SurgeonError("cross-entropy is over classes, and the output is one number", "Give --objective logit")
         with_extra_inputs = [source.extra_inputs[place] for place in pullback.read]
@@ -112,7 +113,7 @@ def export(
             extra_inputs=source.extra_inputs,
             layers=pullback.layers,
             versions=_versions(),
-            passes=pullback.passes,
+            passes=passes,
         )
         temperature = manifest.default_temperature if pullback.uses_temperature else None
         shape = (source.input_shape[0], "H", "W") if recipe.dynamic_size else source.input_shape
@@ -121,7 +122,7 @@ def export(
         )
         probed = None
         if recipe.gate_outputs:
-            probed, probe = rewrite_program(network, given, recipe, kind=GateProbe)
+            probed, probe, _ = record_pullback(captured, GateProbe)
             shown = [(sight.site, sight.shape) for sight in probe.gate_outputs]
             artifacts[ports.GATES] = ports.gates(artifacts["pullback.onnx"], shown)
         manifest = dataclasses.replace(manifest, artifacts=artifacts)

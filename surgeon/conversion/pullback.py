@@ -77,9 +77,6 @@ class PullbackModule(nn.Module):
             node.meta["custom"] = _origin(node, "forward")
         self._derived: dict[Hashable, DerivedRule] = {}
         self.steps = self._plan()
-        self.passes: dict[
-            str, int
-        ] = {}  # how often each pass of `surgeon.conversion.passes.optimise` applied, once they have
         self.gates = self._sites()
         self._place = {gate.node: i for i, gate in enumerate(self.gates)}
         self.per_gate = self._recipe.temperature_input == "per-gate"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from typing import Any, TypeVar, overload
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,82 @@ from surgeon.network.sizes import REMEDY, dynamic
 Kind = TypeVar("Kind", bound=PullbackModule)
 
 
+@dataclass(frozen=True)
+class CapturedNetwork:
+    """A network that is captured and optimised: every kind of pullback is recorded from this one capture.
+
+    `examples` are the tensors that it was captured with, and `passes` says how often each pass applied. `unoptimised`
+    is the graph before the passes, with the same weights, where `recipe.at` names a node: what an oracle can follow.
+    """
+
+    captured: Captured
+    recipe: Recipe
+    examples: tuple[Tensor, ...]
+    passes: dict[str, int]
+    unoptimised: GraphModule | None = None
+
+
+class RecordedPullback(NamedTuple, Generic[Kind]):
+    """A pullback as one exported program, the module that it records, and how often each pass applied."""
+
+    program: ExportedProgram
+    pullback: Kind
+    passes: dict[str, int]
+
+
+def capture_network(module: nn.Module, example: Example, recipe: Recipe | None = None) -> CapturedNetwork:
+    """Capture `module` as called on `example` and optimise its graph; raises as `surgeon.conversion.capture` does."""
+    recipe = recipe or Recipe()
+    require_capturable(module)
+    with explaining_inputs(module, example):
+        captured = capture(module, example, recipe.at, recipe.dynamic_size)
+    unoptimised = None
+    if "node" in captured.layers.values():
+        unoptimised = GraphModule(captured.graph, copy.deepcopy(captured.graph.graph))
+    passes = optimise(captured.graph)
+    if recipe.dynamic_size:
+        _refuse_static(captured)
+    return CapturedNetwork(captured, recipe, tensors(example), passes, unoptimised)
+
+
+@overload
+def record_pullback(network: CapturedNetwork) -> RecordedPullback[PullbackModule]: ...
+
+
+@overload
+def record_pullback(network: CapturedNetwork, kind: type[Kind]) -> RecordedPullback[Kind]: ...
+
+
+def record_pullback(
+    network: CapturedNetwork, kind: type[PullbackModule] = PullbackModule
+) -> RecordedPullback[PullbackModule]:
+    """Record forward and pullback of `network` as one exported program; `network` stays as it is.
+
+    The program takes (input, cotangent), the temperature where a gate or pool reads it, and the network's other inputs.
+    It returns what a `kind` of pullback does. Raises ConversionError where torch.export cannot record it.
+    """
+    captured, recipe = network.captured, network.recipe
+    pullback = kind(captured, recipe)
+    first, *extra_examples = network.examples
+    extra_inputs = tuple(extra_examples[place] for place in captured.read)
+    with torch.no_grad():
+        cotangent = torch.zeros_like(joined(captured.graph(first, *extra_inputs)))
+    positional, named, shapes = _arguments(captured, pullback, first, cotangent, extra_inputs)
+    with fx_traceback.preserve_node_meta(), warnings.catch_warnings(), torch.no_grad():
+        try:
+            with silent_torch(), same_batch(pullback):
+                program = torch.export.export(pullback, positional, named, dynamic_shapes=shapes)
+        except (RuntimeError, ValueError, TypeError) as error:  # what rules and fake tensors raise
+            raise ConversionError(
+                f"torch.export cannot record the pullback ({first_line(error)})",
+                REMEDY if recipe.dynamic_size else "Please report it, with the network's source",
+            ) from error
+        if recipe.dynamic_size:
+            require_any_size(program, pullback, captured.graph, first)
+    _read_sizes_of_output(program)
+    return RecordedPullback(program, pullback, network.passes | optimise_pullback(program))
+
+
 @overload
 def rewrite_program(
     module: nn.Module, example: Example, recipe: Recipe | None = None
@@ -41,23 +119,15 @@ def rewrite_program(
 def rewrite_program(
     module: nn.Module, example: Example, recipe: Recipe | None = None, *, kind: type[PullbackModule] = PullbackModule
 ) -> tuple[ExportedProgram, PullbackModule]:
-    """Capture `module`, optimise its graph, and record forward and pullback as one exported program.
+    """Capture `module` and record one `kind` of pullback: `capture_network`, then `record_pullback`."""
+    program, pullback, _ = record_pullback(capture_network(module, example, recipe), kind)
+    return program, pullback
 
-    The program takes (input, cotangent), the temperature where a gate or pool reads it, and the network's other inputs.
-    It returns what a `kind` of pullback does.
-    """
-    recipe = recipe or Recipe()
-    require_capturable(module)
-    with explaining_inputs(module, example):
-        captured = capture(module, example, recipe.at, recipe.dynamic_size)
-    passes = optimise(captured.graph)
-    if recipe.dynamic_size:
-        _refuse_static(captured)
-    pullback = kind(captured, recipe)
-    first, *extra_examples = tensors(example)
-    extra_inputs = tuple(extra_examples[place] for place in captured.read)
-    with torch.no_grad():
-        cotangent = torch.zeros_like(joined(captured.graph(first, *extra_inputs)))
+
+def _arguments(
+    captured: Captured, pullback: PullbackModule, first: Tensor, cotangent: Tensor, extra_inputs: tuple[Tensor, ...]
+) -> tuple[tuple[Tensor, ...], dict[str, Any] | None, dict[str, Any]]:
+    """Positional and keyword arguments to record `pullback` with, and the sizes of each that stay dynamic."""
     output = captured.outputs[0].meta["val"] if len(captured.outputs) == 1 else cotangent
     arguments: dict[str, Any] = {"input": first, "cotangent": cotangent}
     shapes: dict[str, Any] = {
@@ -67,27 +137,13 @@ def rewrite_program(
     if pullback.uses_temperature:
         sizes = [len(pullback.gates)] if pullback.per_gate else []
         arguments["temperature"], shapes["temperature"] = torch.ones(sizes, dtype=first.dtype), None
-    positional = tuple(arguments.values())
-    named = {"extra_inputs": extra_inputs} if extra_inputs else None
     if extra_inputs:
         batched = [bool(x.dim()) and x.shape[0] == first.shape[0] for x in extra_inputs]
         shapes["extra_inputs"] = tuple(
             dynamic(x.shape) if moves else None for x, moves in zip(extra_inputs, batched, strict=True)
         )
-    with fx_traceback.preserve_node_meta(), warnings.catch_warnings(), torch.no_grad():
-        try:
-            with silent_torch(), same_batch(pullback):
-                program = torch.export.export(pullback, positional, named, dynamic_shapes=shapes)
-        except (RuntimeError, ValueError, TypeError) as error:  # what rules and fake tensors raise
-            raise ConversionError(
-                f"torch.export cannot record the pullback ({first_line(error)})",
-                REMEDY if recipe.dynamic_size else "Please report it, with the network's source",
-            ) from error
-        if recipe.dynamic_size:
-            require_any_size(program, pullback, captured.graph, first)
-    _read_sizes_of_output(program)
-    pullback.passes = passes | optimise_pullback(program)
-    return program, pullback
+    named = {"extra_inputs": extra_inputs} if extra_inputs else None
+    return tuple(arguments.values()), named, shapes
 
 
 def _refuse_static(captured: Captured) -> None:
