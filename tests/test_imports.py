@@ -1,119 +1,145 @@
+"""Imports run one way, torch stays behind its boundary, and each module imports alone and without a warning."""
+
 from __future__ import annotations
 
+import ast
 import json
-import pkgutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
-import pytest
-
-import surgeon
-
-TORCH_FREE = {
-    "surgeon",
-    "surgeon.app",
-    "surgeon.app.policy",
-    "surgeon.app.serve",
-    "surgeon.app.site",
-    "surgeon.app.vendored",
-    "surgeon.errors",
-    "surgeon.analysis.evaluate.evaluation",
-    "surgeon.analysis.evaluate.explanations",
-    "surgeon.analysis.evaluate.faithfulness",
-    "surgeon.bundle",
-    "surgeon.bundle.folder",
-    "surgeon.bundle.manifest",
-    "surgeon.bundle.ports",
-    "surgeon.bundle.default_temperature",
-    "surgeon.analysis.bench.benchmark",
-    "surgeon.analysis.inspect.diagram",
-    "surgeon.analysis.inspect.diagram.edges",
-    "surgeon.analysis.inspect.diagram.layout",
-    "surgeon.analysis.inspect.diagram.page",
-    "surgeon.analysis.inspect.diagram.svg",
-    "surgeon.analysis.inspect.diagram.tree",
-    "surgeon.analysis.inspect.grouping",
-    "surgeon.analysis.inspect.shape_inference",
-    "surgeon.analysis.inspect.kernels",
-    "surgeon.analysis.inspect.structure",
-    "surgeon.analysis.evaluate.calibration",
-    "surgeon.analysis.bench.candidates",
-    "surgeon.runtime.input_validation",
-    "surgeon.analysis.figures.gate_plot",
-    "surgeon.analysis.evaluate.gate_statistics",
-    "surgeon.runtime.system_info",
-    "surgeon.analysis.bench.memory",
-    "surgeon.runtime.placement",
-    "surgeon.analysis.figures.plots",
-    "surgeon.analysis.bench.profiling",
-    "surgeon.runtime.session",
-    "surgeon.bundle.units",
-    "surgeon.analysis.inspect.inspection",
-    "surgeon.runtime.pictures",
-    "surgeon.runtime.providers",
+ROOT = Path(__file__).resolve().parent.parent
+ORDER = (
+    *("errors", "bundle", "runtime", "network", "conversion", "verify", "exporting", "app", "analysis", "cli"),
+    *("__main__",),
+)
+TORCH_ROOMS = {"network", "conversion", "verify", "exporting"}
+# Of `analysis`, the modules that convert a network, or run one, as well.
+TORCH_IN_ANALYSIS = {
+    "surgeon.analysis.bench.baselines",
+    "surgeon.analysis.bench.eager",
+    "surgeon.analysis.inspect.convertibility",
+    "surgeon.analysis.inspect.model_summary",
+    "surgeon.analysis.same_network",
 }
-MODULES = {"surgeon", *(found.name for found in pkgutil.walk_packages(surgeon.__path__, "surgeon."))}
-COMMANDS = {name for name in MODULES if name.startswith("surgeon.cli")}  # what a command needs it imports when it runs
+TORCH = {"torch", "torchvision", "onnxscript"}
 
-# torch takes seconds to import, so the modules that need it are imported one by one in forks of a process that has it.
+
+def _name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+SOURCES = {_name(path): path for path in (ROOT / "surgeon").rglob("*.py")}
+
+
+def imports(module: str) -> Iterator[str]:
+    """Every module that `module` imports: at its top, in a function, or for type annotations."""
+    for node in ast.walk(ast.parse(SOURCES[module].read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module and not node.level, f"{module}:{node.lineno} is a relative import"
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in SOURCES else node.module
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+IMPORTS = {module: set(imports(module)) for module in sorted(SOURCES)}
+OWN = {module: (names & set(SOURCES)) - {module} for module, names in IMPORTS.items()}
+NEEDS_TORCH = {module for module in SOURCES if room(module) in TORCH_ROOMS} | TORCH_IN_ANALYSIS
+
+
+def test_every_folder_has_its_place_in_the_order() -> None:
+    assert {room(module) for module in SOURCES} - {"", "examples"} == set(ORDER)
+
+
+def test_imports_run_one_way() -> None:
+    ranks = {name: rank for rank, name in enumerate(("", *ORDER))}
+    upwards = {f"{m} -> {name}" for m, names in OWN.items() for name in names if ranks[room(m)] < ranks[room(name)]}
+    assert not upwards
+
+
+def test_imports_form_no_circle() -> None:
+    TopologicalSorter(OWN).prepare()  # raises CycleError
+
+
+def test_torch_is_imported_behind_its_boundary_alone() -> None:
+    assert set(SOURCES) >= TORCH_IN_ANALYSIS
+    importers = {m for m, names in IMPORTS.items() if TORCH & {name.partition(".")[0] for name in names}}
+    assert importers <= NEEDS_TORCH
+
+
+# What a module imports takes seconds, so it is done once: each module is imported in a fork of a process that has it.
 IN_FORKS = """
-import importlib, os, sys, traceback, warnings
-import torch, torch.fx, torchvision
-failed = False
-for name in sys.argv[1:]:
+import importlib, json, os, sys, traceback, warnings
+boundary, names, held = json.loads(sys.argv[1])
+for name in held:
+    importlib.import_module(name)
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in boundary:
+            raise ImportError(f"{name} is imported")
+
+failed = []
+for name in names:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python 3.12 warns of forking beside torch's threads
+        warnings.simplefilter("ignore")  # Python 3.12 warns of forking beside the threads of libraries
         child = os.fork()
     if child == 0:
         warnings.simplefilter("error")
+        sys.meta_path.insert(0, Refuse())
         try:
             importlib.import_module(name)
         except BaseException:
-            print(f"{name}:", file=sys.stderr)
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
-    failed |= os.waitpid(child, 0)[1] != 0
-sys.exit(failed)
+    if os.waitpid(child, 0)[1]:
+        failed.append(name)
+print(json.dumps(failed))
 """
 ASK_FOR_HELP = """
-import sys, surgeon.cli
+import json, sys, surgeon.cli
 sys.argv = ["surgeon", "--help"]
 try:
     surgeon.cli.main()
 except SystemExit as end:
     assert not end.code
+print(json.dumps([name for name in ("torch", "numpy", "onnx", "onnxruntime", "PIL") if name in sys.modules]))
 """
-ROOT = Path(__file__).resolve().parent.parent
 
 
-def run(*arguments: str) -> str:
-    """Standard output of a fresh interpreter that is given `arguments`."""
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT)
+def run(code: str, *arguments: str) -> list[str]:
+    """The list that a fresh interpreter, where warnings are errors, prints last."""
+    command = [sys.executable, "-W", "error", "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    listed: list[str] = json.loads(done.stdout.splitlines()[-1])
+    assert not listed, done.stderr
+    return listed
 
 
-def loaded(code: str, names: list[str]) -> list[str]:
-    """Which of `names` a fresh interpreter has imported after `code`, warnings being errors."""
-    report = f"import json, sys\n{code}\nprint(json.dumps([name for name in {names} if name in sys.modules]))"
-    found: list[str] = json.loads(run("-W", "error", "-c", report).splitlines()[-1])
-    return found
+def import_alone(names: set[str], *, held: list[str], refused: set[str]) -> None:
+    run(IN_FORKS, json.dumps([sorted(refused), sorted(names), held]))
 
 
-def test_the_promised_modules_exist() -> None:
-    assert TORCH_FREE | {"surgeon.cli"} <= MODULES
+def test_other_modules_import_where_torch_is_missing() -> None:
+    names = set(SOURCES) - NEEDS_TORCH
+    import_alone(names, held=["numpy", "onnx", "onnxruntime", "click", "rich"], refused=TORCH)
 
 
-@pytest.mark.parametrize("module", sorted((TORCH_FREE | COMMANDS) & MODULES))
-def test_runs_without_torch(module: str) -> None:
-    assert loaded(f"import {module}", ["torch", "torchvision", "onnxscript"]) == []
-
-
-def test_converting_modules_import_alone_and_without_a_warning() -> None:
-    run("-c", IN_FORKS, *sorted(MODULES - TORCH_FREE - COMMANDS))
+def test_converting_modules_import_alone() -> None:
+    import_alone(
+        NEEDS_TORCH, held=["torch", "torch.fx", "torchvision", "onnx", "onnxruntime", "onnxscript"], refused=set()
+    )
 
 
 def test_help_imports_nothing_heavy() -> None:
-    assert loaded(ASK_FOR_HELP, ["torch", "numpy", "onnx", "onnxruntime", "PIL"]) == []
+    run(ASK_FOR_HELP)

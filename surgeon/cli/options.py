@@ -12,10 +12,8 @@ import click
 from surgeon.errors import SurgeonError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from surgeon.cli.extra_input_options import Stated
-    from surgeon.network.sources import Source
+    from surgeon.network.sources import Samples, Source
 
 CONVERT = "pip install 'surgeon[convert]', or '.[convert]' from a checkout"
 """What is missing where torch is."""
@@ -74,24 +72,19 @@ class PhotoSize(click.ParamType[Size]):
 
 def network(
     model: str, input_shape: tuple[int, ...] | None, input: str | None, extra_input: Sequence[Stated]
-) -> tuple[Source, tuple[Tensor, ...]]:
-    """The network that `model` names, and two samples of what it takes: for commands that look at its structure alone.
+) -> tuple[Source, Samples]:
+    """The network that `model` names and two samples of its inputs, for commands that look at its structure alone.
 
     A named model gets random weights, which need no download.
     """
     try:
-        import torch
-
-        from surgeon.network.inputs import samples
-        from surgeon.network.sources import resolve
-        from surgeon.network.weights import varied_input
+        from surgeon.network.sources import resolve, two_samples
     except ImportError as error:
         raise SurgeonError(f"{error.name or 'torch'} is not installed, and this needs it", CONVERT) from error
     named = ":" not in model and not Path(model).suffix
     weights = "random" if named else None
     source = resolve(model, weights=weights, input_shape=input_shape, input=input, extra_inputs=dict(extra_input))
-    generator = torch.Generator().manual_seed(0)
-    return source, (varied_input(2, source.input_shape, generator), *samples(source.extra_inputs, 2, generator))
+    return source, two_samples(source)
 
 
 bundle = click.argument("bundle", type=click.Path(path_type=Path))

@@ -79,16 +79,13 @@ def _compare(
     from surgeon.cli import screen
 
     try:
-        import torch
+        from surgeon.network.sources import resolve_again
+        from surgeon.verify.verify import verify
     except ImportError as error:
         raise SurgeonError(
             f"the files of {bundle.path} are as exported, and nothing more was verified: torch is not installed",
             'pip install "surgeon[convert]", or give --integrity to check the files alone',
         ) from error
-    del torch
-    from surgeon.network.sources import resolve_again
-    from surgeon.verify.verify import verify
-
     with screen.waiting("build the network", quiet):
         network = resolve_again(bundle.manifest, source=source, weights=weights)
     names = list(bundle.manifest.artifacts)

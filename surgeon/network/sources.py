@@ -18,14 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from surgeon.bundle.manifest import Image, Manifest, Model, Port
 from surgeon.errors import SurgeonError
 from surgeon.network.inputs import Shapes, arrange, samples, with_extra_inputs
 from surgeon.network.modules import copied, require_capturable
 from surgeon.network.published import Network, Normalisation, Pixels, named
-from surgeon.network.weights import CALIBRATION_BATCH, calibrate, load_weights, random_seed, weights_file
+from surgeon.network.weights import (
+    CALIBRATION_BATCH,
+    calibrate,
+    load_weights,
+    random_seed,
+    varied_input,
+    weights_file,
+)
 
 PREPROCESSING: dict[str, Normalisation | None] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -57,6 +64,16 @@ class Source:
     model: Model
     temperature: float  # the default one
     extra_inputs: tuple[Port, ...] = ()  # what the module takes behind that
+
+
+Samples = tuple[Tensor, ...]
+"""A batch of what a network takes: its input, and the extra inputs behind it."""
+
+
+def two_samples(source: Source) -> Samples:
+    """Two random samples of what the module of `source` takes, the same ones at every call."""
+    generator = torch.Generator().manual_seed(0)
+    return varied_input(2, source.input_shape, generator), *samples(source.extra_inputs, 2, generator)
 
 
 def resolve(

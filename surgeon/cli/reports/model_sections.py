@@ -11,9 +11,8 @@ from surgeon.cli.reports.tables import bytes_text, shape_text, table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from torch import Tensor
 
-    from surgeon.network.sources import Source
+    from surgeon.network.sources import Samples, Source
 
 ROOT = "(root)"
 
@@ -25,7 +24,7 @@ class ModelSections:
     SurgeonError from `data` and `tables` where nothing fits.
     """
 
-    def __init__(self, name: str, source: Source, example: tuple[Tensor, ...], pattern: str | None) -> None:
+    def __init__(self, name: str, source: Source, example: Samples, pattern: str | None) -> None:
         from surgeon.analysis.inspect.model_summary import outline
 
         self.name, self.source, self.example, self.pattern = name, source, example, pattern
