@@ -187,7 +187,7 @@ def test_the_list_is_applied_in_order_and_counted() -> None:
     captured = capture(module.double(), image(2, 2, 5, 5))
     applied = optimise(captured.graph)
     assert list(applied) == [
-        *("fold_constants", "drop_identities", "name_gates"),
+        *("fold_constants", "drop_identities", "canonicalize_gates"),
         *("fold_batch_norm", "fold_padding", "bound_padding", "share_concatenations"),
     ]
     # Dropout between the two would have kept the norm from folding.

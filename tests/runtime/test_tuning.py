@@ -70,7 +70,7 @@ def convolution(out: int, channels: int, k: int, bias: bool = False, **attribute
     return helper.make_node("Conv", ["input", *constants], ["output"], name="conv", **around), constants
 
 
-FEWER = "convolve_with_fewer_products"
+FEWER = "winograd_3x3"
 
 
 @pytest.mark.parametrize("size", [(32, 24), (33, 24), (32, 25), (31, 23)])
@@ -137,7 +137,7 @@ def adjoint(
     return found, (taken, *size)
 
 
-STRIDED = "pull_back_strided"
+STRIDED = "subpixel_conv_transpose"
 GEOMETRIES = [
     (k, padding, extra, cut)
     for k, padding, extra, cut in itertools.product((2, 3, 4, 5, 7), (0, 1, 2, 3), (0, 1), (0, 1))
@@ -166,7 +166,7 @@ def test_strided_adjoints_of_one_element() -> None:
 def test_convolutions_of_few_outputs(k: int, out: int, padding: int) -> None:
     node, constants = convolution(out, 32, k, pads=[padding] * 4)
     left = [length + 2 * padding - k + 1 for length in (9, 11)]
-    same(model([node], (32, 9, 11), (out, *left), **constants), (32, 9, 11), {"fill_blocks": 1})
+    same(model([node], (32, 9, 11), (out, *left), **constants), (32, 9, 11), {"im2col_narrow_conv": 1})
 
 
 class Blocks(nn.Sequential):
@@ -216,7 +216,7 @@ def test_exponentials_are_written_behind_what_they_are_of(bundle: Path) -> None:
     places = {node.op_type: i for i, node in enumerate(found.graph.node)}
     first = next(i for i, node in enumerate(found.graph.node) if GraphRewriter.is_backward(node))
     assert first < places["Exp"]
-    assert tuning.tune(found, 0.5)["write_exponentials_early"] == 1
+    assert tuning.tune(found, 0.5)["schedule_exp_early"] == 1
     nodes = list(found.graph.node)
     exponential = next(i for i, node in enumerate(nodes) if node.op_type == "Exp")
     pool = next(i for i, node in enumerate(nodes) if node.op_type == "MaxPool")
