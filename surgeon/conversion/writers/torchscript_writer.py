@@ -65,7 +65,7 @@ def write_torchscript(
 class _Ascent(nn.Module):
     """The loop around a graph (input, cotangent[, temperature], others) -> (output, pullback, score)."""
 
-    __constants__ = ("tempered",)
+    __constants__ = ("uses_temperature",)
 
     def __init__(self, graph: nn.Module, objective: Objective, step: AscentStep, uses_temperature: bool) -> None:
         super().__init__()
