@@ -102,7 +102,7 @@ def export(
         program, pullback, passes = record_pullback(captured)
         if recipe.objective == "cross-entropy" and not pullback.output_shape:
             raise SurgeonError("cross-entropy is over classes, and the output is one number", "Give --objective logit")
-        with_extra_inputs = [source.extra_inputs[place] for place in pullback.read]
+        with_extra_inputs = [source.extra_inputs[place] for place in pullback.used_inputs]
         manifest = Manifest(
             model=source.model,
             recipe=recipe,

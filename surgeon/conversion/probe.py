@@ -6,6 +6,7 @@ which every soft one is hard (1[z > 0], shut at z = 0; all of a window to its fi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,8 +16,11 @@ from torch.fx import Node
 
 from surgeon.bundle.manifest import GateSite, Recipe
 from surgeon.conversion.capture.capture import Captured
-from surgeon.conversion.gates import GATES, BoundGate, GatePolicy
-from surgeon.conversion.pullback import PullbackModule, SweepStep, provenance, shape_of
+from surgeon.conversion.capture.nodes import provenance, shape_of
+from surgeon.conversion.gates import GATES, GatePolicy
+from surgeon.conversion.plan import SweepStep
+from surgeon.conversion.pullback import PullbackModule
+from surgeon.conversion.sweep import call_rule, sweep
 from surgeon.errors import SurgeonError
 
 
@@ -31,10 +35,10 @@ class GateOutput:
 class GateProbe(PullbackModule):
     """forward(as `PullbackModule`'s) returns, in the order of `surgeon.bundle.ports.gates`, what the gates do.
 
-    That is output, pullback and ordinary gradient; then, of each soft gate and pool in forward order: what enters it
-    (a gate's z, counted from the edge where it opens; a pool's input), the cotangents that arrive at its output under
-    soft and under hard gates; and of a gate the mean of |soft - hard| over its units, [], all as floats of the input.
-    Raises SurgeonError, at construction, where nothing is soft.
+    First come output, pullback and ordinary gradient. Then, for each soft gate and pool in forward order: its input (a
+    gate's z, counted from the edge where it opens), and the cotangents at its output under soft and under hard gates;
+    and for a gate the mean of |soft - hard| over its units, []. All are floats of the input's dtype. Raises
+    SurgeonError, at construction, where nothing is soft.
     """
 
     def __init__(self, captured: Captured, recipe: Recipe) -> None:
@@ -46,55 +50,57 @@ class GateProbe(PullbackModule):
         self.gate_outputs = tuple(
             GateOutput(sites[step.node.name], shape_of(step.node, captured.input)) for step in self._soft
         )
-        hard = {step.node for step in self._soft}
-        self._hardened = [replace(step, policy=GATES["hard"]) if step.node in hard else step for step in self.steps]
+        hardened = [replace(step, policy=GATES["hard"]) if step.node.name in sites else step for step in self.steps]
+        self._hard_plan = replace(self.plan, steps=tuple(hardened))
 
     def forward(  # type: ignore[override]
         self, input: Tensor, cotangent: Tensor, temperature: Tensor | None = None, extra_inputs: tuple[Tensor, ...] = ()
     ) -> tuple[Tensor, ...]:
-        values, output = self._run(input, extra_inputs)
-        inverse_temperature = self._inverse_temperature_of(temperature, input)
-        soft: dict[Node, Tensor] = {}
-        hard: dict[Node, Tensor] = {}
-        pullback = self._sweep(self.steps, values, cotangent, inverse_temperature, soft)
-        gradient = self._sweep(self._hardened, values, cotangent, inverse_temperature, hard)
-        seen = [output, pullback, gradient]
+        values, output = self.run_forward(input, extra_inputs)
+        inverse_temperature = self.inverse_temperature(temperature, input)
+        soft = sweep(self.plan, values, cotangent, inverse_temperature)
+        hard = sweep(self._hard_plan, values, cotangent, inverse_temperature)
+        shown = [output, soft[self.plan.captured.input], hard[self.plan.captured.input]]
         for step in self._soft:
             with provenance(step.node, "backward"):
-                given, gap = self._gate_outputs(step, values, inverse_temperature)
-                seen += [given, soft[step.node], hard[step.node], *gap]
-        return tuple(value.to(input.dtype, copy=True) for value in seen)  # a value may be shown twice
+                entering, gap = self._gate_outputs(step, values, inverse_temperature)
+                shown += [entering, _first(soft[step.node]), _first(hard[step.node]), *gap]
+        return tuple(value.to(input.dtype, copy=True) for value in shown)  # a value may be shown twice
 
     def _gate_outputs(
-        self, step: SweepStep, values: dict[Node, Any], inverse_temperature: Tensor
+        self, step: SweepStep, values: Mapping[Node, Any], inverse_temperature: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
-        """What enters a gate or pool, and of a gate the mean |soft - hard|."""
+        """The input of a gate or pool, and of a gate the mean |soft - hard|."""
         node = step.node
         if step.kind == "pool":
             (entering,) = node.all_input_nodes
             return values[entering], []
-        arguments = torch.fx.map_arg(node.args, values.__getitem__)
-        keywords = dict(torch.fx.map_arg(node.kwargs, values.__getitem__))
-        noting = _RecordingGate(step.policy)
+        recording = _RecordingGate(step.policy)
         ones = torch.ones_like(values[node])
 
         def passed(policy: GatePolicy) -> Tensor:
-            gate = BoundGate(policy, self._inverse_temperature(step, inverse_temperature), self._recipe.edges)
-            return step.rule(ones, values[node], *arguments, **keywords, gate=gate)[0]
+            gate = step.bound(policy, inverse_temperature, self.plan.recipe.edges)
+            share: Tensor = call_rule(step, ones, values, gate)[0]
+            return share
 
-        gap = (passed(noting) - passed(GATES["hard"])).abs().mean()
-        return noting.seen[0], [gap]
+        gap = (passed(recording) - passed(GATES["hard"])).abs().mean()
+        return recording.inputs[0], [gap]
+
+
+def _first(cotangent: Any) -> Any:
+    """The cotangent of a node's first value: a pool has indices, too."""
+    return cotangent[0] if isinstance(cotangent, list) else cotangent
 
 
 @dataclass(frozen=True)
 class _RecordingGate(GatePolicy):
-    """A policy that keeps what its ramps are given."""
+    """A policy that keeps the pre-activations it is called with."""
 
     policy: GatePolicy | None = None
-    seen: list[Tensor] = field(default_factory=list)
+    inputs: list[Tensor] = field(default_factory=list)
     uses_temperature = True
 
     def through(self, z: Tensor, cotangent: Tensor, inverse_temperature: Tensor) -> Tensor:
         assert self.policy is not None
-        self.seen.append(z)
+        self.inputs.append(z)
         return self.policy.through(z, cotangent, inverse_temperature)

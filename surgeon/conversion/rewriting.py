@@ -17,8 +17,10 @@ from torch.fx.graph import CodeGen
 from surgeon.bundle.manifest import Recipe
 from surgeon.conversion.capture.any_size import require_any_size
 from surgeon.conversion.capture.capture import Captured, capture
+from surgeon.conversion.capture.nodes import where
 from surgeon.conversion.passes.optimise import optimise, optimise_pullback
-from surgeon.conversion.pullback import PullbackModule, where
+from surgeon.conversion.pullback import PullbackModule
+from surgeon.conversion.sweep import RuleFailure
 from surgeon.errors import ConversionError, first_line
 from surgeon.network.inputs import Example, same_batch, tensors
 from surgeon.network.layers import joined
@@ -85,7 +87,7 @@ def record_pullback(
     captured, recipe = network.captured, network.recipe
     pullback = kind(captured, recipe)
     first, *extra_examples = network.examples
-    extra_inputs = tuple(extra_examples[place] for place in captured.read)
+    extra_inputs = tuple(extra_examples[place] for place in captured.used_inputs)
     with torch.no_grad():
         cotangent = torch.zeros_like(joined(captured.graph(first, *extra_inputs)))
     positional, named, shapes = _arguments(captured, pullback, first, cotangent, extra_inputs)
@@ -93,7 +95,11 @@ def record_pullback(
         try:
             with silent_torch(), same_batch(pullback):
                 program = torch.export.export(pullback, positional, named, dynamic_shapes=shapes)
-        except (RuntimeError, ValueError, TypeError) as error:  # what rules and fake tensors raise
+        except RuleFailure as error:
+            if not recipe.dynamic_size:
+                raise
+            raise ConversionError(error.message, REMEDY) from error
+        except (RuntimeError, ValueError, TypeError) as error:  # of torch.export, and of fake tensors
             raise ConversionError(
                 f"torch.export cannot record the pullback ({first_line(error)})",
                 REMEDY if recipe.dynamic_size else "Please report it, with the network's source",

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from surgeon.bundle.manifest import Recipe
-from surgeon.conversion.capture.capture import capture, source_classes, source_line, source_module
+from surgeon.conversion.capture.capture import capture
+from surgeon.conversion.capture.nodes import source_classes, source_line, source_module
 from surgeon.conversion.pullback import PullbackModule
 from surgeon.conversion.rewriting import rewrite
 from surgeon.conversion.rules import CONSTANT, DERIVED, RULES

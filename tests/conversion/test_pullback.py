@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import surgeon
+from surgeon.analysis.inspect.convertibility import check
 from surgeon.bundle.manifest import Recipe
-from surgeon.conversion import pullback as sweep
 from surgeon.conversion.capture.capture import capture
 from surgeon.conversion.passes.optimise import optimise
 from surgeon.conversion.pullback import PullbackModule
 from surgeon.conversion.rewriting import rewrite
 from surgeon.conversion.rules.registry import RULES, Rule
+from surgeon.errors import ConversionError
 from surgeon.verify.oracle.reference import reference_pullback
 from tests.networks import NETWORKS, Stem, build, example
 
@@ -116,10 +120,36 @@ RULES_BEFORE = RULES[aten.max_pool2d_with_indices.default].backward
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_mistake_is_caught(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     operator, wrong = PLANTED[name]
-    monkeypatch.setitem(sweep.RULES, operator, Rule(wrong, RULES[operator].kind))
+    monkeypatch.setitem(RULES, operator, Rule(wrong, RULES[operator].kind))
     kind = Stem
     pullback = PullbackModule(capture(build(kind), example(kind)), Recipe())
     assert error(build(kind), pullback, example(kind), Recipe(), 0.5) > 1e-3
+
+
+@pytest.mark.parametrize("message", ["no such size\nand more", "", "   "])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_rule_that_raises_is_reported_with_node_and_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, message: str, lazy: bool
+) -> None:
+    def fail() -> None:
+        raise RuntimeError(message)
+
+    def rule(*_: Any, **__: Any) -> Any:
+        return (fail,) if lazy else fail()
+
+    monkeypatch.setitem(RULES, aten.relu.default, Rule(rule, "gate"))
+    reason = "no such size" if "size" in message else "RuntimeError"
+    refusal = rf"the rule of aten\.relu\.default \(relu in relu, networks\.py:\d+\) fails \({reason}\)"
+    module, x = build(Stem).float(), example(Stem).float()
+    with pytest.raises(ConversionError, match=refusal) as error:
+        rewrite(module, x)
+    assert error.value.remedy.startswith("Mend the rule in surgeon/conversion/rules")
+    assert isinstance(error.value.__cause__, RuntimeError)
+    report = check(module, x)
+    assert re.match(refusal, report.refusal.message if report.refusal else "")
+    with pytest.raises(ConversionError, match=refusal):
+        surgeon.export(module, tmp_path / "bundle", input_shape=tuple(x.shape[1:]))
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_zennit_agrees_on_guided_backpropagation() -> None:

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from surgeon.bundle.manifest import Recipe
-from surgeon.conversion.capture.capture import capture, record, source_line, source_module
+from surgeon.conversion.capture.capture import capture, record
+from surgeon.conversion.capture.nodes import source_line, source_module
 from surgeon.conversion.passes.optimise import optimise
-from surgeon.conversion.pullback import PullbackModule, Unsupported
+from surgeon.conversion.plan import Unsupported
+from surgeon.conversion.pullback import PullbackModule
 from surgeon.errors import ConversionError, UnknownOperators, first_line
 from surgeon.network.inputs import Example, tensors
 from surgeon.network.modules import evaluating, explaining_inputs
@@ -137,7 +139,7 @@ def _sweep(pullback: PullbackModule, example: Example, output: Any) -> None:
     """Run the sweep: some rules know only when they are called that an argument is beyond them."""
     first, *extra_examples = tensors(example)
     cotangent = torch.ones((first.shape[0], *output), dtype=first.dtype)
-    extra_inputs = tuple(extra_examples[place] for place in pullback.read)
+    extra_inputs = tuple(extra_examples[place] for place in pullback.used_inputs)
     try:
         with torch.no_grad():
             pullback(first, cotangent, torch.ones((), dtype=first.dtype), extra_inputs)

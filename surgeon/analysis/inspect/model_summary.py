@@ -15,7 +15,8 @@ from torch._ops import OpOverload
 from torch.fx import Node
 from torch.utils.flop_counter import FlopCounterMode
 
-from surgeon.conversion.capture.capture import GATE_MODULES, record, source_module
+from surgeon.conversion.capture.capture import GATE_MODULES, record
+from surgeon.conversion.capture.nodes import source_module
 from surgeon.conversion.rules import RULES
 from surgeon.network.importer.network import NodeModule
 from surgeon.network.inputs import Example, tensors

@@ -24,6 +24,7 @@ import surgeon
 from surgeon.conversion.capture.any_size import require_any_size
 from surgeon.conversion.capture.custom_functions import noted, require_own_derivatives
 from surgeon.conversion.capture.decompositions import DECOMPOSITIONS, EvenChunks, GlobalPools
+from surgeon.conversion.capture.nodes import qualified
 from surgeon.conversion.rules import PRESERVED_OPS
 from surgeon.errors import ConversionError, SurgeonError, first_line
 from surgeon.network.call_patching import without_checkpoints
@@ -42,18 +43,17 @@ GATE_MODULES = (
 
 @dataclass(frozen=True)
 class Captured:
-    """A network as a graph: `graph` returns one tensor, or a tuple of them, one for each layer asked for.
+    """A network as a graph: `graph` returns one tensor, or a tuple of them, one for each layer of `layers`.
 
-    It takes one tensor, with those that stand beside it.
-
-    `read` are the places of the others, as the network takes them, that the output depends on; the rest is left out.
-    Its nodes call ATen overloads or read parameters (get_attr); `meta["val"]` of each holds its fake value.
+    It takes the differentiated input and the extra inputs. `used_inputs` are the positions of the extra inputs that the
+    output depends on; unused ones are dropped. Its nodes call ATen overloads or read parameters (get_attr), and
+    `meta["val"]` of each holds its fake value.
     """
 
     graph: GraphModule
     gate_classes: frozenset[str] = frozenset()  # those of GATE_MODULES in the network, and subclasses of them
     layers: dict[str, str] = field(default_factory=dict)  # what each of `outputs` was asked for as: name -> kind
-    read: tuple[int, ...] = ()
+    used_inputs: tuple[int, ...] = ()
 
     @property
     def input(self) -> Node:
@@ -103,11 +103,11 @@ def capture(module: nn.Module, example: Example, at: Sequence[str] = (), dynamic
             f"{type(module).__name__} takes {len(inputs)} inputs", "Wrap it in a module that takes tensors alone"
         )
     drop_unread(graph)
-    read = tuple(place for place, node in enumerate(inputs[1:]) if node.users)
-    if len(read) < len(inputs) - 1:
+    used = tuple(place for place, node in enumerate(inputs[1:]) if node.users)
+    if len(used) < len(inputs) - 1:
         graph = drop_inputs(graph, [node for node in inputs[1:] if not node.users])
     classes = {type(part) for part in module.modules() if isinstance(part, GATE_MODULES)}
-    return Captured(graph, frozenset(map(_qualified, classes)), found, read)
+    return Captured(graph, frozenset(map(qualified, classes)), found, used)
 
 
 def record(module: nn.Module, *examples: Tensor, dynamic_size: bool = False) -> GraphModule:
@@ -279,34 +279,3 @@ def _place(error: Exception) -> str:
         frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith((*own, "<"))
     ]
     return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-
-
-def source_module(node: Node) -> str:
-    """Dotted name of the innermost module that `node` comes from; "" for the root."""
-    stack = node.meta.get("nn_module_stack")
-    name = list(stack.values())[-1][0] if stack else ""
-    return str(name).partition("@")[0]  # a module that is called again has @1, @2, … behind its name
-
-
-def source_classes(node: Node) -> list[str]:
-    """Class names of the modules that `node` comes from, innermost last, such as torch.nn.modules.activation.ReLU."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return [kind if isinstance(kind, str) else _qualified(kind) for _, kind in stack.values()]
-
-
-def _qualified(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
-_BETWEEN = ("/torch/nn/", "/surgeon/conversion/capture/decompositions.py")
-"""Files that stand between the user's line and the operator in a stack; the second as torch 2.11 reads bytecode."""
-
-
-def source_line(node: Node) -> str:
-    """The line of the user's code that `node` comes from, such as "resnet.py:161"; "" where it is not known."""
-    lines = [line.strip() for line in node.meta.get("stack_trace", "").splitlines() if line.strip().startswith("File")]
-    own = [line for line in lines if not any(between in line for between in _BETWEEN)] or lines
-    if not own:
-        return ""
-    path, _, rest = own[-1].removeprefix('File "').partition('", line ')
-    return f"{path.replace(chr(92), '/').rpartition('/')[2]}:{rest.partition(',')[0]}"
