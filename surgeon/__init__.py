@@ -26,6 +26,8 @@ __all__ = ["Bundle", "Defaults", "Recipe", "Session", "SurgeonError", "__version
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'surgeon' has no attribute {name!r}")
+    if name == "Recipe":
+        importlib.import_module("surgeon.conversion.gates")  # which tells Recipe the names of the gates; without torch
     return getattr(importlib.import_module(_PUBLIC[name]), name)
 
 

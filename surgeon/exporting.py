@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
 import math
 import platform
 from collections.abc import Callable, Sequence
@@ -17,9 +16,6 @@ from surgeon.bundle import ports
 from surgeon.bundle.atomic import staged
 from surgeon.bundle.folder import Bundle, seal
 from surgeon.bundle.manifest import Comparison, Defaults, Layer, Manifest, Recipe
-from surgeon.bundle.scalars import check_scalar
-from surgeon.bundle.temperatures import INPUTS
-from surgeon.conversion.gates import POOLS, gate
 from surgeon.conversion.probe import GateProbe
 from surgeon.conversion.rewriting import capture_network, explicit_graph, record_pullback
 from surgeon.conversion.writers.ascent import clamp_range
@@ -31,15 +27,11 @@ from surgeon.network import sizes
 from surgeon.network.inputs import Shapes, example
 from surgeon.network.modules import copied
 from surgeon.network.sources import IN_FILE, Source, resolve
-from surgeon.runtime.tuning import LAYOUTS
 from surgeon.verify.verify import require, verify
 
 FORMATS = tuple(ports.FILES)
-PRECISIONS = ("fp32", "fp16")
-SCALARS = ("optional", "required")
 STAGES = ("rewrite", "write TorchScript", "write ONNX", "verify")
 
-_FACTS = ("schema", "model", "recipe", "defaults", "image", "labels", "gates", "layers", "extra_inputs")
 _VERSIONS = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime")
 
 
@@ -87,7 +79,7 @@ def export(
         raise SurgeonError("a resolved source has its weights, input shape and preprocessing", "Give them to resolve")
     recipe = recipe or Recipe()
     defaults = defaults or Defaults(temperature=source.temperature)
-    _refuse(recipe, defaults, formats, shard_size)
+    _refuse(recipe, formats, shard_size)
     if single_file and shard_size is not None:
         raise SurgeonError("a single file has its weights inside, and none in chunks", "Give one of the two")
     if recipe.dynamic_size and source.image is None:
@@ -133,7 +125,7 @@ def export(
             write_torchscript(explicit_graph(program), folder, recipe, manifest.input_defaults, value_range, names)
         if "onnx" in formats:
             stage("write ONNX")
-            facts = _facts(manifest)
+            facts = manifest.file_facts()
             held = {} if recipe.scalars == "required" else manifest.input_defaults
             tunings = write_onnx(program, folder, recipe, held, value_range, facts, names)
             manifest = dataclasses.replace(manifest, passes=manifest.passes | tunings)
@@ -174,22 +166,11 @@ def _has_labels(source: Source, layers: Sequence[Layer]) -> bool:
     return [layer.kind for layer in layers] == ["entry"] and layers[0].shape[:1] == (len(source.labels or ()),)
 
 
-def _refuse(recipe: Recipe, defaults: Defaults, formats: Sequence[str], shard_size: int | None) -> None:
-    """Name the first option that no artifact could be written for."""
-    gate(recipe.gate)
-    choices = [
-        ("pool", recipe.pool, POOLS),
-        ("gate scope", recipe.gate_scope, ("all", "modules")),
-        ("temperature input", recipe.temperature_input, INPUTS),
-        ("kind of scalars", recipe.scalars, SCALARS),
-        ("precision", recipe.precision, PRECISIONS),
-        ("precision of stored weights", recipe.weights_dtype, PRECISIONS),
-        ("layout", recipe.layout, LAYOUTS),
-        *(("format", name, FORMATS) for name in formats),
-    ]
-    for what, given, known in choices:
-        if given not in known:
-            raise SurgeonError(f"there is no {what} {given!r}", f"Choose {' or '.join(known)}")
+def _refuse(recipe: Recipe, formats: Sequence[str], shard_size: int | None) -> None:
+    """Raise SurgeonError for formats that do not exist, and for choices that do not go together."""
+    for name in formats:
+        if name not in FORMATS:
+            raise SurgeonError(f"there is no format {name!r}", f"Choose {' or '.join(FORMATS)}")
     if recipe.gate_outputs and "onnx" not in formats:
         raise SurgeonError(f"the gates' outputs are an ONNX file, {ports.GATES}", "Add onnx to the formats")
     for_onnx = {
@@ -202,14 +183,6 @@ def _refuse(recipe: Recipe, defaults: Defaults, formats: Sequence[str], shard_si
         raise SurgeonError(f"{useless[0]} is about ONNX files, and none is written", "Add onnx to the formats")
     if not formats:
         raise SurgeonError("no format was asked for", f"Choose from {', '.join(FORMATS)}")
-    for name in ("temperature", "step_size", "radius", "steps"):
-        check_scalar(name, getattr(defaults, name))
-
-
-def _facts(manifest: Manifest) -> str:
-    """What each ONNX file says of itself, as JSON: the manifest without what is known only when all is written."""
-    data = json.loads(manifest.to_json())
-    return json.dumps({key: data[key] for key in _FACTS}, separators=(",", ":"))
 
 
 def _versions() -> dict[str, str]:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy
@@ -65,8 +64,7 @@ def write_tiny(
     """Write the bundle into `folder` (made if need be); return it. With `free` it says that it takes any size."""
     folder.mkdir(parents=True, exist_ok=True)
     manifest = _manifest(gate, objective, verified, free)
-    told = {"schema", "model", "recipe", "defaults", "image", "labels", "gates", "layers", "extra_inputs"}
-    facts = json.dumps({key: value for key, value in json.loads(manifest.to_json()).items() if key in told})
+    facts = manifest.file_facts()
     for name, graph in _graphs(gate, objective).items():
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
         helper.set_model_props(model, {"surgeon": facts})

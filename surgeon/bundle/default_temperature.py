@@ -8,7 +8,6 @@ old one's place in one move.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import shutil
 import zipfile
@@ -105,11 +104,9 @@ def _rewrite_onnx(source: Path, destination: Path, manifest: Manifest) -> None:
         if initializer.name == "temperature":
             values = list(default) if isinstance(default, tuple) else [default]
             initializer.CopyFrom(helper.make_tensor("temperature", initializer.data_type, initializer.dims, values))
-    facts = json.loads(manifest.to_json())
     for entry in model.metadata_props:
         if entry.key == "surgeon":
-            known = json.loads(entry.value)
-            entry.value = json.dumps({key: facts[key] for key in known}, separators=(",", ":"))
+            entry.value = manifest.file_facts()
     onnx.save(model, destination)
 
 

@@ -1,6 +1,7 @@
-"""What a bundle says about itself: `manifest.json`, as dataclasses. Torch-free.
+"""The manifest of a bundle, `manifest.json`, as dataclasses. Torch-free.
 
-The same facts, less file hashes and verification, stand in each ONNX file's `metadata_props` under `surgeon`, as JSON.
+Each ONNX file holds the same facts, except file hashes and verification, as JSON in its `metadata_props` under the key
+`surgeon`.
 """
 
 from __future__ import annotations
@@ -12,12 +13,18 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from surgeon.bundle.choices import RecordedName, check_fields, hints
+from surgeon.bundle.scalars import check_scalar
 from surgeon.errors import SurgeonError
 
+MANIFEST = "manifest.json"
 SCHEMA = 3
 """Version of the manifest's layout; another version is refused, not guessed at."""
+
+IN_FILES = ("schema", "model", "recipe", "defaults", "image", "labels", "gates", "layers", "extra_inputs")
+"""The fields of `Manifest` that each ONNX file repeats."""
 
 
 @dataclass(frozen=True)
@@ -33,43 +40,65 @@ class Model:
     output: str | None = None  # and its output
 
 
+Edges = Literal["lower", "both"]
+Objective = Literal["logit", "cross-entropy", "energy"]
+Step = Literal["unit", "relative", "raw"]
+Norm = Literal["1", "2", "inf"]
+Precision = Literal["fp32", "fp16"]
+OPSETS = range(18, 24)
+"""The ONNX operator sets that a bundle may be written in."""
+
+GATE_NAMES: list[str] = []
+"""Names of the gate policies: each class in `surgeon.conversion.gates` adds its own. Empty until that is imported."""
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """Choices that are baked into the artifacts at export."""
+    """Choices that are baked into the artifacts at export. Raises SurgeonError for a value that is none of them."""
 
-    gate: str = "soft"  # soft, hard, guided, deconvnet
-    pool: str = ""  # soft, hard: the backward of max pooling; left out, soft under the soft gate and hard otherwise
-    gate_scope: str = "all"  # all, modules: with "modules", functional ReLUs keep the hard gate, as in the reference
-    edges: str = "lower"  # lower, both: which edges of ReLU6, hardtanh and clamp are softened
+    gate: Annotated[str, GATE_NAMES] = "soft"  # what the backward pass puts in the place of a ReLU's derivative
+    pool: Literal["", "soft", "hard"] = ""  # the backward of max pooling; "": soft under the soft gate, hard otherwise
+    gate_scope: Literal["all", "modules"] = "all"  # modules: functional ReLUs keep the hard gate, as in the reference
+    edges: Edges = "lower"  # which edges of ReLU6, hardtanh and clamp are softened
     at: tuple[str, ...] = ()  # the layers whose outputs take the cotangent; none: the network's own output does
-    objective: str = "logit"  # logit, cross-entropy, energy
-    step: str = "unit"  # unit: g/|g|; relative: g/|g| * |x|; raw: g
-    norm: str = "2"  # 1, 2, inf: the norm of step and radius
+    objective: Objective = "logit"
+    step: Step = "unit"  # unit: g/|g|; relative: g/|g| * |x|; raw: g
+    norm: Norm = "2"  # the norm of step and radius
     temperatures: tuple[tuple[str, float], ...] = ()  # (gate's name or pattern, its T): see surgeon.bundle.temperatures
-    temperature_input: str = "scalar"  # scalar: one T for all; per-gate: one for each of `Manifest.gates`, in order
-    scalars: str = "optional"  # optional, required: whether ONNX files have defaults for temperature, steps and so on
+    temperature_input: Literal["scalar", "per-gate"] = "scalar"  # one T for all; or one per gate, as `Manifest.gates`
+    scalars: Literal["optional", "required"] = "optional"  # whether ONNX files hold defaults for temperature and so on
     gate_outputs: bool = False  # whether gates.onnx is written, which shows what the gates do
     dynamic_size: bool = False  # whether height and width of an input [C, H, W] are free, as the batch is
-    precision: str = "fp32"  # fp32, fp16: of the arithmetic
-    weights_dtype: str = "fp32"  # fp32, fp16: of the weights in the ONNX files
-    layout: str = "blocked"  # blocked, plain: see surgeon.runtime.tuning.blocked; tuned: see surgeon.runtime.tuning
+    precision: Precision = "fp32"  # of the arithmetic
+    weights_dtype: Precision = "fp32"  # of the weights in the ONNX files
+    layout: Literal["blocked", "plain", "tuned"] = "blocked"  # see surgeon.runtime.tuning
     opset: int = 18
 
     def __post_init__(self) -> None:
         if isinstance(self.at, str):
             raise SurgeonError(f"at is the text {self.at!r}, not a tuple of layers", f"Write at=({self.at!r},)")
+        check_fields(self)
+        for _, temperature in self.temperatures:
+            check_scalar("temperature", temperature)
+        if self.opset not in OPSETS:
+            raise SurgeonError(f"opset cannot be {self.opset}", f"Choose {OPSETS[0]} to {OPSETS[-1]}")
         if not self.pool:
             object.__setattr__(self, "pool", "soft" if self.gate == "soft" else "hard")
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """Values of the runtime inputs that a caller may leave out."""
+    """Values of the runtime inputs that a caller may leave out. Raises SurgeonError for one that cannot be fed."""
 
     temperature: float = 0.3
     step_size: float = 20.0  # in units of `Recipe.norm` over the whole image in its value range
     radius: float = 100.0  # likewise; inf switches the projection off
     steps: int = 5
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for field in dataclasses.fields(self):
+            check_scalar(field.name, getattr(self, field.name))
 
 
 @dataclass(frozen=True)
@@ -128,9 +157,16 @@ class GateSite:
     module: str  # dotted name in the source module; "" for the root
     op: str  # ATen operator, such as aten.relu.default
     kind: str  # gate, pool
-    rule: str  # soft, hard, guided, deconvnet
+    rule: str  # name of the gate policy
     shape: tuple[int | str, ...]  # of the pre-activation
     temperature: float | None = None  # its own T, fixed (the default of a per-gate input's entry); None: the input's
+    soft: bool | None = (
+        None  # whether the rule reads the temperature; None: as the rule `soft` does and `hard` does not
+    )
+
+    def __post_init__(self) -> None:
+        if self.soft is None:
+            object.__setattr__(self, "soft", self.rule == "soft")
 
 
 @dataclass(frozen=True)
@@ -211,9 +247,18 @@ class Manifest:
         assert not isinstance(given, Sequence)
         return tuple(given if gate.temperature is None else gate.temperature for gate in self.gates)
 
+    def facts(self) -> dict[str, Any]:
+        """The manifest as plain data that strict JSON can hold: infinite numbers are strings, tuples are lists."""
+        return typing.cast("dict[str, Any]", strict(dataclasses.asdict(self)))
+
+    def file_facts(self) -> str:
+        """The facts that each ONNX file holds, as JSON: those that are known before all files are written."""
+        facts = self.facts()
+        return json.dumps({key: facts[key] for key in IN_FILES}, separators=(",", ":"), allow_nan=False)
+
     def to_json(self) -> str:
-        """The text of `manifest.json`: strict JSON, except that infinite numbers are written as strings."""
-        return json.dumps(strict(dataclasses.asdict(self)), indent=1, allow_nan=False) + "\n"
+        """The text of `manifest.json`."""
+        return json.dumps(self.facts(), indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -233,7 +278,7 @@ class Manifest:
             )
         try:
             return typing.cast("Manifest", _build(cls, data))
-        except (TypeError, ValueError, KeyError) as error:
+        except (TypeError, ValueError, KeyError, SurgeonError) as error:
             raise SurgeonError(f"the manifest is damaged ({error})", "Export the bundle again") from error
 
 
@@ -266,8 +311,14 @@ def _build(kind: Any, data: Any) -> Any:
             raise TypeError(f"{data!r} is none of {options}")
         return data
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        return kind(**{name: _build(hints[name], item) for name, item in data.items()})
+        known = hints(kind)
+        return kind(**{name: _build(known[name], item) for name, item in data.items()})
+    if origin is Annotated:
+        return RecordedName(_build(arguments[0], data))
+    if origin is Literal:
+        if data not in arguments:
+            raise TypeError(f"{data!r} is none of {', '.join(map(repr, arguments))}")
+        return data
     if origin is tuple:
         items = arguments[:1] * len(data) if arguments[-1] is Ellipsis else arguments
         return tuple(_build(item, value) for item, value in zip(items, data, strict=True))
@@ -278,6 +329,3 @@ def _build(kind: Any, data: Any) -> Any:
     if not isinstance(data, kind):
         raise TypeError(f"{data!r} is not {kind.__name__}")
     return data
-
-
-MANIFEST = "manifest.json"

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
-import numpy
-
 from surgeon.errors import SurgeonError
 
-# What stays above zero, and finite, as a float32.
-_TINY, _HUGE = (float(limit) for limit in (numpy.finfo(numpy.float32).tiny, numpy.finfo(numpy.float32).max))
+_TINY, _HUGE = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+"""The smallest normal and the largest finite float32."""
 
 
 def check_scalar(name: str, value: Any) -> Any:
     """Raise SurgeonError unless `value` makes sense as the scalar input `name`; return it."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, numpy.integer, numpy.floating)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise SurgeonError(f"{name} is {value!r}, not a number")
     rules = {
         "temperature": (_TINY <= value <= _HUGE, "a number above 0 that float32 can hold"),
         "step_size": (-_HUGE <= value <= _HUGE, "a number that float32 can hold; a negative one descends"),
         "radius": (value > 0, "a number above 0; inf does not limit the perturbation"),
-        "steps": (isinstance(value, (int, numpy.integer)) and value >= 1, "a whole number, 1 or more"),
+        "steps": (isinstance(value, numbers.Integral) and value >= 1, "a whole number, 1 or more"),
     }
     fine, wanted = rules[name]
     if not fine:

@@ -9,9 +9,6 @@ from surgeon.bundle.manifest import GateSite
 from surgeon.bundle.scalars import check_scalar
 from surgeon.errors import SurgeonError
 
-INPUTS = ("scalar", "per-gate")
-"""What the artifacts' input `temperature` is: one number, or one for each gate and pool."""
-
 _SHOWN = 6
 
 
@@ -25,7 +22,7 @@ def assign(patterns: Sequence[tuple[str, float]], gates: Sequence[GateSite]) -> 
     found: list[float | None] = [None] * len(gates)
     for pattern, temperature in patterns:
         check_scalar("temperature", temperature)
-        matched = [i for i, gate in enumerate(gates) if gate.rule == "soft" and matches(pattern, gate)]
+        matched = [i for i, gate in enumerate(gates) if gate.soft and matches(pattern, gate)]
         if not matched:
             raise SurgeonError(f"no soft gate or pool is called {pattern!r}", _some(gates))
         for i in matched:
@@ -47,7 +44,7 @@ def module_names(module: str) -> Iterator[str]:
 
 
 def _some(gates: Sequence[GateSite]) -> str:
-    soft = [gate for gate in gates if gate.rule == "soft"]
+    soft = [gate for gate in gates if gate.soft]
     names = [f"{list(module_names(gate.module))[-1] or '(root)'} ({gate.node})" for gate in soft]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"Name a module or (a node): {', '.join(names[:_SHOWN])}{more}" if names else "No gate is soft: leave it out"

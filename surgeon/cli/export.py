@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+import surgeon.conversion.gates  # noqa: F401 - Recipe's choices of gates; without torch
+from surgeon.bundle.manifest import OPSETS, Defaults, Recipe
+from surgeon.bundle.ports import FILES
 from surgeon.cli import extra_input_options, options
 from surgeon.cli.reports import comparisons
 from surgeon.cli.screen import console, print_json, progress, size_text
@@ -35,22 +39,11 @@ BEGIN = {"build the network": 0.02, "rewrite": 0.06, "write TorchScript": 0.3, "
 """The share of an export's time that is over as each stage begins; measured, of ResNet18, DenseNet121, MobileNetV2."""
 
 
-class Shape(click.ParamType[tuple[int, ...]]):
-    """C,H,W as a tuple of positive integers."""
-
-    name = "C,H,W"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """Parse `value`, unless it is parsed already."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            shape = tuple(int(size) for size in value.split(","))
-        except ValueError:
-            shape = ()
-        if not shape or min(shape) < 1:
-            self.fail(f"{value!r} is not a shape such as 3,224,224 (without the batch).", param, ctx)
-        return shape
+def _size(text: str) -> int:
+    """One size of a shape."""
+    if not text.isdecimal() or int(text) < 1:
+        raise click.BadParameter(f"{text!r} is not a size. Write a shape such as 3,224,224 (without the batch).")
+    return int(text)
 
 
 class Temperature(click.ParamType[tuple[str, float]]):
@@ -68,116 +61,127 @@ class Temperature(click.ParamType[tuple[str, float]]):
         return pattern, options.number(above=0)(number)
 
 
-class Formats(click.ParamType[tuple[str, ...]]):
-    """onnx, torchscript or both, with a comma between them."""
-
-    name = "FORMATS"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        """Parse `value`, unless it is parsed already."""
-        from surgeon.bundle.ports import FILES
-
-        names = value if isinstance(value, tuple) else tuple(name.strip() for name in value.split(","))
-        for name in names:
-            if name not in FILES:
-                self.fail(f"{name!r} is no format. Formats are {', '.join(FILES)}.", param, ctx)
-        return tuple(dict.fromkeys(names))
-
-
-@click.command(epilog=EXAMPLES)
+@click.command(cls=options.GroupedCommand, epilog=EXAMPLES)
 @click.argument("model")
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Default: exported/NAME.")
-@click.option("--weights", metavar="FILE|NAME|random", help="A state dict, a published name, or random[:SEED].")
-@click.option("--input-shape", type=Shape(), help="One input's shape, without the batch.")
-@extra_input_options.described
-@click.option("--dynamic-size", is_flag=True, help="Leave height and width of [C,H,W] inputs free, as the batch is.")
-@click.option("--preprocess", type=click.Choice(["imagenet", "half", "none"]), help="Normalisation put into the graph.")
-@click.option(
-    "--gate", type=click.Choice(["soft", "hard", "guided", "deconvnet"]), default="soft", show_default=True,
-    help="What replaces a ReLU's 1[z > 0] in the backward pass; hard is the exact gradient.",
-)  # fmt: skip
-@click.option("--pool", type=click.Choice(["soft", "hard"]), help="Backward of max pooling.  [default: the gate's]")
-@click.option(
-    "--gate-scope", type=click.Choice(["all", "modules"]), default="all", show_default=True,
-    help="With modules, ReLUs called as functions keep the hard gate, as in the paper's code.",
-)  # fmt: skip
-@click.option(
-    "--edges", type=click.Choice(["lower", "both"]), default="lower", show_default=True,
-    help="Edges of ReLU6, hardtanh and clamp that are softened.",
-)  # fmt: skip
-@click.option(
-    "--temperature", "temperatures", type=Temperature(), multiple=True, metavar="T|GATES=T",
-    help="Default T, or the fixed T of the gates and pools whose module or node has that name or pattern. Repeatable; "
-    "the last one counts.  [default: the model's]",
-)  # fmt: skip
-@click.option(
-    "--temperature-input", type=click.Choice(["scalar", "per-gate"]), default="scalar", show_default=True,
-    help="What the artifacts take: one T for all, or one for each gate and pool (GATES=T is a default then).",
-)  # fmt: skip
-@click.option(
-    "--scalars", type=click.Choice(["optional", "required"]), default="optional", show_default=True,
-    help="Whether the ONNX files have defaults for temperature, step size, radius and steps. JavaScript's ONNX Runtime "
-    "cannot set an input that has one.",
-)  # fmt: skip
-@click.option(
-    "--gate-outputs", is_flag=True,
-    help="Write gates.onnx, too: what enters each soft gate and the cotangents there, for surgeon gates and calibrate.",
-)  # fmt: skip
-@click.option(
-    "--at", metavar="LAYER", multiple=True,
-    help="Module, entry of what the network returns, or node, whose output takes the cotangent (`surgeon inspect MODEL "
-    "--show layers` lists them); what is above it is left out. Of a module that is called again, the last call counts. "
-    "Repeatable: the output is the layers' outputs then, flattened, one after the other.  [default: the network's "
-    "output]",
-)  # fmt: skip
-@click.option(
-    "--objective", type=click.Choice(["logit", "cross-entropy", "energy"]), default="logit", show_default=True,
-    help="What an ascent climbs.",
-)  # fmt: skip
-@click.option(
-    "--step", type=click.Choice(["unit", "relative", "raw"]), default="unit", show_default=True,
-    help="Direction of a step: g/|g|, g/|g|·|x|, or g itself.",
-)  # fmt: skip
-@click.option(
-    "--norm", type=click.Choice(["1", "2", "inf"]), default="2", show_default=True, help="Norm of step and radius."
+@options.group(
+    "The network",
+    click.option("--weights", metavar="FILE|NAME|random", help="A state dict, a published name, or random[:SEED]."),
+    click.option(
+        "--input-shape", type=options.CommaList(_size, "C,H,W"), help="The shape of one input, without the batch."
+    ),
+    extra_input_options.described,
+    click.option(
+        "--dynamic-size", is_flag=True, help="Leave height and width of [C,H,W] inputs free, as the batch is."
+    ),
+    click.option(
+        "--preprocess",
+        type=click.Choice(["imagenet", "half", "none"]),
+        help="Normalisation that becomes part of the graph.",
+    ),
+    click.option(
+        "--at",
+        metavar="LAYER",
+        multiple=True,
+        help="The layer whose output takes the cotangent: a module, an entry of what the network returns, or a node "
+        "(`surgeon inspect MODEL --show layers` lists them). The bundle leaves out what is above it. Of a module that "
+        "the network calls again, the last call counts. Repeatable: the output then holds the layers' outputs, "
+        "flattened, one after the other.  [default: the network's output]",
+    ),
 )
-@click.option(
-    "--step-size", type=options.number(), metavar="A", default=20.0, show_default=True, help="Default step size."
+@options.group(
+    "Gates",
+    options.field(
+        Recipe, "gate", "The factor in the place of a ReLU's 1[z > 0] in the backward pass; hard is the exact gradient."
+    ),
+    options.field(Recipe, "pool", "Backward of max pooling.  [default: the gate's]"),
+    options.field(
+        Recipe, "gate_scope", "With modules, ReLUs called as functions keep the hard gate, as in the paper's code."
+    ),
+    options.field(Recipe, "edges", "Edges of ReLU6, hardtanh and clamp that are softened."),
+    click.option(
+        "--temperature",
+        "temperatures",
+        type=Temperature(),
+        multiple=True,
+        metavar="T|GATES=T",
+        help="Default T, or the fixed T of the gates and pools whose module or node has that name or pattern. "
+        "Repeatable; the last one counts.  [default: the model's]",
+    ),
+    options.field(
+        Recipe,
+        "temperature_input",
+        "The input temperature of the artifacts: one T for all, or one for each gate and pool (GATES=T is a default "
+        "then).",
+    ),
+    click.option(
+        "--gate-outputs",
+        is_flag=True,
+        help="Also write gates.onnx: the input of each soft gate and the cotangents there, for surgeon gates and "
+        "calibrate.",
+    ),
 )
-@click.option(
-    "--radius",
-    type=options.number(above=0, infinite=True),
-    metavar="E",
-    default=100.0,
-    show_default=True,
-    help="Default radius.",
+@options.group(
+    "The ascent",
+    options.field(Recipe, "objective", "The quantity that an ascent climbs."),
+    options.field(Recipe, "step", "Direction of a step: g/|g|, g/|g|·|x|, or g itself."),
+    options.field(Recipe, "norm", "Norm of step and radius."),
+    options.field(Defaults, "step_size", "Default step size.", type=options.number(), metavar="A"),
+    options.field(Defaults, "radius", "Default radius.", type=options.number(above=0, infinite=True), metavar="E"),
+    options.field(Defaults, "steps", "Default number of steps.", type=click.IntRange(min=1)),
+    click.option(
+        "--margin",
+        type=options.number(infinite=True),
+        metavar="M",
+        default=0.0,
+        show_default=True,
+        help="How far an ascent may leave the value range; inf for no clamp.",
+    ),
 )
-@click.option("--steps", type=click.IntRange(min=1), default=5, show_default=True, help="Default number of steps.")
-@click.option(
-    "--margin", type=options.number(infinite=True), metavar="M", default=0.0, show_default=True,
-    help="How far an ascent may leave the value range; inf for no clamp.",
-)  # fmt: skip
-@click.option("--formats", type=Formats(), default="onnx,torchscript", show_default=True, help="What to write.")
-@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True)
-@click.option(
-    "--weights-dtype", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True,
-    help="What the ONNX files hold the weights in: fp16 is half the size, and computed with in fp32 all the same.",
-)  # fmt: skip
-@click.option(
-    "--shard-size", type=click.IntRange(min=1), metavar="MB",
-    help="Spread the ONNX files' weights over files of this size, for hosts that limit it. A tensor is never cut.",
-)  # fmt: skip
-@click.option(
-    "--layout", type=click.Choice(["blocked", "plain", "tuned"]), default="blocked", show_default=True,
-    help="What the ONNX files suit: blocked the layout of ONNX Runtime's CPU kernels, plain a GPU; tuned is what "
-    "surgeon.load makes of blocked ones on a CPU, for hosts without it.",
-)  # fmt: skip
-@click.option("--opset", type=click.IntRange(18, 23), default=18, show_default=True, help="ONNX operator set.")
-@click.option("--single-file", is_flag=True, help="Put the weights into each ONNX file.")
-@click.option("--no-verify", is_flag=True, help="Do not compare what was written with autograd.")
-@click.option(
-    "--tolerance", type=options.number(above=0), metavar="E", help="Relative L2 error allowed.  [default: by quantity]"
+@options.group(
+    "The files",
+    click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Default: exported/NAME."),
+    click.option(
+        "--formats",
+        type=options.CommaList(click.Choice(list(FILES)), "FORMAT[,FORMAT]", unique=True),
+        default=",".join(FILES),
+        show_default=True,
+        help="The formats to write.",
+    ),
+    click.option("--single-file", is_flag=True, help="Put the weights into each ONNX file."),
+    options.field(Recipe, "precision", "Precision of the arithmetic."),
+    options.field(
+        Recipe,
+        "weights_dtype",
+        "Precision of the weights in the ONNX files: fp16 is half the size, and the arithmetic stays in fp32.",
+    ),
+    click.option(
+        "--shard-size",
+        type=click.IntRange(min=1),
+        metavar="MB",
+        help="Spread the ONNX files' weights over files of this size, for hosts that limit it. A tensor is never cut.",
+    ),
+    options.field(
+        Recipe,
+        "scalars",
+        "Whether the ONNX files have defaults for temperature, step size, radius and steps. JavaScript's ONNX Runtime "
+        "cannot set an input that has one.",
+    ),
+    options.field(
+        Recipe,
+        "layout",
+        "The host that the ONNX files suit: blocked the layout of ONNX Runtime's CPU kernels, plain a GPU; tuned is "
+        "what surgeon.load makes of blocked ones on a CPU, for hosts without it.",
+    ),
+    options.field(Recipe, "opset", "ONNX operator set.", type=click.IntRange(OPSETS[0], OPSETS[-1])),
 )
+@options.group(
+    "Verification",
+    click.option("--no-verify", is_flag=True, help="Do not compare the written files with autograd."),
+    click.option(
+        "--tolerance", type=options.number(above=0), metavar="E",
+        help="Relative L2 error allowed.  [default: by quantity]",
+    ),
+)  # fmt: skip
 @options.silent
 @options.as_json
 def command(model: str, output: Path | None, no_verify: bool, quiet: bool, as_json: bool, **choices: Any) -> None:
@@ -189,8 +193,6 @@ def command(model: str, output: Path | None, no_verify: bool, quiet: bool, as_js
     PyTorch's autograd on other inputs, batches and temperatures than they were traced with; over tolerance, the command
     exits with 3 and leaves no bundle.
     """
-    from surgeon.bundle.ports import FILES
-
     started = time.perf_counter()
     lines: list[Comparison] = []
     artifacts = sum(len(FILES[kind]) for kind in choices["formats"]) + choices["gate_outputs"]
@@ -228,10 +230,6 @@ def _export(
     report: Callable[[Comparison], None],
 ) -> Bundle:
     """Turn the command's options into the arguments of `surgeon.exporting.export`, and call it."""
-    import dataclasses
-
-    from surgeon.bundle.manifest import Defaults, Recipe
-
     try:
         from surgeon.exporting import export
         from surgeon.network.sources import resolve

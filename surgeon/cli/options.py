@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import click.shell_completion
 
+from surgeon.bundle.choices import choices
 from surgeon.errors import SurgeonError
 
 if TYPE_CHECKING:
@@ -47,6 +51,86 @@ def pairs(texts: Sequence[str]) -> dict[str, str]:
             raise click.BadParameter(f"{key} is given twice.")
         found[key] = value
     return found
+
+
+class CommaList(click.ParamType[tuple[Any, ...]]):
+    """Values with commas between them, as a tuple; `item`, a click type or a function of the text, reads each.
+
+    With `unique` equal values count once; with `ascending` they are sorted, too. `words` are texts that stand for a
+    whole list, such as {"none": ()}.
+    """
+
+    def __init__(
+        self,
+        item: click.ParamType[Any] | Callable[[str], Any],
+        name: str,
+        *,
+        unique: bool = False,
+        ascending: bool = False,
+        words: Mapping[str, tuple[Any, ...]] | None = None,
+    ) -> None:
+        self.item, self.name = click.types.convert_type(item), name
+        self.unique, self.ascending, self.words = unique or ascending, ascending, words or {}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        """Parse `value`, unless it is parsed already."""
+        if isinstance(value, tuple):
+            return value
+        if value in self.words:
+            return self.words[value]
+        items = [self.item.convert(text.strip(), param, ctx) for text in value.split(",")]
+        items = list(dict.fromkeys(items)) if self.unique else items
+        return tuple(sorted(items) if self.ascending else items)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        """What may follow the last comma, behind all that is typed before it; words where nothing is."""
+        before, comma, last = incomplete.rpartition(",")
+        found = [item.value for item in self.item.shell_complete(ctx, param, last)]
+        found += [word for word in self.words if not comma and word.startswith(last)]
+        return [click.shell_completion.CompletionItem(before + comma + text) for text in found]
+
+
+class GroupedCommand(click.Command):
+    """A command whose `--help` lists options under the headings of `group`, and the rest under "Options"."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the groups, in the order of their first options."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in sorted(self.get_params(ctx), key=lambda param: param not in _HEADINGS):
+            record = param.get_help_record(ctx)
+            if record is not None and isinstance(param, click.Option):
+                groups.setdefault(_HEADINGS.get(param, "Options"), []).append(record)
+        for heading, records in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+_HEADINGS: weakref.WeakKeyDictionary[click.Parameter, str] = weakref.WeakKeyDictionary()
+
+
+def group(heading: str, *decorators: Decorator) -> Decorator:
+    """Options of a `GroupedCommand` under `heading`."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        before = len(getattr(command, "__click_params__", ()))
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        _HEADINGS.update(dict.fromkeys(command.__click_params__[before:], heading))
+        return command
+
+    return decorate
+
+
+def field(kind: type, name: str, help: str, **options: Any) -> Decorator:
+    """An option for the field `name` of the dataclass `kind`: its choices and its default are the field's."""
+    offered = choices(kind, name)
+    default = next(known.default for known in dataclasses.fields(kind) if known.name == name)  # type: ignore[arg-type]
+    shown = {"default": default, "show_default": True} if default else {}
+    kinds = {"type": click.Choice(offered)} if offered else {}
+    return click.option("--" + name.replace("_", "-"), help=help, **{**kinds, **shown, **options})
 
 
 Size = tuple[int, int] | str

@@ -111,6 +111,7 @@ def _gate_sites(captured: Captured, recipe: Recipe, steps: Sequence[SweepStep]) 
             kind=step.kind,
             rule=step.policy.name,
             shape=shape_of(step.node.args[0], captured.input),
+            soft=step.policy.uses_temperature,
         )
         for step in reversed(steps)
         if step.is_site and step.policy is not None

@@ -43,7 +43,7 @@ class GateProbe(PullbackModule):
 
     def __init__(self, captured: Captured, recipe: Recipe) -> None:
         super().__init__(captured, recipe)
-        sites = {site.node: site for site in self.gates if site.rule == "soft"}
+        sites = {site.node: site for site in self.gates if site.soft}
         if not sites:
             raise SurgeonError("no gate is soft, so soft and hard ones are alike", "Leave the gates' outputs out")
         self._soft = [step for step in reversed(self.steps) if step.node.name in sites]

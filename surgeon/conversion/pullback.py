@@ -38,7 +38,7 @@ class PullbackModule(nn.Module):
         self.network = captured.graph
         self.plan = make_plan(captured, recipe)
         self.per_gate = recipe.temperature_input == "per-gate"
-        soft = [gate for gate in self.gates if gate.rule == "soft"]
+        soft = [gate for gate in self.gates if gate.soft]
         self.uses_temperature = bool(soft) and (self.per_gate or any(gate.temperature is None for gate in soft))
 
     @property

@@ -115,7 +115,7 @@ def _pullback_problem(manifest: Manifest, given: Values, cotangent: Tensor, temp
 
 
 def _gates_problem(manifest: Manifest, given: Values, cotangent: Tensor, temperature: Given | None) -> Case:
-    soft = [gate for gate in manifest.gates if gate.rule == "soft"]
+    soft = [gate for gate in manifest.gates if gate.soft]
 
     def solve(module: nn.Module, values: Values, reference: Temperatures) -> Values:
         *found, shown = reference_gates(
@@ -209,7 +209,7 @@ def _other_temperature(manifest: Manifest, generator: torch.Generator) -> Given:
 def _reference_temperatures(manifest: Manifest, given: Given | None) -> tuple[Temperatures, float]:
     """What the oracle is given where the artifact gets `given` (None: its default), and the lowest T there is."""
     values = manifest.gate_temperatures(given)
-    soft = [(gate.module, value) for gate, value in zip(manifest.gates, values, strict=True) if gate.rule == "soft"]
+    soft = [(gate.module, value) for gate, value in zip(manifest.gates, values, strict=True) if gate.soft]
     if manifest.recipe.temperatures or manifest.recipe.temperature_input == "per-gate":
         return soft, min((value for _, value in soft), default=1.0)
     assert not isinstance(given, list)
@@ -294,4 +294,4 @@ class _Joined(nn.Module):
 
 def is_hard(manifest: Manifest) -> bool:
     """Whether any gate jumps."""
-    return any(gate.rule != "soft" for gate in manifest.gates)
+    return any(not gate.soft for gate in manifest.gates)

@@ -151,7 +151,7 @@ class Rivals:
             return HALF_TOLERANCE
         if quantity == "output":
             return OUTPUT_TOLERANCE
-        exact = all(gate.rule == "soft" for gate in self._manifest.gates)
+        exact = all(gate.soft for gate in self._manifest.gates)
         cold = max(1.0, 0.1 / self._manifest.defaults.temperature)
         return min(HARD_TOLERANCE, SOFT_TOLERANCE * cold) if exact else HARD_TOLERANCE
 

@@ -107,7 +107,7 @@ def scales(session: Session, images: Sequence[Array], tick: Callable[[], None] =
     1 where nothing varies, and for gates and pools that are not soft, which read no temperature. Raises SurgeonError
     for a bundle without its gates' outputs.
     """
-    soft = [gate.node for gate in session.manifest.gates if gate.rule == "soft"]
+    soft = [gate.node for gate in session.manifest.gates if gate.soft]
     sums = {node: numpy.zeros(3) for node in soft}
     for image in images:
         values = session.gates(image[None], session.one_hot(0))

@@ -65,7 +65,7 @@ def statistics(
     temperatures = manifest.gate_temperatures(temperature)
     found = []
     for gate, own in zip(manifest.gates, temperatures, strict=True):
-        if gate.rule != "soft":
+        if not gate.soft:
             continue
         turned = cosine(values[f"{SOFT}/{gate.node}"], values[f"{HARD}/{gate.node}"])
         one = GateStatistics(gate.node, gate.module, gate.kind, own, None, None, None, None, turned)

@@ -238,7 +238,7 @@ def upper_title(session: Session, settings: Settings) -> str:
     """What pictures of this bundle show, and at which temperature."""
     manifest, gate = session.manifest, session.manifest.recipe.gate
     pairs = zip(manifest.gates, manifest.gate_temperatures(settings["temperature"]), strict=True)
-    found = {temperature for one, temperature in pairs if one.rule == "soft"}
+    found = {temperature for one, temperature in pairs if one.soft}
     told = f"T = {next(iter(found)):g}" if len(found) == 1 else "gates with temperatures of their own"
     if gate == "soft" and found:
         return f"Excitation pullbacks ({told})"

@@ -163,7 +163,7 @@ def _inspect_bundle(bundle: Bundle, input_shape: Shape) -> Inspection:
             reports.append(_report(path, _load(path), described, manifest, input_shape))
         else:
             reports.append(FileReport(name, file.bytes, artifact.format, artifact.inputs, artifact.outputs))
-    return Inspection(str(bundle.path), tuple(reports), json.loads(manifest.to_json()), manifest)
+    return Inspection(str(bundle.path), tuple(reports), manifest.facts(), manifest)
 
 
 def _report(

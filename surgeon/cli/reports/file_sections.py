@@ -203,7 +203,7 @@ def softness(manifest: Manifest) -> Callable[[GateSite], str]:
     fixed = manifest.recipe.temperature_input == "scalar"
 
     def text(gate: GateSite) -> str:
-        if gate.rule != "soft":
+        if not gate.soft:
             return ""
         if fixed and gate.temperature is not None:
             return f"{gate.temperature:g}"

@@ -33,10 +33,6 @@ PASSES: tuple[Callable[[GraphRewriter, NodeProto], bool], ...] = (
     im2col_narrow_conv,
 )
 
-
-LAYOUTS = ("blocked", "plain", "tuned")
-"""Layouts of a bundle's files: the result of the pass `blocked`, the graph as exported, or the result of `tune`."""
-
 _PROCESSORS = {"x86_64", "amd64"}
 _LARGEST = 2**30
 """Bytes of a file, so with weights in it, that is still read and written once more to be tuned."""

@@ -233,7 +233,7 @@ class _Tree:
         for pair in found:
             if pair.gate is not None:
                 own = pair.gate.temperature
-                at = f"T {self._default if own is None else own:g}" if pair.gate.rule == "soft" else ""
+                at = f"T {self._default if own is None else own:g}" if pair.gate.soft else ""
                 kinds[pair.gate.rule, at] += 1
         told = [
             f"{rule} {at}".strip() if number == 1 else f"{number} {rule}{at and ', ' + at}"
