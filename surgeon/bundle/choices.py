@@ -1,7 +1,7 @@
 """Dataclasses that check their own fields: the annotation of a field states its choices, once. Torch-free.
 
-`Literal["lower", "both"]` offers these two texts, and `Annotated[str, NAMES]` the names that the list NAMES holds at the
-time. Whatever else needs the choices, such as the command line's menu, takes them from here.
+`Literal["lower", "both"]` offers these two texts, and `Annotated[str, NAMES]` the names that the list NAMES holds when
+it is asked. Whatever else needs the choices, such as the command line's menu, takes them from here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def hints(kind: type) -> dict[str, Any]:
 
 
 def choices(kind: type, field: str) -> tuple[str, ...]:
-    """The choices of the field; none where its annotation lists none. A text "" stands for a choice that is left out."""
+    """The choices of the field, without "", which stands for none; empty where its annotation lists none."""
     return _choices(hints(kind)[field])
 
 

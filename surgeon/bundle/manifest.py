@@ -97,8 +97,8 @@ class Defaults:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for field in dataclasses.fields(self):
-            check_scalar(field.name, getattr(self, field.name))
+        for name, value in vars(self).items():
+            check_scalar(name, value)
 
 
 @dataclass(frozen=True)

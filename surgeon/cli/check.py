@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import click
 
 from surgeon.cli import extra_input_options, options
-from surgeon.cli.export import Shape
 from surgeon.errors import ConversionError
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ Examples:
 
 @click.command("check", epilog=EXAMPLES)
 @click.argument("model")
-@click.option("--input-shape", type=Shape(), help="One input's shape, without the batch.")
+@click.option("--input-shape", type=options.SHAPE, help="One input's shape, without the batch.")
 @click.option(
     "--at", metavar="LAYER", multiple=True,
     help="Check the network up to this layer. Repeatable.  [default: the network's output]",

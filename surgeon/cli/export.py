@@ -39,13 +39,6 @@ BEGIN = {"build the network": 0.02, "rewrite": 0.06, "write TorchScript": 0.3, "
 """The share of an export's time that is over as each stage begins; measured, of ResNet18, DenseNet121, MobileNetV2."""
 
 
-def _size(text: str) -> int:
-    """One size of a shape."""
-    if not text.isdecimal() or int(text) < 1:
-        raise click.BadParameter(f"{text!r} is not a size. Write a shape such as 3,224,224 (without the batch).")
-    return int(text)
-
-
 class Temperature(click.ParamType[tuple[str, float]]):
     """T as ("", T), PATTERN=T as (PATTERN, T)."""
 
@@ -66,9 +59,7 @@ class Temperature(click.ParamType[tuple[str, float]]):
 @options.group(
     "The network",
     click.option("--weights", metavar="FILE|NAME|random", help="A state dict, a published name, or random[:SEED]."),
-    click.option(
-        "--input-shape", type=options.CommaList(_size, "C,H,W"), help="The shape of one input, without the batch."
-    ),
+    click.option("--input-shape", type=options.SHAPE, help="The shape of one input, without the batch."),
     extra_input_options.described,
     click.option(
         "--dynamic-size", is_flag=True, help="Leave height and width of [C,H,W] inputs free, as the batch is."

@@ -9,7 +9,6 @@ import click
 
 from surgeon.analysis.inspect.inspection import SECTIONS
 from surgeon.cli import extra_input_options, options
-from surgeon.cli.export import Shape
 from surgeon.errors import SurgeonError
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ class Chosen(click.ParamType[tuple[str, ...]]):
 )  # fmt: skip
 @click.option("--depth", type=click.IntRange(min=1), help="With --graph: how deep modules are opened.  [default: fits]")
 @click.option(
-    "--input-shape", type=Shape(),
+    "--input-shape", type=options.SHAPE,
     help="One input's shape, without the batch: of a MODEL, or of an .onnx file whose sizes are free.",
 )  # fmt: skip
 @click.option("--as-model", is_flag=True, help="Take an .onnx file for a MODEL, as `surgeon export` does.")

@@ -92,6 +92,17 @@ class CommaList(click.ParamType[tuple[Any, ...]]):
         return [click.shell_completion.CompletionItem(before + comma + text) for text in found]
 
 
+def _size(text: str) -> int:
+    """One size of a shape."""
+    if not text.isdecimal() or int(text) < 1:
+        raise click.BadParameter(f"{text!r} is not a size. Write a shape such as 3,224,224 (without the batch).")
+    return int(text)
+
+
+SHAPE = CommaList(_size, "C,H,W")
+"""The shape of one input, without the batch, as a tuple of positive integers."""
+
+
 class GroupedCommand(click.Command):
     """A command whose `--help` lists options under the headings of `group`, and the rest under "Options"."""
 

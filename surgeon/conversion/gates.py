@@ -102,7 +102,8 @@ class BoundGate:
     """A policy at one node of one graph: with its temperature, and with the edges of a two-sided clamp that it softens.
 
     `inverse_temperature` is 1/T, a scalar tensor (any value, and unused, where the policy reads no temperature). With
-    `edges` "lower" a policy that reads it leaves out the upper edge of ReLU6, hardtanh and clamp, as the reference does.
+    `edges` "lower" a policy that reads one leaves out the upper edge of ReLU6, hardtanh and clamp, as the reference
+    does.
     """
 
     policy: GatePolicy
