@@ -27,6 +27,7 @@ from surgeon.network import sizes
 from surgeon.network.inputs import Shapes, example
 from surgeon.network.modules import copied
 from surgeon.network.sources import IN_FILE, Source, resolve
+from surgeon.network.wrapping import Wrapper
 from surgeon.verify.verify import require, verify
 
 FORMATS = tuple(ports.FILES)
@@ -146,16 +147,15 @@ def export(
     return Bundle.open(destination)
 
 
-class _Half(nn.Module):
+class _Half(Wrapper):
     """A network whose arithmetic is in float16, between inputs and outputs in float32."""
 
     def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = copied(network).half()
+        super().__init__(copied(network).half())
 
     def forward(self, x: Tensor, *extra_inputs: Tensor) -> Any:
         halves = [other.half() if other.is_floating_point() else other for other in extra_inputs]
-        output = self.network(x.half(), *halves)
+        output = self.wrapped(x.half(), *halves)
         return output.float() if isinstance(output, Tensor) else output  # a layer's is cast where the network is cut
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from surgeon.bundle.manifest import GateSite
@@ -32,19 +32,11 @@ def assign(patterns: Sequence[tuple[str, float]], gates: Sequence[GateSite]) -> 
 
 def matches(pattern: str, gate: GateSite) -> bool:
     """Whether `pattern` names the gate."""
-    return any(fnmatchcase(name, pattern) for name in (gate.node, *module_names(gate.module)))
-
-
-def module_names(module: str) -> Iterator[str]:
-    """`module`, seen from the whole network and from what preprocessing was put in front of."""
-    yield module
-    while module.startswith("network."):
-        module = module.removeprefix("network.")
-        yield module
+    return any(fnmatchcase(name, pattern) for name in (gate.node, gate.module))
 
 
 def _some(gates: Sequence[GateSite]) -> str:
     soft = [gate for gate in gates if gate.soft]
-    names = [f"{list(module_names(gate.module))[-1] or '(root)'} ({gate.node})" for gate in soft]
+    names = [f"{gate.module or '(root)'} ({gate.node})" for gate in soft]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"Name a module or (a node): {', '.join(names[:_SHOWN])}{more}" if names else "No gate is soft: leave it out"

@@ -121,7 +121,6 @@ def command(
 def table(found: PhotoStatistics) -> Fitted:
     """One line for the input, then one for each gate and pool, from the input to the output."""
     from surgeon.analysis.evaluate.gate_statistics import QUANTILES
-    from surgeon.bundle.temperatures import module_names
     from surgeon.cli.reports import tables
 
     heads = ["T", *(f"{100 * share:g} %" for share in QUANTILES), "near", "open", "|soft-hard|", "cosine"]
@@ -133,7 +132,7 @@ def table(found: PhotoStatistics) -> Fitted:
         if gate.quantiles is not None:
             shares = [f"{100 * share:.1f} %" for share in (gate.near, gate.open) if share is not None]
             cells = [cells[0], *map(_quantile, gate.quantiles), *shares, _number(gate.gap)]
-        name = list(module_names(gate.module))[-1] or gate.node
+        name = gate.module or gate.node
         if gate.module and modules.count(gate.module) > 1:  # one module, called again
             name += f" ({gate.node})"
         rows.append([name + (" (max pool)" if gate.kind == "pool" else ""), *cells, _number(gate.cosine)])

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import Interpreter, Node
 
 from surgeon.bundle.manifest import GateSite, Layer, Recipe
 from surgeon.conversion.capture.capture import Captured
@@ -22,9 +22,10 @@ from surgeon.conversion.plan import SweepStep, make_plan
 from surgeon.conversion.sweep import sweep
 from surgeon.errors import SurgeonError
 from surgeon.network.layers import joined
+from surgeon.network.wrapping import Wrapper
 
 
-class PullbackModule(nn.Module):
+class PullbackModule(Wrapper):
     """A network together with its pullback, as a module that needs no autograd.
 
     forward(input [N, …], cotangent [N, …output…], temperature [] or, per gate, [gates], extra_inputs) returns the
@@ -34,8 +35,7 @@ class PullbackModule(nn.Module):
     """
 
     def __init__(self, captured: Captured, recipe: Recipe) -> None:
-        super().__init__()
-        self.network = captured.graph
+        super().__init__(captured.graph)
         self.plan = make_plan(captured, recipe)
         self.per_gate = recipe.temperature_input == "per-gate"
         soft = [gate for gate in self.gates if gate.soft]
@@ -84,7 +84,7 @@ class PullbackModule(nn.Module):
 
     def run_forward(self, input: Tensor, extra_inputs: tuple[Tensor, ...]) -> tuple[dict[Node, Any], Tensor]:
         """The forward pass: the value of every node, and the output."""
-        values = _ForwardPass(self.network).values(input, *extra_inputs)
+        values = _ForwardPass(self.wrapped).values(input, *extra_inputs)
         outputs = [values[node] for node in self.plan.captured.outputs]
         with provenance_of_port("output", "forward"):
             return values, joined(outputs if len(outputs) > 1 else outputs[0])
@@ -102,7 +102,7 @@ class PullbackModule(nn.Module):
 class _ForwardPass(Interpreter):
     """Runs the network's graph, keeps every value, and names each node to what is recorded for it."""
 
-    def __init__(self, graph: GraphModule) -> None:
+    def __init__(self, graph: nn.Module) -> None:
         super().__init__(graph, garbage_collect_values=False)
 
     def values(self, *inputs: Tensor) -> dict[Node, Any]:

@@ -21,6 +21,7 @@ from surgeon.bundle.manifest import Port
 from surgeon.bundle.ports import BATCH, RESERVED
 from surgeon.errors import SurgeonError
 from surgeon.network.weights import varied_input
+from surgeon.network.wrapping import Wrapper
 
 DTYPES = ("float32", "int64", "int32", "bool")
 
@@ -31,16 +32,15 @@ Example = Tensor | tuple[Tensor, ...]
 """What a network is called with: its input, and the others behind it."""
 
 
-class Arranged(nn.Module):
+class Arranged(Wrapper):
     """A network called with the tensor `input` first and `extra_inputs` behind it, each under its name."""
 
     def __init__(self, network: nn.Module, input: str, extra_inputs: Sequence[str]) -> None:
-        super().__init__()
-        self.network = network
+        super().__init__(network)
         self.names = (input, *extra_inputs)
 
     def forward(self, *values: Tensor) -> Any:
-        return self.network(**dict(zip(self.names, values, strict=True)))
+        return self.wrapped(**dict(zip(self.names, values, strict=True)))
 
 
 def arrange(

@@ -20,20 +20,18 @@ from torch.fx.graph import CodeGen
 
 from surgeon.errors import ConversionError, SurgeonError
 from surgeon.network.importer.network import OnnxNetwork
-
-_AROUND = ("", "network.", "network.network.", "network.network.network.")
-"""What stands before a name of the user's where preprocessing or a change of precision is wrapped around."""
+from surgeon.network.wrapping import source_modules
 
 _SHOWN = 6
 """Entries that an error lists."""
 
 
 def find(module: nn.Module, name: str) -> nn.Module | None:
-    """The module called `name`, seen from `module` or from the network that it is wrapped around, or in a file."""
-    named = dict(module.named_modules(remove_duplicate=False))
-    found = [named.get(before + name) for before in _AROUND if name]
-    found += [part.called(name) for part in named.values() if isinstance(part, OnnxNetwork)]
-    return next((layer for layer in found if layer is not None), None)
+    """The module called `name` in the network that `module` is or wraps, or in a file; None where there is none."""
+    if name in (modules := source_modules(module)):
+        return modules[name]
+    in_files = [part.called(name) for part in module.modules() if isinstance(part, OnnxNetwork)]
+    return next((layer for layer in in_files if layer is not None), None)
 
 
 def entries(returned: Any, every_name: bool = False) -> dict[str, Tensor]:
@@ -100,7 +98,7 @@ def cut(module: nn.Module, names: Sequence[str], everything: bool = False) -> It
         if name not in modules:
             known = entries(returned, every_name=True)
             if name not in known:
-                raise no_layer(name, [*dict(module.named_modules()), *entries(returned)])
+                raise no_layer(name, [*source_modules(module), *entries(returned)])
             return known[name]
         if modules[name] not in kept:
             raise SurgeonError(f"the layer {name!r} does not run", "Choose one that the forward pass calls")
@@ -146,7 +144,7 @@ def _described(value: Tensor) -> str:
 
 def no_layer(name: str, known: Iterable[str]) -> SurgeonError:
     """The error for a layer that is not there, with the nearest of those that are `known`."""
-    listed = dict.fromkeys(each.removeprefix("network.") for each in known)
+    listed = dict.fromkeys(known)
     near = difflib.get_close_matches(name, listed, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
     return SurgeonError(

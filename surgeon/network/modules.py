@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from surgeon.errors import ConversionError, SurgeonError
 from surgeon.network.inputs import Example, tensors
+from surgeon.network.wrapping import source_name
 
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.quantization.fake_quantize")
 _CASTS = {torch.float32: "float", torch.float64: "double", torch.float16: "half", torch.bfloat16: "bfloat16"}
@@ -35,7 +36,7 @@ def require_capturable(module: nn.Module) -> None:
     """Raise ConversionError where `module` or one inside is compiled, has no parameters yet, or rounds."""
     for name, part in module.named_modules():
         kind = getattr(part, "original_name", type(part).__name__)  # TorchScript's own classes say nothing
-        what = f"the network's module {name} ({kind})" if name else f"the network ({kind})"
+        what = f"the network's module {source_name(name)} ({kind})" if source_name(name) else f"the network ({kind})"
         if isinstance(part, torch.jit.ScriptModule):
             raise ConversionError(
                 f"{what} is TorchScript", "Give the Python module that it was scripted or traced from"

@@ -16,6 +16,7 @@ from surgeon.errors import SurgeonError
 from surgeon.network.catalogue import FRAMES, LITE, LITE_TEMPERATURE, TEMPERATURE, torchvision_names
 from surgeon.network.inputs import Shapes
 from surgeon.network.weights import load_weights, random_seed, weights_file
+from surgeon.network.wrapping import Wrapper
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and std per channel, of pixels in [0, 1]."""
@@ -25,8 +26,8 @@ LITE_NORMALISATION: Normalisation = ((0.498,) * 3, (0.502,) * 3)
 TORCHVISION_LICENCE = "BSD-3-Clause (torchvision); terms of ImageNet may apply"
 
 
-class Pixels(nn.Module):
-    """Pixels in [-1, 1], [N, C, …] -> [0, 1] -> normalised by `mean` and `std` per channel -> `network`.
+class Pixels(Wrapper):
+    """Pixels in [-1, 1], [N, C, …] -> [0, 1] -> normalised by `mean` and `std` per channel -> the network.
 
     Without `mean` the network takes them as they are. `axes` are those behind the channels: two of a picture, three of
     a film. `channels_last` says that the network takes [N, …, C].
@@ -43,15 +44,14 @@ class Pixels(nn.Module):
         axes: int = 2,
         channels_last: bool = False,
     ) -> None:
-        super().__init__()
-        self.network = network
+        super().__init__(network)
         self._normalises, self._channels_last = mean is not None, channels_last
         for name, values in (("mean", mean or ()), ("std", std or ())):
             self.register_buffer(name, torch.tensor(values).reshape(-1, *[1] * axes), persistent=False)
 
     def forward(self, pixels: Tensor, *extra_inputs: Tensor) -> Any:
         x = ((pixels + 1) / 2 - self.mean) / self.std if self._normalises else pixels
-        return self.network(x.movedim(1, -1) if self._channels_last else x, *extra_inputs)
+        return self.wrapped(x.movedim(1, -1) if self._channels_last else x, *extra_inputs)
 
 
 @dataclass(frozen=True)

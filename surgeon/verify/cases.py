@@ -22,6 +22,7 @@ from surgeon.network.inputs import Example, samples, tensors, with_extra_inputs
 from surgeon.network.layers import joined, kinds
 from surgeon.network.modules import evaluating
 from surgeon.network.weights import varied_input
+from surgeon.network.wrapping import Wrapper
 from surgeon.verify.oracle.gates import reference_gates
 from surgeon.verify.oracle.reference import forward, reference_ascent, reference_pullback, reference_step, sample_norm
 from surgeon.verify.oracle.rules import Temperatures
@@ -281,15 +282,11 @@ def comparable(module: nn.Module, recipe: Recipe, example: Example) -> tuple[nn.
     return _Joined(GraphModule(graph, graph.graph)).eval(), dataclasses.replace(recipe, at=())
 
 
-class _Joined(nn.Module):
+class _Joined(Wrapper):
     """A captured graph whose layers are one output."""
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
     def forward(self, x: Tensor) -> Tensor:
-        return joined(self.network(x))
+        return joined(self.wrapped(x))
 
 
 def is_hard(manifest: Manifest) -> bool:

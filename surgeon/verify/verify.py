@@ -19,6 +19,7 @@ from surgeon.bundle.ports import GATE_GAP, HARD, PRE_ACTIVATION
 from surgeon.errors import OptionError, ProviderError, SurgeonError, VerificationError, first_line
 from surgeon.network.inputs import example
 from surgeon.network.modules import copied
+from surgeon.network.wrapping import source_name
 from surgeon.runtime.binding import DeviceSession, HostSession, runner
 from surgeon.runtime.providers import Device, open_session
 from surgeon.runtime.tuning import tuned
@@ -194,7 +195,7 @@ def _forms(
 def _require_finite(found: Values, module: nn.Module) -> None:
     """Raise VerificationError for NaN or infinity in output or pullback: that is the network's, not the artifact's."""
     if not found["output"].isfinite().all():
-        wrong = [name for name, value in module.named_parameters() if not value.isfinite().all()]
+        wrong = [source_name(name) for name, value in module.named_parameters() if not value.isfinite().all()]
         raise VerificationError(
             f"the network's output is not finite{f': {wrong[0]} holds NaN or infinity' if wrong else ''}",
             "Give weights and an input range with which it is",

@@ -236,7 +236,7 @@ def test_shapes_that_contradict_each_other_are_left_as_they_are() -> None:
 
 
 def test_patterns() -> None:
-    assert named(None, "") and named("layer1", "network.layer1.0.conv1") and named("*.conv1", "network.layer1.0.conv1")
+    assert named(None, "") and named("layer1", "layer1.0.conv1") and named("*.conv1", "layer1.0.conv1")
     assert named("relu_[1-3]", "a", ["relu_2"]) and not named("layer1", "layer10") and not named("*", "", [])
 
 

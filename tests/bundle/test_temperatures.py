@@ -33,7 +33,7 @@ def gates(*modules: str, rule: str = "soft") -> list[GateSite]:
 
 
 def test_the_last_pattern_that_matches_counts() -> None:
-    sites = gates("stem.2", "network.main.1", "network.network.last")
+    sites = gates("stem.2", "main.1", "network.last")
     assert assign((), sites) == [None] * 3
     assert assign((("main.*", 0.2),), sites) == [None, 0.2, None]
     assert assign((("*", 1.0), ("stem.2", 0.2), ("network.last", 3.0)), sites) == [0.2, 1.0, 3.0]
@@ -52,7 +52,7 @@ def test_the_last_pattern_that_matches_counts() -> None:
 )
 def test_a_pattern_that_does_nothing_is_refused(pattern: str, temperature: float, said: str) -> None:
     with pytest.raises(SurgeonError) as error:
-        assign(((pattern, temperature),), gates("stem.2", "network.main.1"))
+        assign(((pattern, temperature),), gates("stem.2", "main.1"))
     assert __import__("re").search(said, f"{error.value.message} {error.value.remedy}")
 
 

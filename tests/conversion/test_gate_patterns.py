@@ -286,7 +286,9 @@ def test_a_bundle_of_them_is_verified_and_without_their_names_it_is_not(
         ("aten.relu.default", "soft"),
     ]
     assert network.edge.requires_grad
-    monkeypatch.setattr(passes, "PASSES", tuple(step for step in passes.PASSES if step.__name__ != "canonicalize_gates"))
+    monkeypatch.setattr(
+        passes, "PASSES", tuple(step for step in passes.PASSES if step.__name__ != "canonicalize_gates")
+    )
     with pytest.raises(VerificationError, match="comparisons with autograd failed"):
         surgeon.export(network, tmp_path / "nameless", Recipe(), input_shape=(3, 8, 8))
 

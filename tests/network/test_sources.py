@@ -228,7 +228,7 @@ def test_films_are_normalised_inside(offline: None) -> None:
     mean, std = torch.tensor([0.43216, 0.394666, 0.37645]), torch.tensor([0.22803, 0.22145, 0.216989])
     normal = ((x + 1) / 2).permute(0, 2, 3, 4, 1).sub(mean).div(std).permute(0, 4, 1, 2, 3)
     with torch.no_grad():
-        assert torch.allclose(source.module(x), source.module.network(normal), rtol=1e-4, atol=1e-5)
+        assert torch.allclose(source.module(x), source.module.wrapped(normal), rtol=1e-4, atol=1e-5)
     again = resolve_again(manifest_of(source))
     assert torch.equal(output(source), output(again))
     with pytest.raises(SurgeonError, match="not a picture to normalise"):

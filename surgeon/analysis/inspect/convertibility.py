@@ -21,6 +21,7 @@ from surgeon.conversion.pullback import PullbackModule
 from surgeon.errors import ConversionError, UnknownOperators, first_line
 from surgeon.network.inputs import Example, tensors
 from surgeon.network.modules import evaluating, explaining_inputs
+from surgeon.network.wrapping import source_name
 
 TREATMENTS = ("gate", "pool", "rule", "derived", "constant", "unsupported")
 """A soft gate or pool may take its place; a rule of ours; PyTorch's derivative; no way from input to output; none."""
@@ -162,7 +163,8 @@ def _smallest(module: nn.Module, example: Example, error: ConversionError) -> Fa
                 name, reason, failed = inner, error.message, True
                 break
         else:
-            return FailingModule(name, type(module.get_submodule(name)).__name__, reason) if failed else None
+            kind = type(module.get_submodule(name)).__name__
+            return FailingModule(source_name(name), kind, reason) if failed else None
 
 
 def _below(name: str, calls: dict[str, tuple[Tensor, ...]]) -> list[str]:

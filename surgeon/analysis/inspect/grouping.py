@@ -10,7 +10,6 @@ from fnmatch import fnmatchcase
 from surgeon.analysis.inspect.shape_inference import Shape
 from surgeon.analysis.inspect.structure import Node, Structure, total
 from surgeon.bundle.manifest import GateSite
-from surgeon.bundle.temperatures import module_names
 
 
 @dataclass(frozen=True)
@@ -125,11 +124,8 @@ def named(pattern: str | None, module: str, names: Iterable[str] = ()) -> bool:
     """Whether `pattern` (*, ? and [...] as in file names; None: any) fits the module, one around it, or a name."""
     if pattern is None:
         return True
-    seen = [name for name in module_names(module) if name]
-    within = (f"{pattern}.*", pattern)
-    return any(fnmatchcase(name, one) for name in seen for one in within) or any(
-        fnmatchcase(name, pattern) for name in names
-    )
+    within = module and any(fnmatchcase(module, fits) for fits in (f"{pattern}.*", pattern))
+    return bool(within) or any(fnmatchcase(name, pattern) for name in names)
 
 
 def _shape(nodes: Sequence[Node]) -> Shape | None:

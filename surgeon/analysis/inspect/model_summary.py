@@ -22,7 +22,7 @@ from surgeon.network.importer.network import NodeModule
 from surgeon.network.inputs import Example, tensors
 from surgeon.network.layers import cut, entries
 from surgeon.network.modules import evaluating
-from surgeon.network.published import Pixels
+from surgeon.network.wrapping import source_name
 
 Shape = tuple[int | str, ...]
 
@@ -72,19 +72,19 @@ def outline(module: nn.Module, example: Example) -> Outline:
         graph = record(module, *tensors(example)).graph
     gates = [node for node in graph.nodes if _role(node)]
     within = [(node, source_module(node)) for node in gates]
-    wrapped = "network" if isinstance(module, Pixels) else ""
-    parts = {name: part for name, part in module.named_modules() if name not in ("", wrapped)}
+    parts = {name: part for name, part in module.named_modules() if source_name(name)}
+    owners = {source_name(name): part for name, part in parts.items()}
     found = []
     seen, returned, counted = _calls(module, parts, example)
     for name, (calls, shape, size) in seen.items():
-        inside = sum(owner == name or owner.startswith(f"{name}.") for _, owner in within)
-        shown = name.removeprefix(f"{wrapped}.") if wrapped else name
+        shown = source_name(name)
+        inside = sum(owner == shown or owner.startswith(f"{shown}.") for _, owner in within)
         part, work = parts[name], counted.get(f"{type(module).__name__}.{name}", 0)
         found.append(LayerSummary(shown, _kind(part), shape, calls, inside, _parameters(part), work, size))
     outputs = {name: _shape(tensor) for name, tensor in entries(returned).items()}
     found += [LayerSummary(name, "entry", shape, 1, len(gates)) for name, shape in outputs.items()]
     for node, owner in within:
-        if not isinstance(parts.get(owner), GATE_MODULES):
+        if not isinstance(owners.get(owner), GATE_MODULES):
             reader = _reader(node)
             found.append(LayerSummary(reader.name, str(node.target), _shape(reader.meta["val"]), 1, 1))
     steps = tuple(

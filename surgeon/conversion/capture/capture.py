@@ -32,6 +32,7 @@ from surgeon.network.inputs import Example, same_batch, tensors
 from surgeon.network.layers import cut, drop_inputs, drop_unread, end_at, entries, kinds
 from surgeon.network.modules import evaluating, silent_torch
 from surgeon.network.sizes import REMEDY
+from surgeon.network.wrapping import source_modules
 
 GATE_MODULES = (
     *(nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.Threshold),
@@ -94,7 +95,7 @@ def capture(module: nn.Module, example: Example, at: Sequence[str] = (), dynamic
     with ends if at or not isinstance(returned, Tensor) else contextlib.nullcontext(), without_checkpoints():
         _returned_by(module, examples)
         graph = record(module, *examples, dynamic_size=dynamic_size)
-    known = [*dict(module.named_modules()), *entries(returned)]
+    known = [*source_modules(module), *entries(returned)]
     if at:
         graph = end_at(graph, at, nodes, known)
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
@@ -207,11 +208,11 @@ def _called(module: nn.Module, *examples: Tensor) -> Any:
 def _refuse_integers(module: nn.Module, example: Tensor) -> None:
     """Raise ConversionError where the module takes zeros that are integers: tokens, through which nothing flows."""
     readers: list[str] = []
-    names = {part: name for name, part in module.named_modules()}
+    names = {part: name for name, part in source_modules(module).items()}
 
     def note(part: nn.Module, inputs: tuple[Any, ...]) -> None:
         if inputs and isinstance(inputs[0], Tensor) and not inputs[0].is_floating_point():
-            readers.append(f"{type(part).__name__} {names[part]}".rstrip())
+            readers.append(f"{type(part).__name__} {names.get(part, '')}".rstrip())
 
     with contextlib.ExitStack() as hooks:
         for part in module.modules():

@@ -11,16 +11,17 @@ from torch.fx import Node
 from torch.fx import traceback as fx_traceback
 
 from surgeon.network.sizes import is_symbolic
+from surgeon.network.wrapping import source_name
 
 _BETWEEN = ("/torch/nn/", "/surgeon/conversion/capture/decompositions.py")
 """Files that stand between the user's line and the operator in a stack; the second as torch 2.11 reads bytecode."""
 
 
 def source_module(node: Node) -> str:
-    """Dotted name of the innermost module that `node` comes from; "" for the root."""
+    """Dotted name of the innermost module that `node` comes from, inside wrappers; "" for the root."""
     stack = node.meta.get("nn_module_stack")
     name = list(stack.values())[-1][0] if stack else ""
-    return str(name).partition("@")[0]  # a module that is called again has @1, @2, … behind its name
+    return source_name(str(name).partition("@")[0])  # a module that is called again has @1, @2, … behind its name
 
 
 def source_classes(node: Node) -> list[str]:

@@ -27,6 +27,7 @@ from surgeon.conversion.writers.padding import keep_zero_padding
 from surgeon.conversion.writers.sharing import share_weights
 from surgeon.conversion.writers.translation import INLINE_BYTES, fold, translate
 from surgeon.errors import ConversionError, first_line
+from surgeon.network.wrapping import source_name
 from surgeon.runtime.tuning import tune
 from surgeon.runtime.tuning.blocked import keep_blocked
 
@@ -201,9 +202,9 @@ def _read_sizes_of_input(graph: GraphProto) -> None:
 
 
 def _prefix_parameters(graph: GraphProto) -> None:
-    """network.conv.weight -> conv.weight: parameters by their name in the source module, if it is free."""
+    """surgeon_network.conv.weight -> conv.weight: parameters by their name in the source module, if it is free."""
     taken = RESERVED | {port.name for port in graph.input} | {name for node in graph.node for name in node.output}
-    names = {i.name: short for i in graph.initializer if (short := i.name.removeprefix("network.")) not in taken}
+    names = {i.name: short for i in graph.initializer if (short := source_name(i.name)) not in taken}
     _rename(graph.node, names)
     for initializer in graph.initializer:
         initializer.name = names.get(initializer.name, initializer.name)

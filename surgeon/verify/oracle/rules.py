@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from surgeon.bundle.manifest import Recipe
-from surgeon.bundle.temperatures import module_names
 from surgeon.errors import SurgeonError
+from surgeon.network.wrapping import source_name
 from surgeon.verify.oracle.activations import (
     ACTIVATIONS,
     ACTIVATIONS_IN_PLACE,
@@ -115,7 +115,7 @@ class PullbackMode(TorchFunctionMode):
         """Keep the names of the modules that run: a module may have several."""
         names: dict[nn.Module, set[str]] = {}
         for name, layer in module.named_modules(remove_duplicate=False):
-            names.setdefault(layer, set()).add(name)
+            names.setdefault(layer, set()).add(source_name(name))
 
         def enter(layer: nn.Module, _: Any) -> None:
             self._running.append(frozenset(names[layer]))
@@ -146,7 +146,7 @@ class PullbackMode(TorchFunctionMode):
                 "Export the bundle again from this network",
             )
         for call, (module, temperature) in zip(calls, self.temperature, strict=True):
-            if call.modules.isdisjoint(module_names(module)):
+            if module not in call.modules:
                 raise SurgeonError(
                     f"soft gate or pool {call.turn} runs in {min(call.modules)!r}, its temperature is for {module!r}",
                     "Export the bundle again from this network",

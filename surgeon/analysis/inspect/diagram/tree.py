@@ -13,7 +13,6 @@ from surgeon.analysis.inspect.inspection import Inspection, nothing_fits
 from surgeon.analysis.inspect.shape_inference import Shape
 from surgeon.analysis.inspect.structure import Node, figure_text, total
 from surgeon.bundle.manifest import Manifest
-from surgeon.bundle.temperatures import module_names
 from surgeon.errors import SurgeonError
 
 ROWS = 40
@@ -121,9 +120,8 @@ _Item = tuple[int, Pair]
 
 
 def _path(pair: Pair) -> tuple[str, ...]:
-    """The components of its module, as seen from what preprocessing was put in front of."""
-    seen = list(module_names(pair.module))[-1]
-    return () if seen in ("", "network") else tuple(part for part in seen.split(".") if part)
+    """The components of its module's name."""
+    return tuple(part for part in pair.module.split(".") if part)
 
 
 class _Tree:
