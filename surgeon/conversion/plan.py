@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from surgeon.bundle.manifest import GateSite, Recipe
+from surgeon.bundle.manifest import Edges, GateSite, Recipe
 from surgeon.bundle.temperatures import assign
 from surgeon.conversion.capture.capture import Captured
 from surgeon.conversion.capture.nodes import shape_of, source_classes, source_module, value_tensors, where
@@ -42,7 +42,7 @@ class SweepStep:
         """Whether the node is a gate or a pool, as the manifest lists them."""
         return self.kind in ("gate", "pool") and self.policy is not None
 
-    def bound(self, policy: GatePolicy, inverse_temperature: Tensor, edges: str) -> BoundGate:
+    def bound(self, policy: GatePolicy, inverse_temperature: Tensor, edges: Edges) -> BoundGate:
         """`policy` at this node; `inverse_temperature` is 1/T as a caller gives it: [], or [gates]."""
         if self.policy is not None and self.policy.uses_temperature:
             if self.entry is not None:
