@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from surgeon.bundle.manifest import Recipe
 from surgeon.errors import SurgeonError
-from surgeon.verify.oracle import rules as oracle_rules
+from surgeon.verify.oracle import formulas
+from surgeon.verify.oracle.activations import Activation
+from surgeon.verify.oracle.formulas import soft_pool, soft_pool_vjp
 from surgeon.verify.oracle.reference import reference_ascent, reference_pullback, reference_step
-from surgeon.verify.oracle.rules import soft_pool, soft_pool_vjp
 from tests.networks import NETWORKS, build, example
 
 HARD = Recipe(gate="hard", pool="hard")
@@ -232,12 +233,16 @@ def test_at_a_layer() -> None:
 @pytest.mark.parametrize("fault", ["gate", "pool", "clamp"])
 def test_a_planted_mistake_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loops, Zennit and formulas above would mean nothing if the oracle's own rules were not what is measured."""
-    planted = {
-        "gate": ("soft_gate", lambda activation, z, g, temperature, both: torch.sigmoid(z / temperature) * (z > 0) * g),
-        "pool": ("soft_pool_vjp", lambda x, g, k, s, p, d, t: torch.zeros_like(x)),
-        "clamp": ("guided_gate", lambda activation, z, g: g * (g > 0)),
-    }
-    monkeypatch.setattr(oracle_rules, *planted[fault])
+
+    def plain_gate(activation: Activation, z: Tensor, g: Tensor, temperature: float, both: bool) -> Tensor:
+        return torch.sigmoid(z / temperature) * (z > 0) * g
+
+    if fault == "pool":
+        monkeypatch.setattr(formulas, "soft_pool_vjp", lambda x, g, *options: torch.zeros_like(x))
+    elif fault == "gate":
+        monkeypatch.setitem(formulas.FORMULAS, "soft", plain_gate)
+    else:
+        monkeypatch.setitem(formulas.FORMULAS, "guided", lambda activation, z, g, *options: g * (g > 0))
     test = {
         "gate": lambda: test_every_way_to_write_relu(F.relu),
         "pool": lambda: test_soft_pools_agree_with_loops(3, 2, 1, 1, False, 8),
@@ -312,5 +317,5 @@ def test_what_cannot_be_compared_is_said() -> None:
         reference_pullback(nn.ReLU(), Z, G, recipe=Recipe(), temperature=T)
     with pytest.raises(SurgeonError, match="tuple"):
         pull(lambda x: (x, x), Z, G)
-    with pytest.raises(SurgeonError, match="no gate 'sotf'"):
+    with pytest.raises(SurgeonError, match="gate cannot be 'sotf'"):
         pull(F.relu, Z, G, gate="sotf")

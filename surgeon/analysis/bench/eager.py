@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from surgeon.bundle.manifest import Recipe
 from surgeon.verify.oracle import reference as oracle
 from surgeon.verify.oracle import rules as oracle_rules
+from surgeon.verify.oracle.formulas import FORMULAS, guided_gate, pass_gate
 
 Network = Callable[[Tensor], Tensor]
 """Input [N, …] -> output [N, …], recorded by autograd with the pullback as its backward."""
@@ -142,11 +143,13 @@ def _through(
     z: Tensor, g: Tensor, activation: oracle_rules.Activation, gate: str, edges: str, temperature: float
 ) -> Tensor:
     """What passes the gate: s g + (1 - s) opened, where s is the slope of the shut side."""
+    if gate not in FORMULAS:
+        return pass_gate(gate, activation, z, g, temperature, edges == "both")
     lower, upper, slope = activation.lower, activation.upper, activation.slope
     from_zero = lower == 0.0 if isinstance(lower, float) else False
     plain = from_zero and upper is None and isinstance(slope, float) and slope == 0.0
     if gate == "guided":
-        return torch.relu(g).mul_(z > 0) if plain else oracle_rules.guided_gate(activation, z, g)
+        return torch.relu(g).mul_(z > 0) if plain else guided_gate(activation, z, g)
     if gate == "deconvnet":
         opened = torch.relu(g)
     else:

@@ -1,14 +1,13 @@
-"""The pullback's rules by autograd, straight from the formulas: a torch function mode for the oracle.
+"""The oracle's torch function mode: it runs the author's own code, call by call, under the recipe's gates.
 
-Under it the author's own code runs, call by call; ReLU-type functions and max pooling are recorded by autograd with
-another backward. Slow and obvious on purpose. Source of the formulas: arXiv 2507.22832.
+Autograd records ReLU-type functions and max pooling with another backward, the formulas of
+`surgeon.verify.oracle.formulas`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +18,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from surgeon.bundle.manifest import Recipe
+from surgeon.conversion.gates import gate
 from surgeon.errors import SurgeonError
 from surgeon.network.wrapping import source_name
+from surgeon.verify.oracle import formulas
 from surgeon.verify.oracle.activations import (
     ACTIVATIONS,
     ACTIVATIONS_IN_PLACE,
@@ -83,8 +84,7 @@ class PullbackMode(TorchFunctionMode):
         super().__init__()
         if recipe.temperatures and not isinstance(temperature, Sequence):
             raise SurgeonError("the recipe fixes temperatures of some gates", "Say the temperature of each gate")
-        if recipe.gate not in ("soft", "hard", "guided", "deconvnet"):
-            raise SurgeonError(f"no gate {recipe.gate!r}", "Choose soft, hard, guided or deconvnet")
+        gate(recipe.gate)  # which refuses a policy that this process does not know
         self.recipe = recipe
         self.temperature = temperature
         self._depth = 0 if recipe.gate_scope == "modules" else 1
@@ -208,12 +208,12 @@ class PullbackMode(TorchFunctionMode):
         return result
 
     def _gate(self, activation: Activation) -> Rule:
-        if self.recipe.gate == "soft":
-            both = self.recipe.edges == "both"
-            return Softened(self._call(), lambda z, g, t: soft_gate(activation, z, g, t, both=both), activation)
-        if self.recipe.gate == "guided":
-            return lambda z, g: guided_gate(activation, z, g)
-        return lambda z, g: deconvnet_gate(activation, g)
+        policy, both = self.recipe.gate, self.recipe.edges == "both"
+        if gate(policy).uses_temperature:
+            return Softened(
+                self._call(), lambda z, g, t: formulas.pass_gate(policy, activation, z, g, t, both), activation
+            )
+        return lambda z, g: formulas.pass_gate(policy, activation, z, g, 1.0, both)
 
     def _pool(
         self,
@@ -236,7 +236,7 @@ class PullbackMode(TorchFunctionMode):
         output = self._apply(
             input,
             lambda x: pool(x, kernel, stride, padding, dilation, ceil_mode)[0],
-            Softened(self._call(), lambda x, g, t: soft_pool_vjp(x, g, kernel, stride, padding, dilation, t)),
+            Softened(self._call(), lambda x, g, t: formulas.soft_pool_vjp(x, g, kernel, stride, padding, dilation, t)),
         )
         return (output, indices) if with_indices or return_indices else output
 
@@ -246,7 +246,7 @@ class PullbackMode(TorchFunctionMode):
         sizes, wanted = input.shape[-dimensions:], _per_axis(output_size, dimensions)
         outs = [size if out is None else out for size, out in zip(sizes, wanted, strict=True)]
         pool = getattr(F, f"adaptive_max_pool{dimensions}d")
-        rule = Softened(self._call(), lambda x, g, t: soft_cells_vjp(x, g, outs, t))
+        rule = Softened(self._call(), lambda x, g, t: formulas.soft_cells_vjp(x, g, outs, t))
         values = self._apply(input, lambda x: pool(x, outs), rule)
         if call is pool and not return_indices:
             return values
@@ -301,102 +301,6 @@ class Gated(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None]:
         (z,) = ctx.saved_tensors
         return ctx.rule(z, cotangents[0]), None, None
-
-
-def soft_gate(activation: Activation, z: Tensor, g: Tensor, temperature: float, *, both: bool) -> Tensor:
-    """(s + (1 - s) sigmoid((z - lower) / T)) g; with `both`, or no lower edge, times sigmoid((upper - z) / T)."""
-    opening = torch.ones_like(z)
-    if activation.lower is not None:
-        opening = opening * torch.sigmoid((z - activation.lower) / temperature)
-    if activation.upper is not None and (both or activation.lower is None):
-        opening = opening * torch.sigmoid((activation.upper - z) / temperature)
-    return activation.slope * g + (1 - activation.slope) * opening * g
-
-
-def guided_gate(activation: Activation, z: Tensor, g: Tensor) -> Tensor:
-    """Give s g + (1 - s) 1[open] 1[g > 0] g, where what is open is autograd's business."""
-    with torch.enable_grad():
-        leaf = z.detach().requires_grad_(True)
-        (ordinary,) = torch.autograd.grad(activation.plain(leaf), leaf, g)
-    shut = activation.slope * g
-    return shut + (ordinary - shut) * (g > 0)
-
-
-def deconvnet_gate(activation: Activation, g: Tensor) -> Tensor:
-    """Give s g + (1 - s) 1[g > 0] g, open or shut."""
-    return activation.slope * g + (1 - activation.slope) * g * (g > 0)
-
-
-def soft_pool(
-    x: Tensor,
-    output_size: tuple[int, ...],
-    kernel: tuple[int, ...],
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-    temperature: float,
-) -> Tensor:
-    """Softmax-weighted pooling of the last axes: p = sum_j w_j x_j, w = softmax(x / T) over each window.
-
-    Padded positions take part as 0, as in the reference; positions beyond them, which only ceil mode reaches, do not.
-    """
-    axes = range(x.dim() - len(kernel), x.dim())
-    windows, taking_part = x, torch.ones_like(x, dtype=torch.bool)
-    for axis, p in zip(axes, padding, strict=True):
-        windows, taking_part = _extend(windows, axis, p, p, 0), _extend(taking_part, axis, p, p, True)
-    for axis, size, k, s, d in zip(axes, output_size, kernel, stride, dilation, strict=True):
-        beyond = max((size - 1) * s + (k - 1) * d + 1 - windows.shape[axis], 0)
-        windows, taking_part = _extend(windows, axis, 0, beyond, 0), _extend(taking_part, axis, 0, beyond, False)
-    for axis, size, k, s, d in zip(axes, output_size, kernel, stride, dilation, strict=True):
-        places = torch.arange(size, device=x.device)[:, None] * s + torch.arange(k, device=x.device) * d
-        # The window's own axis goes last, so the axes still to be cut keep their numbers.
-        windows = windows.index_select(axis, places.flatten()).unflatten(axis, (size, k)).movedim(axis + 1, -1)
-        taking_part = taking_part.index_select(axis, places.flatten()).unflatten(axis, (size, k)).movedim(axis + 1, -1)
-    values = windows.flatten(-len(kernel))
-    takes_part = taking_part.flatten(-len(kernel)) & (values != float("-inf"))  # as some pad before they pool
-    values = values.masked_fill(~takes_part, 0)
-    weights = (values / temperature).masked_fill(~takes_part, float("-inf")).softmax(-1)
-    return (weights * values).sum(-1)
-
-
-def soft_pool_vjp(
-    x: Tensor,
-    g: Tensor,
-    kernel: tuple[int, ...],
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-    temperature: float,
-) -> Tensor:
-    """g_{x_j} = w_j (1 + (x_j - p) / T) g, summed over the windows that hold j: autograd of `soft_pool`."""
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_(True)
-        pooled = soft_pool(leaf, tuple(g.shape[-len(kernel) :]), kernel, stride, padding, dilation, temperature)
-        (gradient,) = torch.autograd.grad(pooled, leaf, g)
-    return gradient
-
-
-def soft_cells_vjp(x: Tensor, g: Tensor, outs: Sequence[int], temperature: float) -> Tensor:
-    """The same for adaptive pooling to `outs`, where cell o of O holds what is from o H / O to (o + 1) H / O."""
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_(True)
-        pooled = []
-        for cell in itertools.product(*map(range, outs)):
-            window = leaf
-            for axis, (o, out) in enumerate(zip(cell, outs, strict=True), x.dim() - len(outs)):
-                start, end = o * x.shape[axis] // out, -(-(o + 1) * x.shape[axis] // out)
-                window = window.narrow(axis, start, end - start)
-            values = window.flatten(-len(outs))
-            pooled.append(((values / temperature).softmax(-1) * values).sum(-1))
-        (gradient,) = torch.autograd.grad(torch.stack(pooled, -1).unflatten(-1, outs), leaf, g)
-    return gradient
-
-
-def _extend(x: Tensor, axis: int, before: int, after: int, value: float | bool) -> Tensor:
-    def block(length: int) -> Tensor:
-        return x.new_full((*x.shape[:axis], length, *x.shape[axis + 1 :]), value)
-
-    return torch.cat([block(before), x, block(after)], axis)
 
 
 def _per_axis(value: Any, dimensions: int) -> tuple[int, ...]:
