@@ -1,4 +1,4 @@
-"""Gradient ascent along pullbacks, as modules that torch.onnx exports and TorchScript compiles.
+"""Gradient ascent along pullbacks, as modules that TorchScript compiles; `step_graph` writes the same for ONNX.
 
 One step is, per sample: x <- x + step_size * g / |g|, then x - x0 projected on the ball of `radius`, then x clamped to
 the value range (Satkiewicz 2025, its reference code): step, project, clamp.
@@ -17,16 +17,19 @@ OBJECTIVES = ("logit", "cross-entropy", "energy")
 STEPS = ("unit", "relative", "raw")
 NORMS = ("1", "2", "inf")
 
+FLOOR = 1e-20
+"""Smallest norm that a step or a projection divides by."""
+
 
 class Objective(nn.Module):
-    """What the ascent climbs: (output, cotangent) -> (score [N], cotangent of the score at the output).
+    """The function that an ascent increases: (output, cotangent) -> (score [N], its cotangent at the output).
 
     logit: sum(c * output), whose cotangent is c, usually one-hot. cross-entropy: minus the cross-entropy to the target
     distribution c, sum(c * log softmax(output)), over the classes (dimension 1). energy: |output|^2 / 2, for which c
     is not read. An output [N] has no classes.
     """
 
-    __constants__ = ("kind",)  # TorchScript's word for attributes that the compiler may take for granted
+    __constants__ = ("kind",)  # TorchScript treats these attributes as compile-time constants
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -44,7 +47,7 @@ class Objective(nn.Module):
 
 
 def _per_sample(value: Tensor) -> Tensor:
-    """The sum over each sample, [N]; an output [N] is one number for each already."""
+    """The sum over each sample, [N]; an output [N] is already one number for each."""
     return value.flatten(1).sum(1) if value.dim() > 1 else value
 
 
@@ -65,7 +68,7 @@ class AscentStep(nn.Module):
             )
         self.step, self.order = step, float(norm)
         self.low, self.high = low, high
-        self.floor = 1e-20  # of every norm that divides
+        self.floor = FLOOR
 
     def _norm(self, x: Tensor) -> Tensor:
         """Norm of each sample, shaped to divide it: [N, 1, …]."""
@@ -87,27 +90,6 @@ class AscentStep(nn.Module):
         offset = input + step_size * direction - origin
         offset = offset * (radius / self._norm(offset).clamp(min=self.floor)).clamp(max=1.0)
         return (origin + offset).clamp(self.low, self.high)
-
-
-class Climb(nn.Module):
-    """Objective and step side by side, to be exported at once: the inputs of both, then the outputs of both."""
-
-    def __init__(self, objective: Objective, step: AscentStep) -> None:
-        super().__init__()
-        self.objective, self.step = objective, step
-
-    def forward(
-        self,
-        output: Tensor,
-        cotangent: Tensor,
-        input: Tensor,
-        origin: Tensor,
-        pullback: Tensor,
-        step_size: Tensor,
-        radius: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        score, climbed = self.objective(output, cotangent)
-        return score, climbed, self.step(input, origin, pullback, step_size, radius)
 
 
 def clamp_range(low: float, high: float, margin: float) -> tuple[float, float]:

@@ -1,8 +1,7 @@
-"""How a bundle's ONNX files store weights: as halves, and in files of a size that a web host takes. Torch-free."""
+"""Store the weights of a bundle's ONNX files as float16, and in shards that a web host accepts. Torch-free."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy
@@ -12,33 +11,35 @@ from onnx.external_data_helper import ExternalDataInfo
 
 from surgeon.conversion.writers.sharing import appended, refer
 from surgeon.errors import SurgeonError
-from surgeon.runtime.graphs import graphs
+from surgeon.runtime.graphs import stored_outside
 
 _MEGABYTE = 10**6
 
 
 def store_again(folder: Path, weights: str, halves: bool, most: int | None) -> None:
-    """Write the file `weights` in `folder` anew, and let the ONNX files there read from what took its place.
+    """Replace the file `weights` in `folder`, and make the ONNX files there refer to what took its place.
 
     With `halves`, float32 tensors are stored as float16, and a Cast at the beginning of the graph widens each: the
     arithmetic stays in float32, and ONNX Runtime casts once, as it loads. With `most`, in MB, the weights are in files
-    STEM-1, STEM-2 and so on, none larger unless a single tensor is. Raises SurgeonError for a weight that is too large
-    for float16.
+    STEM-1, STEM-2 and so on, each at most that large unless a single tensor is larger. Raises SurgeonError for a weight
+    that is too large for float16.
     """
     models = {path: onnx.load(path, load_external_data=False) for path in sorted(folder.glob("*.onnx"))}
     readers: dict[tuple[int, int], list[tuple[GraphProto, TensorProto]]] = {}  # by offset and length
     for model in models.values():
-        for graph, tensor in _stored(model, weights):
+        for graph, tensor in stored_outside(model):
             info = ExternalDataInfo(tensor)
+            if info.location != weights:
+                continue
             readers.setdefault((info.offset or 0, info.length or 0), []).append((graph, tensor))
     data = (folder / weights).read_bytes()
     (folder / weights).unlink()
     number = 1
-    for (offset, length), found in sorted(readers.items()):
+    for (offset, length), tensors in sorted(readers.items()):
         values = data[offset : offset + length]
-        halved = halves and found[0][1].data_type == TensorProto.FLOAT
+        halved = halves and tensors[0][1].data_type == TensorProto.FLOAT
         if halved:
-            values = _halved(values, found[0][1].name)
+            values = _halved(values, tensors[0][1].name)
         path = folder / weights
         if most is not None:
             stem = path.stem
@@ -47,20 +48,12 @@ def store_again(folder: Path, weights: str, halves: bool, most: int | None) -> N
                 number += 1
                 path = path.with_stem(f"{stem}-{number}")
         start = appended(path, values)
-        for graph, tensor in found:
+        for graph, tensor in tensors:
             if halved:
                 _widen(graph, tensor)
             refer(tensor, path.name, start, len(values))
     for path, model in models.items():
         onnx.save(model, path)
-
-
-def _stored(model: ModelProto, weights: str) -> Iterator[tuple[GraphProto, TensorProto]]:
-    """The tensors of `model` that lie in that file, and the graph that each belongs to."""
-    for graph in graphs(model.graph):
-        for tensor in graph.initializer:
-            if tensor.data_location == TensorProto.EXTERNAL and ExternalDataInfo(tensor).location == weights:
-                yield graph, tensor
 
 
 def _halved(values: bytes, name: str) -> bytes:
@@ -73,7 +66,7 @@ def _halved(values: bytes, name: str) -> bytes:
 
 
 def _widen(graph: GraphProto, tensor: TensorProto) -> None:
-    """Let what `graph` reads as `tensor` be the Cast of a float16 tensor."""
+    """Store `tensor` of `graph` as float16, with a Cast of its name in its place."""
     name = tensor.name
     tensor.name, tensor.data_type = f"{name}/half", TensorProto.FLOAT16
     cast = helper.make_node("Cast", [tensor.name], [name], name=f"{name}/widened", to=TensorProto.FLOAT)

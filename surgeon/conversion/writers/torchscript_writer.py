@@ -10,7 +10,7 @@ import io
 import math
 import operator
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule
 
-from surgeon.bundle.manifest import Recipe
 from surgeon.conversion.writers.ascent import AscentStep, Objective
+from surgeon.conversion.writers.plan import Plan
 from surgeon.errors import ConversionError, first_line
 
 TORCHSCRIPT_EQUIVALENTS: dict[Any, Callable[..., Any]] = {
@@ -37,29 +37,22 @@ TORCHSCRIPT_EQUIVALENTS: dict[Any, Callable[..., Any]] = {
 """Arithmetic on sizes, as TorchScript spells what torch.export records."""
 
 
-def write_torchscript(
-    graph: GraphModule,
-    folder: Path,
-    recipe: Recipe,
-    defaults: Mapping[str, Any],
-    value_range: tuple[float, float],
-    extra_inputs: Sequence[str] = (),
-) -> None:
+def write_torchscript(graph: GraphModule, folder: Path, plan: Plan) -> None:
     """Write pullback.ts and ascent.ts into `folder`; `graph` comes from `explicit_graph`.
 
-    `extra_inputs` are the names of its last inputs, those that the network has beside the one that is pulled back to.
-    `defaults` are as for the ONNX files. A scalar fills a temperature that has an entry for each gate.
+    Scalars have the defaults of `plan.input_defaults`; a scalar fills a temperature that has an entry for each gate.
     """
+    recipe, defaults, extra_inputs = plan.recipe, plan.input_defaults, plan.extra_inputs
     uses_temperature = any(node.op == "placeholder" and node.target == "temperature" for node in graph.graph.nodes)
     temperature = [("temperature", defaults["temperature"])] if uses_temperature else []
-    ascent = [*temperature, *((name, defaults[name]) for name in ("step_size", "radius", "steps"))]
-    objective, step = Objective(recipe.objective), AscentStep(recipe.step, recipe.norm, *value_range)
+    scalars = [*temperature, *((name, defaults[name]) for name in ("step_size", "radius", "steps"))]
+    objective, step = Objective(recipe.objective), AscentStep(recipe.step, recipe.norm, *plan.value_range)
     with _without_deprecations():
         pullback = _script(_scriptable(graph, extra_inputs))
         _save(pullback, ["input", *extra_inputs, "cotangent"], extra_inputs, temperature, 2, folder / "pullback.ts")
         loop = _Ascent(_script(_scriptable(graph, extra_inputs, objective)), objective, step, uses_temperature)
         inputs = ["input", *extra_inputs] if recipe.objective == "energy" else ["input", *extra_inputs, "cotangent"]
-        _save(torch.jit.script(loop), inputs, extra_inputs, ascent, 4, folder / "ascent.ts")
+        _save(torch.jit.script(loop), inputs, extra_inputs, scalars, 4, folder / "ascent.ts")
 
 
 class _Ascent(nn.Module):

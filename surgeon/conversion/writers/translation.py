@@ -9,6 +9,7 @@ import logging
 import operator
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import onnx_ir
@@ -19,7 +20,7 @@ from onnxscript.function_libs.torch_lib.tensor_typing import TTensor
 from onnxscript.onnx_opset import opset18
 from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch.export import ExportedProgram
+from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from surgeon.conversion.rules.registry import PRESERVED_OPS
@@ -155,3 +156,9 @@ _TIDY = Sequential(
     common.OutputFixPass(),
     common.NameFixPass(),
 )
+
+
+def export_plain(module: nn.Module, example: Tensor, path: Path, opset: int = 18) -> None:
+    """The ordinary ONNX export of a network, with its weights beside it: what a bundle is measured against."""
+    model = translate(module.eval(), (example,), ({0: Dim("batch", min=1)},), ["input"], ["output"], opset, True)
+    onnx_ir.save(model, path, external_data=path.stem + ".bin", size_threshold_bytes=INLINE_BYTES)
