@@ -8,18 +8,20 @@ import math
 import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from surgeon.bundle import ports
 from surgeon.bundle.atomic import staged
 from surgeon.bundle.folder import Bundle, seal
-from surgeon.bundle.manifest import Comparison, Defaults, Layer, Manifest, Recipe
+from surgeon.bundle.manifest import Comparison, Defaults, Layer, Manifest, Recipe, default_temperature
 from surgeon.conversion.probe import GateProbe
-from surgeon.conversion.rewriting import capture_network, explicit_graph, record_pullback
+from surgeon.conversion.pullback import PullbackModule
+from surgeon.conversion.rewriting import RecordedPullback, capture_network, explicit_graph, record_pullback
 from surgeon.conversion.writers.ascent import clamp_range
 from surgeon.conversion.writers.onnx_writer import WEIGHTS, embed_weights, write_gates, write_onnx
+from surgeon.conversion.writers.plan import Plan
 from surgeon.conversion.writers.storage import store_again
 from surgeon.conversion.writers.torchscript_writer import write_torchscript
 from surgeon.errors import SurgeonError
@@ -89,62 +91,102 @@ def export(
         raise SurgeonError("a file does not say which of its ReLUs were modules", "Give the gate scope all")
     with staged(destination) as folder:
         stage("rewrite")
-        network = _Half(source.module) if recipe.precision == "fp16" else source.module
-        given = example(source.input_shape, source.extra_inputs)
-        captured = capture_network(network, given, recipe)
-        program, pullback, passes = record_pullback(captured)
-        if recipe.objective == "cross-entropy" and not pullback.output_shape:
-            raise SurgeonError("cross-entropy is over classes, and the output is one number", "Give --objective logit")
-        with_extra_inputs = [source.extra_inputs[place] for place in pullback.used_inputs]
-        manifest = Manifest(
-            model=source.model,
-            recipe=recipe,
-            defaults=defaults,
-            image=source.image,
-            labels=source.labels if _has_labels(source, pullback.layers) else None,
-            gates=pullback.gates,
-            extra_inputs=source.extra_inputs,
-            layers=pullback.layers,
-            versions=_versions(),
-            passes=passes,
-        )
-        temperature = manifest.default_temperature if pullback.uses_temperature else None
-        shape = (source.input_shape[0], "H", "W") if recipe.dynamic_size else source.input_shape
-        artifacts = ports.artifacts(
-            formats, recipe, defaults, temperature, shape, pullback.output_shape, with_extra_inputs
-        )
-        probed = None
-        if recipe.gate_outputs:
-            probed, probe, _ = record_pullback(captured, GateProbe)
-            shown = [(sight.site, sight.shape) for sight in probe.gate_outputs]
-            artifacts[ports.GATES] = ports.gates(artifacts["pullback.onnx"], shown)
-        manifest = dataclasses.replace(manifest, artifacts=artifacts)
-        image, names = source.image, [port.name for port in with_extra_inputs]
-        value_range = clamp_range(*image.range, image.margin) if image is not None else (-math.inf, math.inf)
-        if "torchscript" in formats:
-            stage("write TorchScript")
-            write_torchscript(explicit_graph(program), folder, recipe, manifest.input_defaults, value_range, names)
-        if "onnx" in formats:
-            stage("write ONNX")
-            facts = manifest.file_facts()
-            held = {} if recipe.scalars == "required" else manifest.input_defaults
-            tunings = write_onnx(program, folder, recipe, held, value_range, facts, names)
-            manifest = dataclasses.replace(manifest, passes=manifest.passes | tunings)
-            if probed is not None:
-                outputs = [port.name for port in artifacts[ports.GATES].outputs]
-                write_gates(probed, folder, recipe, held, facts, outputs, names)
-            if shard_size is not None or recipe.weights_dtype == "fp16":
-                store_again(folder, WEIGHTS, recipe.weights_dtype == "fp16", shard_size)
-            if single_file:
-                embed_weights(folder)
-        del program, pullback, probed
+        rewritten = _rewrite(source, recipe)
+        manifest, plan = _plan(source, recipe, defaults, formats, rewritten)
+        passes = _write(folder, rewritten, plan, formats, single_file, shard_size, stage)
+        del rewritten  # and with it a copy of the weights
+        lines: tuple[Comparison, ...] = ()
         if check:
             stage("verify")
             lines = verify(folder, source.module, manifest=manifest, tolerance=tolerance, progress=report)
             require(lines)
-            manifest = dataclasses.replace(manifest, verification=lines)
-        seal(folder, manifest)
+        seal(folder, dataclasses.replace(manifest, passes=manifest.passes | passes, verification=lines))
     return Bundle.open(destination)
+
+
+class _Rewritten(NamedTuple):
+    """What is written: the recorded pullback and, with the recipe's `gate_outputs`, its probe."""
+
+    pullback: RecordedPullback[PullbackModule]
+    probe: RecordedPullback[GateProbe] | None
+
+
+def _rewrite(source: Source, recipe: Recipe) -> _Rewritten:
+    """Capture the network once, and record every pullback that the recipe asks for."""
+    network = _Half(source.module) if recipe.precision == "fp16" else source.module
+    captured = capture_network(network, example(source.input_shape, source.extra_inputs), recipe)
+    recorded = record_pullback(captured)
+    if recipe.objective == "cross-entropy" and not recorded.pullback.output_shape:
+        raise SurgeonError("cross-entropy is over classes, and the output is one number", "Give --objective logit")
+    return _Rewritten(recorded, record_pullback(captured, GateProbe) if recipe.gate_outputs else None)
+
+
+def _plan(
+    source: Source, recipe: Recipe, defaults: Defaults, formats: Sequence[str], rewritten: _Rewritten
+) -> tuple[Manifest, Plan]:
+    """The manifest, but for what is known only when all is written, and what the writers need of it."""
+    pullback, image = rewritten.pullback.pullback, source.image
+    extra_inputs = [source.extra_inputs[place] for place in pullback.used_inputs]
+    artifacts = ports.artifacts(
+        formats,
+        recipe,
+        defaults,
+        default_temperature(recipe, defaults, pullback.gates) if pullback.uses_temperature else None,
+        (source.input_shape[0], "H", "W") if recipe.dynamic_size else source.input_shape,
+        pullback.output_shape,
+        extra_inputs,
+    )
+    if rewritten.probe is not None:
+        shown = [(gate.site, gate.shape) for gate in rewritten.probe.pullback.gate_outputs]
+        artifacts[ports.GATES] = ports.gates(artifacts["pullback.onnx"], shown)
+    manifest = Manifest(
+        model=source.model,
+        recipe=recipe,
+        defaults=defaults,
+        image=image,
+        labels=source.labels if _has_labels(source, pullback.layers) else None,
+        gates=pullback.gates,
+        extra_inputs=source.extra_inputs,
+        layers=pullback.layers,
+        artifacts=artifacts,
+        versions=_versions(),
+        passes=rewritten.pullback.passes,
+    )
+    plan = Plan(
+        recipe=recipe,
+        input_defaults=manifest.input_defaults,
+        value_range=clamp_range(*image.range, image.margin) if image is not None else (-math.inf, math.inf),
+        facts=manifest.file_facts(),
+        extra_inputs=tuple(port.name for port in extra_inputs),
+        gate_outputs=tuple(port.name for port in artifacts[ports.GATES].outputs) if rewritten.probe else (),
+    )
+    return manifest, plan
+
+
+def _write(
+    folder: Path,
+    rewritten: _Rewritten,
+    plan: Plan,
+    formats: Sequence[str],
+    single_file: bool,
+    shard_size: int | None,
+    stage: Callable[[str], None],
+) -> dict[str, int]:
+    """Write the artifacts into `folder`; return how often each pass of `surgeon.runtime.tuning` applied."""
+    if "torchscript" in formats:
+        stage("write TorchScript")
+        write_torchscript(explicit_graph(rewritten.pullback.program), folder, plan)
+    if "onnx" not in formats:
+        return {}
+    stage("write ONNX")
+    passes = write_onnx(rewritten.pullback.program, folder, plan)
+    if rewritten.probe is not None:
+        write_gates(rewritten.probe.program, folder, plan)
+    if shard_size is not None or plan.recipe.weights_dtype == "fp16":
+        store_again(folder, WEIGHTS, plan.recipe.weights_dtype == "fp16", shard_size)
+    if single_file:
+        embed_weights(folder)
+    return passes
 
 
 class _Half(Wrapper):

@@ -12,7 +12,7 @@ import torch
 
 import surgeon
 from surgeon.bundle.manifest import Recipe
-from surgeon.conversion.writers.onnx_writer import export_plain
+from surgeon.conversion.writers.translation import export_plain
 from surgeon.exporting import export
 from surgeon.network.sources import Source, resolve
 from surgeon.network.weights import varied_input

@@ -224,10 +224,7 @@ class Manifest:
     @property
     def default_temperature(self) -> float | tuple[float, ...]:
         """What the artifacts' input `temperature` holds where a caller leaves it out."""
-        shared = self.defaults.temperature
-        if self.recipe.temperature_input == "scalar":
-            return shared
-        return tuple(shared if gate.temperature is None else gate.temperature for gate in self.gates)
+        return default_temperature(self.recipe, self.defaults, self.gates)
 
     @property
     def input_defaults(self) -> dict[str, Any]:
@@ -280,6 +277,13 @@ class Manifest:
             return typing.cast("Manifest", _build(cls, data))
         except (TypeError, ValueError, KeyError, SurgeonError) as error:
             raise SurgeonError(f"the manifest is damaged ({error})", "Export the bundle again") from error
+
+
+def default_temperature(recipe: Recipe, defaults: Defaults, gates: Sequence[GateSite]) -> float | tuple[float, ...]:
+    """The default of the artifacts' input `temperature`: one number, or one for each of `gates`."""
+    if recipe.temperature_input == "scalar":
+        return defaults.temperature
+    return tuple(defaults.temperature if gate.temperature is None else gate.temperature for gate in gates)
 
 
 def strict(value: Any) -> Any:

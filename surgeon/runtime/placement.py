@@ -1,7 +1,7 @@
-"""Which nodes of an artifact ONNX Runtime left on the CPU, of a session on a GPU. Torch-free.
+"""The nodes of an artifact that ONNX Runtime leaves on the CPU in a session on a GPU. Torch-free.
 
-Arithmetic on sizes belongs there: its tensors are a few integers, and ONNX Runtime puts it there on purpose. Anything
-else on the CPU copies activations there and back, silently.
+Arithmetic on sizes belongs on the CPU: its tensors are a few integers, and ONNX Runtime puts it there on purpose. Any
+other node on the CPU copies activations there and back, silently.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ _INTEGERS = {TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL}
 def off_device(path: Path, session: InferenceSession, device: Device) -> tuple[str, ...]:
     """The nodes of the ONNX file `path`, as "Operator (name)", that `session` runs on the CPU beside a GPU.
 
-    Arithmetic on sizes is left out: what makes nothing but integers of one dimension at most.
+    Arithmetic on sizes is left out: nodes whose results are all integers of at most one dimension.
     """
-    left = [] if device.name == "cpu" else _assigned(session, ["CPUExecutionProvider"])
-    if not left:
+    on_cpu = [] if device.name == "cpu" else _assigned(session, ["CPUExecutionProvider"])
+    if not on_cpu:
         return ()
     sizes = _of_sizes(path)
-    return tuple(f"{node.op_type} ({node.name})" for node in left if node.name not in sizes)
+    return tuple(f"{node.op_type} ({node.name})" for node in on_cpu if node.name not in sizes)
 
 
 def fallback(session: InferenceSession, device: Device) -> tuple[str, ...]:
-    """The nodes that `session` leaves to a provider behind that of `device`, as TensorRT does to CUDA."""
+    """The nodes that `session` leaves to a fallback of the provider of `device`, such as CUDA behind TensorRT."""
     providers = [*device.chain][1:]
     return tuple(f"{node.op_type} ({node.name})" for node in (_assigned(session, providers) if providers else []))
 
 
 def _assigned(session: InferenceSession, providers: Sequence[str]) -> list[Any]:
-    """The nodes that run by one of `providers`."""
+    """The nodes that run on one of `providers`."""
     assignments = session.get_provider_graph_assignment_info()
     return [node for assigned in assignments if assigned.ep_name in providers for node in assigned.get_nodes()]
 
@@ -60,5 +60,5 @@ def _of_sizes_in(graph: GraphProto) -> Iterator[str]:
         if value.type.tensor_type.elem_type in _INTEGERS and len(value.type.tensor_type.shape.dim) <= 1
     }
     for node in graph.node:
-        if node.name and few.issuperset(node.output):  # where names are missing, sizes do not excuse the others
+        if node.name and few.issuperset(node.output):  # a nameless node on sizes must not excuse other nameless nodes
             yield node.name

@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 import surgeon
-from surgeon.conversion.writers import onnx_writer
+from surgeon.conversion.writers import pullback_graph
 from surgeon.errors import VerificationError
 
 
@@ -28,6 +28,6 @@ def test_zeros_stay_zeros(tmp_path: Path, pool: str, precision: str) -> None:
 
 def test_onnx_runtime_still_needs_to_be_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When this fails, `surgeon.conversion.writers.padding` can go."""
-    monkeypatch.setattr(onnx_writer, "keep_zero_padding", lambda graph: None)
+    monkeypatch.setattr(pullback_graph, "keep_zero_padding", lambda graph: None)
     with pytest.raises(VerificationError):
         surgeon.export(network(), tmp_path / "bundle", surgeon.Recipe(), input_shape=(3, 12, 12))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from surgeon.analysis.bench import eager
 from surgeon.analysis.bench.candidates import Contender, LoadedArtifact, Unavailable
 from surgeon.bundle.manifest import Manifest
-from surgeon.conversion.writers.onnx_writer import export_plain
+from surgeon.conversion.writers.translation import export_plain
 from surgeon.errors import ProviderError, SurgeonError, VerificationError, first_line
 from surgeon.network.sources import resolve_again
 from surgeon.runtime.providers import Device

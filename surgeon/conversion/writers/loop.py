@@ -57,7 +57,9 @@ def ascent(pullback: ModelProto, objective: GraphProto, step: GraphProto) -> Mod
     outputs = [named(image, "perturbed"), ports["output"], ports["pullback"], scores]
     first_axis = helper.make_tensor("first_axis", TensorProto.INT64, [1], [0])
     stored = [*_constants_read(scalars, constants), *outside, first_axis]
-    return _model(pullback, helper.make_graph([*scalars, *loop, *last, *end], "ascent", inputs, outputs, stored), "last/")
+    return _model(
+        pullback, helper.make_graph([*scalars, *loop, *last, *end], "ascent", inputs, outputs, stored), "last/"
+    )
 
 
 def _loop_body(pullback: ModelProto, nodes: list[NodeProto], constants: Mapping[str, TensorProto]) -> GraphProto:

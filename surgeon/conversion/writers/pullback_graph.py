@@ -74,7 +74,7 @@ def _name_sizes(graph: GraphProto) -> None:
 
 
 def _read_sizes_of_input(graph: GraphProto) -> None:
-    """Read sizes of the input, not the same sizes of the cotangent: ascents compute the cotangent later, from the output."""
+    """Read sizes of the input instead of the cotangent's: ascents compute the cotangent later, from the output."""
     sizes = {port.name: shape_of(port) for port in graph.input}
     for node in graph.node:
         if node.op_type == "Shape" and node.input[0] == "cotangent":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy
 import onnx
-from onnx import GraphProto, ModelProto, TensorProto, helper
+from onnx import GraphProto, TensorProto, helper
 from onnx.external_data_helper import ExternalDataInfo
 
 from surgeon.conversion.writers.sharing import appended, refer

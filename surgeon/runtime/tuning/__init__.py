@@ -1,9 +1,8 @@
-"""What graphs are given for ONNX Runtime's CPU provider.
+"""Graph rewrites for ONNX Runtime's CPU provider. The README beside this file has the reasons and the figures.
 
-As they are written, what costs other providers nothing: `surgeon.runtime.tuning.blocked`. As they are loaded, all that
-follows: the file still fits every provider. `tune` goes over a graph once. Each pass looks at one node and writes
-others in its place, which give the same values up to rounding, or leaves it. What a pass is for was measured on x86,
-where ONNX Runtime convolves in a layout of its own, in blocks of channels. Torch-free.
+`blocked` runs at export because it costs other providers nothing; the other passes run at load time, so files stay
+provider-neutral. `tune` visits each node once: a pass replaces it by nodes that compute the same values up to rounding,
+or leaves it. Torch-free.
 """
 
 from __future__ import annotations
@@ -18,12 +17,13 @@ from typing import Any
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto
 
+from surgeon.runtime.graphs import bodies
 from surgeon.runtime.system_info import cores
 from surgeon.runtime.tuning.fixed_temperature import fix_temperature, scale_by_constants
 from surgeon.runtime.tuning.graph_rewriter import GraphRewriter
-from surgeon.runtime.tuning.narrow import im2col_narrow_conv
-from surgeon.runtime.tuning.ordering import schedule_exp_early
-from surgeon.runtime.tuning.strided import subpixel_conv_transpose
+from surgeon.runtime.tuning.im2col_narrow import im2col_narrow_conv
+from surgeon.runtime.tuning.scheduling import schedule_exp_early
+from surgeon.runtime.tuning.subpixel import subpixel_conv_transpose
 from surgeon.runtime.tuning.winograd import winograd_3x3
 
 PASSES: tuple[Callable[[GraphRewriter, NodeProto], bool], ...] = (
@@ -32,17 +32,18 @@ PASSES: tuple[Callable[[GraphRewriter, NodeProto], bool], ...] = (
     subpixel_conv_transpose,
     im2col_narrow_conv,
 )
+"""Passes at a node, in order: the first that returns True has rewritten it."""
 
 _PROCESSORS = {"x86_64", "amd64"}
 _LARGEST = 2**30
-"""Bytes of a file, so with weights in it, that is still read and written once more to be tuned."""
+"""Bytes of the largest file (one with weights inside) that is parsed and serialised once more to be tuned."""
 
 
 def tuned(path: Path, temperature: float | None = None, threads: int | None = None) -> ModelProto | None:
     """The artifact in the file `path` as `tune` leaves it, without the weights that lie beside it.
 
-    `threads` None means every core. None is returned where it is to be run as it is: another program's file,
-    another precision or processor, larger than `_LARGEST`, or nothing to do.
+    `threads` None means every core. Returns None where the file should run as it is: it comes from another program, has
+    another precision, is larger than `_LARGEST`, the processor is no x86, or there is nothing to do.
     """
     if platform.machine().lower() not in _PROCESSORS or path.stat().st_size > _LARGEST:
         return None
@@ -52,16 +53,16 @@ def tuned(path: Path, temperature: float | None = None, threads: int | None = No
 
 
 def _facts(model: ModelProto) -> dict[str, Any]:
-    """What an artifact says of itself; nothing where it is another program's."""
-    found = next((prop.value for prop in model.metadata_props if prop.key == "surgeon"), "{}")
-    facts: dict[str, Any] = json.loads(found)
+    """The facts that surgeon stored in the file; nothing where it comes from another program."""
+    text = next((prop.value for prop in model.metadata_props if prop.key == "surgeon"), "{}")
+    facts: dict[str, Any] = json.loads(text)
     return facts
 
 
 def tune(model: ModelProto, temperature: float | None = None, threads: int = 1) -> dict[str, int]:
-    """Rewrite `model`, an artifact of a bundle, in place, for so many threads; how often each pass applied, by name.
+    """Rewrite `model`, an artifact of a bundle, in place, for `threads`; return how often each pass applied, by name.
 
-    With `temperature` it is fixed: the input of that name is gone, unless it is one for each gate.
+    With `temperature`, the input of that name becomes a constant, unless it has an entry for each gate.
     """
     counts: collections.Counter[str] = collections.Counter()
     soft = all(gate["rule"] == "soft" for gate in _facts(model).get("gates", [{"rule": "unknown"}]))
@@ -74,9 +75,8 @@ def tune(model: ModelProto, temperature: float | None = None, threads: int = 1) 
         for node in list(graph.node):
             if rewriter.done.issuperset(node.output):
                 continue
-            for attribute in node.attribute:
-                if attribute.HasField("g"):
-                    walk(attribute.g)
+            for body in bodies(node):
+                walk(body)
             done = next((step.__name__ for step in PASSES if step(rewriter, node)), None)
             if done is None:
                 rewriter.write(node)

@@ -1,19 +1,19 @@
-"""Backward passes that stay in the layout in which ONNX Runtime convolves.
+"""Rewrite backward passes so that they stay in ONNX Runtime's blocked layout.
 
-Its CPU provider keeps the tensors between convolutions in blocks of 8 or 16 channels. It has blocked forms of sums and
-products of two blocked tensors of one shape, of sigmoid, ReLU and pools, and of little else: all other operators take a
-tensor out of the layout, on one core however many there are, and the next convolution takes it back. Three things that
-a pullback is full of are put differently here, so that it stays:
+The CPU provider keeps the tensors between convolutions in blocks of 8 or 16 channels. It has blocked forms of sums and
+products of two blocked tensors of one shape, of sigmoid, ReLU and pools, and of little else: every other operator takes
+a tensor out of the layout, on one core however many there are, and the next convolution takes it back in. Three things
+that a pullback has in large numbers are rewritten here so that it stays in the layout:
 
-- z times 1/T, a tensor by a scalar. The scalar is spread over a tensor of z's shape by a convolution of one plane; a
-  constant one is the kernel of a depthwise convolution of one element.
-- An activation that it blocks only as part of a convolution, such as clip, where others read what goes into it, too. It
-  is given a convolution of its own: depthwise, of one element, by one.
-- A blocked tensor that meets one from outside, such as the cotangent that a transposed convolution gives. That one is
-  brought in by an average over windows of one element, the cheapest operator that ONNX Runtime blocks by itself.
+- z times 1/T, a tensor by a scalar. A convolution of one plane broadcasts the scalar to a tensor of z's shape
+  ("broadcast_scale"); a constant scalar is the kernel of a depthwise convolution of one element ("const_scale").
+- An activation that is blocked only as part of a convolution, such as clip, and whose input has other readers. It gets
+  a convolution of its own: depthwise, of one element, by one ("fuse_activation").
+- A sum or product of a blocked tensor and one from outside, such as the cotangent that a transposed convolution gives.
+  An average over windows of one element brings that one in: the cheapest operator that is always blocked ("reblock").
 
-Shapes count as one if their sizes or names are; `value_info` says them. A GPU, where nothing is blocked, gains nothing
-from this and reads a little more.
+Two shapes are the same if their sizes, or the names of their sizes, are; `value_info` holds them. On a GPU, where
+nothing is blocked, this gains nothing and reads a little more.
 """
 
 from __future__ import annotations
@@ -22,18 +22,16 @@ from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 
 from surgeon.runtime.tuning.graph_rewriter import GraphRewriter, Shape
 
-_ENTER = {"Conv", "MaxPool", "AveragePool"}  # blocked, whatever they are given
-_STAY = {"Add", "BatchNormalization", "Concat", "Mul", "Relu", "Sigmoid"}  # blocked, if what they are given is
-_FUSED = {"Clip", "HardSigmoid", "LeakyRelu"}  # blocked, if a convolution that nobody else reads comes before
+_ENTER = {"Conv", "MaxPool", "AveragePool"}  # blocked, whatever their input is
+_STAY = {"Add", "BatchNormalization", "Concat", "Mul", "Relu", "Sigmoid"}  # blocked if their inputs are
+_FUSED = {"Clip", "HardSigmoid", "LeakyRelu"}  # blocked behind a convolution that has no other reader
 _OUTSIDE = {"ConvTranspose", "Expand", "Pad"}  # never blocked
 
 
 def keep_blocked(graph: GraphProto) -> dict[str, int]:
-    """Rewrite `graph` as above, in place; return how often each rewrite applied.
+    """Rewrite `graph` as above, in place, without changing a value; return how often each rewrite applied.
 
-    Keys: "broadcast_scale", "const_scale", "fuse_activation", "reblock".
-
-    Its first input of four dimensions says which batch is meant. No value changes.
+    The batch is the first size of the graph's first input of four dimensions.
     """
     walk = _Walk(graph)
     for node in list(graph.node):
@@ -47,11 +45,11 @@ def keep_blocked(graph: GraphProto) -> dict[str, int]:
 
 
 class _Walk(GraphRewriter):
-    """One pass over a graph in the order of its nodes, which knows what is blocked."""
+    """One pass over a graph in the order of its nodes that keeps track of blocked tensors."""
 
     def __init__(self, graph: GraphProto) -> None:
         super().__init__(graph, "blocked")
-        # Weights may lie in another file; no scalar does.
+        # Weights may lie in another file, scalars do not.
         self.scalars = {
             initializer.name: float(numpy_helper.to_array(initializer))
             for initializer in graph.initializer
@@ -61,7 +59,7 @@ class _Walk(GraphRewriter):
         self.counts = {"broadcast_scale": 0, "const_scale": 0, "fuse_activation": 0, "reblock": 0}
 
     def visit(self, node: NodeProto) -> None:
-        """Write `node` behind the nodes that were visited before, and before it those that keep it blocked."""
+        """Write `node` behind the nodes visited before, preceded by nodes that keep it blocked."""
         if node.op_type in ("Add", "Mul") and self._keep(node):
             return
         if node.op_type in _FUSED and node.input[0] in self._blocked and self.readers[node.input[0]] > 1:
@@ -78,7 +76,7 @@ class _Walk(GraphRewriter):
             self._blocked.add(node.output[0])
 
     def _keep(self, node: NodeProto) -> bool:
-        """Give `node`, a sum or product of a blocked tensor, another operand that is; whether it is written so."""
+        """Block the other operand of `node`, a sum or product of a blocked tensor; return whether that wrote `node`."""
         for i, name in enumerate(node.input):
             other = node.input[1 - i]
             if other not in self._blocked:

@@ -1,8 +1,8 @@
-"""Gates at a temperature that does not change.
+"""Gates at a fixed temperature.
 
-z times 1/T, which an artifact has to do with a tensor of 1/T, becomes a depthwise convolution by constants, and ONNX
-Runtime makes one pass of it and the sigmoid behind it. Where z is a batch normalisation itself, z/T is another one of
-the same tensor; ONNX Runtime then makes one pass of z and its activation too, since nobody else reads z.
+An artifact multiplies z by a tensor of 1/T. At a fixed T that is a depthwise convolution by constants, which ONNX
+Runtime computes in one pass with the sigmoid behind it. Where z is the result of a batch normalisation, z/T becomes a
+second normalisation of the same tensor; ONNX Runtime then fuses z with its activation too, since nobody else reads z.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ from __future__ import annotations
 import numpy
 from onnx import GraphProto, NodeProto, numpy_helper
 
-from surgeon.runtime.tuning.graph_rewriter import GraphRewriter, attribute
+from surgeon.runtime.graphs import attribute
+from surgeon.runtime.tuning.graph_rewriter import GraphRewriter
 
 TEMPERATURE = "temperature"
 
 
 def fix_temperature(graph: GraphProto, temperature: float) -> dict[str, float]:
-    """Make the input "temperature" of `graph` a constant, and say which values are 1/T.
+    """Replace the input "temperature" of `graph` by a constant; return the values that equal 1/T.
 
-    None are where there is no such input, or one for each gate: then it stays, as it does where nothing is 1/T.
+    The graph stays as it is, and nothing is returned, where the input is missing or has an entry for each gate, or
+    where no value is 1/T.
     """
     port = next((port for port in graph.input if port.name == TEMPERATURE), None)
     inverse = [node for node in graph.node if node.op_type == "Reciprocal" and list(node.input) == [TEMPERATURE]]
@@ -34,7 +36,7 @@ def fix_temperature(graph: GraphProto, temperature: float) -> dict[str, float]:
 
 
 def scale_by_constants(rewriter: GraphRewriter, node: NodeProto) -> bool:
-    """z times a tensor that is one constant spread over z's shape."""
+    """Rewrite `node` if it multiplies z by a constant broadcast to z's shape; return whether it does."""
     if node.op_type != "Mul":
         return False
     for z, factor in (node.input, node.input[::-1]):
@@ -64,7 +66,7 @@ def _normalise_again(rewriter: GraphRewriter, norm: NodeProto, value: float, nod
 
 
 def _spread_constant(rewriter: GraphRewriter, tensor: str) -> float | None:
-    """The 1/T of which `tensor` is made by expanding it to a plane, and that by a convolution with ones."""
+    """The 1/T that is broadcast to `tensor` by an expansion to a plane and a convolution with ones; None for others."""
     maker = rewriter.makers.get(tensor)
     plane = rewriter.makers.get(maker.input[0]) if maker is not None and maker.op_type == "Conv" else None
     return rewriter.inverse.get(plane.input[0]) if plane is not None and plane.op_type == "Expand" else None

@@ -1,22 +1,24 @@
-"""A graph in rewriting: its nodes are taken in order and written behind each other, with others between them."""
+"""Rewrite an ONNX graph: take its nodes in order, and write them, or others in their place, one behind the other."""
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
+from surgeon.runtime.graphs import bodies, initializers, needed
+
 Shape = tuple[int | str, ...]
 
 BLOCK = 16
-"""Channels that ONNX Runtime's CPU provider keeps together with AVX-512; a multiple of other processors' blocks."""
+"""Channels in one block of ONNX Runtime's CPU layout with AVX-512; a multiple of the blocks of other processors."""
 
 
 class GraphRewriter:
-    """What is known of the values of `graph`, and the nodes that it will have."""
+    """The values of `graph`, with their shapes and makers, and the nodes written so far."""
 
     def __init__(
         self,
@@ -29,8 +31,8 @@ class GraphRewriter:
     ) -> None:
         self.graph = graph
         self.threads = threads  # of the session that will run it
-        self.inverse = inverse or {}  # values, here or outside of a loop, that are known to be 1/T
-        self.soft = soft  # whether no gate jumps, so that rounding the forward pass otherwise does no harm
+        self.inverse = inverse or {}  # values, here or outside a loop, that equal 1/T
+        self.soft = soft  # no gate jumps, so other rounding in the forward pass does no harm
         self.nodes: list[NodeProto] = []
         self.shapes: dict[str, Shape] = {
             value.name: tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
@@ -39,43 +41,36 @@ class GraphRewriter:
         }
         self.images = next((value.name for value in graph.input if len(self.shapes.get(value.name, ())) == 4), "")
         self.makers = {name: node for node in graph.node for name in node.output}
-        # Of new names: a loop's body may use none of those outside, and a graph may have been rewritten before.
+        # New names: a loop's body may use no name from outside, and a graph may have been rewritten before.
         self._prefix = f"{prefix}/{self.images}/"
         while any(name.startswith(self._prefix) for name in self.makers):
             self._prefix = f"again/{self._prefix}"
         self.readers = collections.Counter(name for node in graph.node for name in node.input)
         self.readers.update(value.name for value in graph.output)
-        self.done: set[str] = set()  # results of nodes to come that are written already
-        self._values = {initializer.name: initializer for initializer in graph.initializer}
-        self._constants = {initializer.name for initializer in graph.initializer} - {v.name for v in graph.input}
+        self.done: set[str] = set()  # results of later nodes that are written already
+        self._values = initializers(graph)
+        self._constants = {*self._values} - {port.name for port in graph.input}
         self._written = set(self._constants)
         for node in graph.node:
             self._note_constant(node)
 
     def finish(self) -> None:
-        """Put the nodes that were written into the graph, but for those that nobody reads any more.
+        """Put the written nodes into the graph, except those whose results nobody reads.
 
-        ONNX Runtime would run them, and keep what they compute until the end.
+        ONNX Runtime would run them, and keep their results until the end.
         """
-        read = {value.name for value in self.graph.output}
-        kept = []
-        for node in reversed(self.nodes):
-            if not read.isdisjoint(node.output):
-                kept.append(node)
-                read.update(_reads(node))
+        kept = needed(self.nodes, [value.name for value in self.graph.output])
         del self.graph.node[:]
-        self.graph.node.extend(reversed(kept))
+        self.graph.node.extend(kept)
 
     def write(self, node: NodeProto) -> None:
-        """Write `node`, one of the graph or a new one, behind all that are written."""
+        """Write `node`, an old or a new one, behind all nodes written so far."""
         self.nodes.append(node)
         self._note_constant(node)
 
     def _note_constant(self, node: NodeProto) -> None:
-        """What is computed from constants alone is one, but for what a loop computes."""
-        if not any(attribute.HasField("g") for attribute in node.attribute) and self._constants.issuperset(
-            name for name in node.input if name
-        ):
+        """A result computed from constants alone is a constant, except that of a loop."""
+        if not any(bodies(node)) and self._constants.issuperset(filter(None, node.input)):
             self._constants.update(node.output)
 
     def is_constant(self, name: str) -> bool:
@@ -100,7 +95,7 @@ class GraphRewriter:
         return any(prop.key == "surgeon.role" and prop.value == "backward" for prop in node.metadata_props)
 
     def cut_behind(self, name: str) -> tuple[str, tuple[int, int]]:
-        """What is left of `name` after its only reader, if that cuts off, and how many rows and columns before that."""
+        """The result of a crop that alone reads `name`, or `name`; and the rows and columns cut off before it."""
         readers = [node for node in self.graph.node if name in node.input]
         if len(readers) != 1 or self.readers[name] != 1 or readers[0].op_type != "Pad":
             return name, (0, 0)
@@ -121,9 +116,9 @@ class GraphRewriter:
         shape: Shape | None = None,
         **attributes: Any,
     ) -> str:
-        """Write a node whose result is called `output`, after a prefix, unless it is there, and return that name.
+        """Write a node with the result `output`, behind a prefix, unless there is one already; return that name.
 
-        `like` is the node whose work it does; where `output` is its result, the new node takes its place.
+        `like` is the node that it helps to replace; where `output` is the result of `like`, it takes that node's place.
         """
         replaces = output in like.output or output in self.done
         name = output if replaces else self._prefix + output.removeprefix(self._prefix)
@@ -140,7 +135,7 @@ class GraphRewriter:
         return name
 
     def constant(self, name: str, value: Any, dtype: Any = numpy.float32) -> str:
-        """The initializer `name`, after a prefix, written unless it is there."""
+        """The initializer `name`, behind a prefix; it is added unless there is one already."""
         name = self._prefix + name
         if name not in self._written:
             self._written.add(name)
@@ -158,16 +153,16 @@ class GraphRewriter:
         return self.add("Expand", [kernel, sizes], f"{kernel}/{channels}", like)
 
     def multiplied(self, tensor: str, factor: float, output: str, like: NodeProto) -> str:
-        """`tensor` times `factor`, in the layout of convolutions: a depthwise one of one element."""
+        """`tensor` times `factor` as a depthwise convolution of one element, which stays in the blocked layout."""
         channels = self.image(tensor)[1]
         kernel = self.constant(f"times/{factor:.9g}", [[[[factor]]]])
         weight = self.each(kernel, channels, 1, 1, like)
         return self.add("Conv", [tensor, weight], output, like, self.shapes[tensor], group=channels)
 
     def spread(self, plane: str, shape: Shape, like: NodeProto) -> str:
-        """`plane`, [1, 1, H, W] or a scalar, over a tensor of `shape` [N, C, H, W], in the layout of convolutions.
+        """`plane`, [1, 1, H, W] or a scalar, broadcast to `shape` [N, C, H, W] in the blocked layout.
 
-        Broadcasting leaves the layout; a convolution of one plane does not.
+        Broadcasting leaves that layout; a convolution of one plane does not.
         """
         batch, *sizes = shape
         channels, *size = (int(length) for length in sizes)
@@ -177,17 +172,3 @@ class GraphRewriter:
         planes = self.add("Expand", [plane, target], f"{plane}/{area}", like, (batch, 1, *size))
         ones = self.each(self.constant("times/1", [[[[1.0]]]]), channels, 1, 1, like)
         return self.add("Conv", [planes, ones], f"{plane}/{channels}x{area}", like, shape)
-
-
-def _reads(node: NodeProto) -> Iterator[str]:
-    """Names of what `node` reads, in its bodies too."""
-    yield from node.input
-    for body in (attribute.g for attribute in node.attribute if attribute.HasField("g")):
-        yield from (value.name for value in body.output)
-        for inner in body.node:
-            yield from _reads(inner)
-
-
-def attribute(node: NodeProto, name: str, default: Any) -> Any:
-    """The value of one attribute of `node`."""
-    return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)

@@ -1,7 +1,6 @@
-"""Values put between others, in the layout of ONNX Runtime's convolutions.
+"""Interleave tensors in ONNX Runtime's blocked layout.
 
-Nothing there does that, but nearest-neighbour upsampling repeats values, and a product with a mask of ones and zeros
-leaves one of each.
+The blocked layout has no interleave operator; nearest-neighbour upsampling times a 0/1 mask emulates it.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def masked(
 
 
 def between(rewriter: GraphRewriter, even: str, less: str, times: tuple[int, int], output: str, like: NodeProto) -> str:
-    """`even` and `even` - `less` in turn, along the axis that is 2 in `times`."""
+    """`even` and `even` - `less`, alternating along the axis that is 2 in `times`."""
     twice = upsampled(rewriter, even, times, f"{output}/twice", like)
     repeated = upsampled(rewriter, less, times, f"{output}/repeated", like)
     second = (times[0] - 1, times[1] - 1)
@@ -55,7 +54,7 @@ def between(rewriter: GraphRewriter, even: str, less: str, times: tuple[int, int
 
 
 def whole(rewriter: GraphRewriter, halves: tuple[str, str], size: tuple[int, int], output: str, like: NodeProto) -> str:
-    """The rows `halves` in turn, as `between` takes them, without what is beyond `size`: a last row or column."""
+    """The rows `halves`, alternating as in `between`, cropped to `size` where a last row or column is beyond it."""
     beyond = (size[0] % 2, size[1] % 2)
     if not any(beyond):
         return between(rewriter, *halves, (2, 1), output, like)

@@ -1,4 +1,4 @@
-"""Stride-one convolutions of 3 x 3, with 16 products where there were 36: backward, and forward where gates are soft.
+"""Stride-one convolutions of 3 x 3 with 16 products in place of 36: backward ones, and forward ones if gates are soft.
 
 Winograd's minimal filtering F(2 x 2, 3 x 3) (Lavin and Gray 2016, arXiv 1509.09308): along one axis, two neighbouring
 outputs of a kernel w over four inputs d are
@@ -7,11 +7,11 @@ outputs of a kernel w over four inputs d are
                                                      m2 = (d2 - d1) (w0 - w1 + w2) / 2,   m3 = (d1 - d3) w2,
 
 and along two axes one such form in the other. ONNX Runtime's CPU provider convolves directly, at the speed of the
-processor's multipliers, so fewer products are what is left to gain. Written with what it has in its blocked layout: the
-sums of inputs are depthwise convolutions of 2 x 2 elements and stride two, one for each of the 16 products; these are
-convolutions of one element; and y1 = y0 - ((m0 + m2) + (m2 + m3)) is put between the y0 by upsampling and a mask.
-In float32 the result is within a few roundings of the direct one (relative L2 4e-7 in place of 2e-7). The kernels'
-sums are constant, and folded when the session loads.
+processor's multipliers, so only fewer products can save time. All is written in operators of its blocked layout: the
+sums of inputs are depthwise convolutions of 2 x 2 elements and stride two, one for each of the 16 products; those
+products are convolutions of one element; and y1 = y0 - ((m0 + m2) + (m2 + m3)) is interleaved with y0 by upsampling
+and a mask. In float32 the result is within a few roundings of the direct one (relative L2 4e-7 in place of 2e-7). The kernels'
+sums are constants, which ONNX Runtime folds when the session loads.
 """
 
 from __future__ import annotations
@@ -21,29 +21,30 @@ import math
 import numpy
 from onnx import NodeProto
 
-from surgeon.runtime.tuning.graph_rewriter import GraphRewriter, attribute
+from surgeon.runtime.graphs import attribute
+from surgeon.runtime.tuning.graph_rewriter import GraphRewriter
 from surgeon.runtime.tuning.interleaving import between, whole
 
 _KERNEL = numpy.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 _TAPS = (((1, -1), 2, 0), ((1, 1), 1, 1), ((-1, 1), 1, 1), ((1, -1), 2, 1))
-"""Which two inputs each product takes: their factors, how far apart they are, and where the first one is."""
+"""The two inputs of each product: their factors, the distance between them, and the place of the first one."""
 
 _SUMS = (15, 215)
-"""What the sums cost for each pixel and channel taken and given, in products of the same time (measured, AVX-512)."""
+"""Cost of the sums for each pixel and input or output channel, in products of the same time (measured, AVX-512)."""
 
 _KERNEL_READ = 150
-"""Likewise, for each pair of channels: their kernels are 16/9 times larger, and take memory."""
+"""Cost for each pair of channels: their kernels are 16/9 times larger, and take memory."""
 
 _STARTED = 13_000_000
-"""Likewise, for some 50 operators more, on each of the threads, which wait for each other at every one.
+"""Cost of some 50 more operators on each of the threads, which wait for each other at every one of them.
 
-A single thread counts as two: it would gain a percent from the convolutions in between, which is not worth the memory
+A single thread counts as two: it would gain a percent from convolutions of middling size, which is not worth the memory
 that their kernels and operators take (for DenseNet121, 8% of the peak).
 """
 
 
 def winograd_3x3(rewriter: GraphRewriter, node: NodeProto) -> bool:
-    """Rewrite `node` as above, if it is such a convolution and large enough."""
+    """Rewrite `node` as above if it is such a convolution and large enough; return whether it is."""
     if not _applies(rewriter, node):
         return False
     tensor, weight, out = node.input[0], node.input[1], node.output[0]
@@ -74,9 +75,9 @@ def winograd_3x3(rewriter: GraphRewriter, node: NodeProto) -> bool:
             ],
         )
         column = rewriter.constant(f"winograd/column{i}{j}", numpy.kron(_KERNEL[i], _KERNEL[j])[:, None])
-        own = rewriter.add("MatMul", [rows, column], f"{out}/kernel{i}{j}", node)
-        shift = node.input[2:] if (i, j) == (1, 1) else ()  # what is added to y0 alone reaches all
-        return rewriter.add("Conv", [taken, own, *shift], f"{out}/product{i}{j}", node, tiles)
+        points = rewriter.add("MatMul", [rows, column], f"{out}/kernel{i}{j}", node)
+        shift = node.input[2:] if (i, j) == (1, 1) else ()  # a bias added to y0 alone reaches all
+        return rewriter.add("Conv", [taken, points, *shift], f"{out}/product{i}{j}", node, tiles)
 
     def pair(values: list[str], name: str) -> tuple[str, str]:
         """y0 and y0 - y1 of four products."""
@@ -111,9 +112,11 @@ def _applies(rewriter: GraphRewriter, node: NodeProto) -> bool:
         return False
     if not (rewriter.is_image(node.input[0]) and rewriter.is_image(node.output[0])):
         return False
-    _, given, height, width = rewriter.image(node.output[0])
-    taken = rewriter.image(node.input[0])[1]
-    pixels, pairs = height * width, taken * given
+    _, outputs, height, width = rewriter.image(node.output[0])
+    channels = rewriter.image(node.input[0])[1]
+    pixels, pairs = height * width, channels * outputs
     saved = (9 * pixels - 16 * math.ceil(height / 2) * math.ceil(width / 2)) * pairs
-    spent = pixels * (_SUMS[0] * taken + _SUMS[1] * given) + _KERNEL_READ * pairs + _STARTED * max(2, rewriter.threads)
+    spent = (
+        pixels * (_SUMS[0] * channels + _SUMS[1] * outputs) + _KERNEL_READ * pairs + _STARTED * max(2, rewriter.threads)
+    )
     return saved >= 1.2 * spent

@@ -1,13 +1,13 @@
-"""The adjoints of convolutions with stride two, without a transposed convolution.
+"""Adjoints of convolutions with stride two, as sub-pixel convolutions instead of a transposed one.
 
-That one leaves the blocked layout, is slow where little is to be multiplied, and on several cores can take longer than
-on one (ONNX Runtime 1.31). The adjoint of out[o] = sum_j w[j] x[2 o + j - p] is
+A transposed convolution leaves the blocked layout, is slow where little is multiplied, and can take longer on several
+cores than on one (ONNX Runtime 1.31). The adjoint of out[o] = sum_j w[j] x[2 o + j - p] is
 
     x[i] = sum of w[j] out[(i + p - j) / 2] over the j for which i + p - j is even,
 
 so that every other i has every other element of w (the sub-pixel form of Shi et al. 2016, arXiv 1609.07009): four
-ordinary convolutions, whose results are put between each other. Where there is but one product for each input, zeros
-are put between the cotangents first: convolving those costs less than putting four results together.
+ordinary convolutions, whose results are interleaved. Where each input has only one product, zeros are put between the
+cotangents first: convolving those costs less than interleaving four results.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ import math
 import numpy
 from onnx import NodeProto
 
-from surgeon.runtime.tuning.graph_rewriter import GraphRewriter, attribute
+from surgeon.runtime.graphs import attribute
+from surgeon.runtime.tuning.graph_rewriter import GraphRewriter
 from surgeon.runtime.tuning.interleaving import between, masked, upsampled, whole
 
 _TWICE = (2, 2)
 _CHANNELS = 64
-"""Fewest channels of a cotangent where four convolutions and putting them together cost less (measured)."""
+"""Fewest channels of a cotangent for which four convolutions and their interleaving cost less (measured)."""
 
 
 def subpixel_conv_transpose(rewriter: GraphRewriter, node: NodeProto) -> bool:
-    """Rewrite `node`, with a cut behind it, as above, if it is such an adjoint."""
+    """Rewrite `node`, and a crop behind it, as above if it is such an adjoint; return whether it is."""
     if node.op_type != "ConvTranspose" or not rewriter.is_backward(node) or len(node.input) > 2:
         return False
     g, weight = node.input
@@ -41,12 +42,12 @@ def subpixel_conv_transpose(rewriter: GraphRewriter, node: NodeProto) -> bool:
     pads = attribute(node, "pads", [0, 0, 0, 0])
     padding = (pads[0] + cut[0], pads[1] + cut[1])
     rewriter.done.add(result)
-    groups, taken, given = attribute(node, "group", 1), rewriter.image(g)[1], rewriter.image(result)[1]
-    if groups == taken == given:
+    groups, channels, outputs = attribute(node, "group", 1), rewriter.image(g)[1], rewriter.image(result)[1]
+    if groups == channels == outputs:
         done = _depthwise(rewriter, node, padding, kernel, result)
     elif groups == 1 and list(kernel) == [1, 1]:
         done = _point(rewriter, node, padding, result)
-    elif groups == 1 and taken >= _CHANNELS:
+    elif groups == 1 and channels >= _CHANNELS:
         done = _four(rewriter, node, padding, kernel, result)
     else:
         done = False
@@ -116,12 +117,14 @@ def _four(rewriter: GraphRewriter, node: NodeProto, padding: tuple[int, int], ke
         (top, tall, above, below), (left, wide, before, behind) = parts[down], parts[2 + right]
         starts = rewriter.sizes(top + 2 * (tall - 1), left + 2 * (wide - 1))
         ends = rewriter.sizes(*(numpy.iinfo(numpy.int64).min + 1 if first == 0 else 0 for first in (top, left)))
-        whose = turned if down == right else negative
-        own = rewriter.add("Slice", [whose, starts, ends, axes, steps], f"{result}/kernel{down}{right}", node)
+        signed = turned if down == right else negative
+        kernel_part = rewriter.add("Slice", [signed, starts, ends, axes, steps], f"{result}/kernel{down}{right}", node)
         pads = [above, before, below, behind]
-        return rewriter.add("Conv", [g, own], f"{result}/part{down}{right}", node, (batch, channels, *half), pads=pads)
+        return rewriter.add(
+            "Conv", [g, kernel_part], f"{result}/part{down}{right}", node, (batch, channels, *half), pads=pads
+        )
 
-    # `between` takes a value and what the next one is less: with the signs of `part`, that is a sum everywhere.
+    # `between` takes a value and how much smaller the next one is: with the signs of `part`, that is a sum everywhere.
     rows = []
     for row in range(2):
         even, odd = part(row, 0), part(row, 1)

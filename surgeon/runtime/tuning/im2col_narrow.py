@@ -1,8 +1,8 @@
-"""Convolutions of few outputs, such as the last one of a pullback, which gives an image's three channels.
+"""Convolutions with few output channels, such as the last one of a pullback, which gives an image's three channels.
 
-ONNX Runtime's CPU provider computes whole blocks of 16 channels, thrown away but for three. With the kernel's elements
-as channels, the blocks are full: a convolution of one element, whose results a transposed convolution, each with its
-one element, adds up where they belong.
+ONNX Runtime's CPU provider computes whole blocks of 16 channels, and would throw 13 of them away. With the kernel's
+elements as channels (im2col of the output) the blocks are full: a convolution of one element computes them, and a
+transposed convolution by ones adds each of them up at its place.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import numpy
 from onnx import NodeProto
 
-from surgeon.runtime.tuning.graph_rewriter import BLOCK, GraphRewriter, attribute
+from surgeon.runtime.graphs import attribute
+from surgeon.runtime.tuning.graph_rewriter import BLOCK, GraphRewriter
 
 
 def im2col_narrow_conv(rewriter: GraphRewriter, node: NodeProto) -> bool:
-    """Rewrite `node` as above, if it is such a convolution."""
+    """Rewrite `node` as above if it is such a convolution, backward, and return whether it is."""
     if (
         node.op_type != "Conv"
         or not rewriter.is_backward(node)
