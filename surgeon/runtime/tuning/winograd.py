@@ -10,8 +10,8 @@ and along two axes one such form in the other. ONNX Runtime's CPU provider convo
 processor's multipliers, so only fewer products can save time. All is written in operators of its blocked layout: the
 sums of inputs are depthwise convolutions of 2 x 2 elements and stride two, one for each of the 16 products; those
 products are convolutions of one element; and y1 = y0 - ((m0 + m2) + (m2 + m3)) is interleaved with y0 by upsampling
-and a mask. In float32 the result is within a few roundings of the direct one (relative L2 4e-7 in place of 2e-7). The kernels'
-sums are constants, which ONNX Runtime folds when the session loads.
+and a mask. In float32 the result is within a few roundings of the direct one (relative L2 4e-7 in place of 2e-7). The
+sums of kernels are constants, which ONNX Runtime folds when the session loads.
 """
 
 from __future__ import annotations
