@@ -26,6 +26,7 @@ from surgeon.app.policy import CONTENT_SECURITY_POLICY
 from surgeon.bundle.atomic import staged
 from surgeon.bundle.manifest import Image, strict
 from surgeon.errors import SurgeonError
+from surgeon.runtime.graphs import stored_outside
 from surgeon.runtime.photos import load_photo
 from surgeon.runtime.pictures import to_picture
 from surgeon.runtime.session import Session, load
@@ -149,8 +150,8 @@ def _limits(name: str, default: float | None) -> tuple[float, float | None]:
 
 def _weights(session: Session) -> list[str]:
     """The files that hold the step's weights."""
-    graph = onnx.load(session.bundle.path / STEP, load_external_data=False).graph
-    entries = [entry for tensor in graph.initializer for entry in tensor.external_data]
+    model = onnx.load(session.bundle.path / STEP, load_external_data=False)
+    entries = [entry for _, tensor in stored_outside(model) for entry in tensor.external_data]
     return sorted({entry.value for entry in entries if entry.key == "location"} & set(session.manifest.files))
 
 

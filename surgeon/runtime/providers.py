@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from surgeon.errors import OptionError, ProviderError, SurgeonError, first_line
-from surgeon.runtime.graphs import graphs
+from surgeon.runtime.graphs import stored_outside
 from surgeon.runtime.tuning import tuned
 
 if TYPE_CHECKING:
@@ -200,8 +200,8 @@ def _weights_folder(model: ModelProto, folder: Path) -> Path:
 
     ONNX Runtime follows links from a file that it reads itself, and takes them for an escape from a folder it is given.
     """
-    kept = (initializer.external_data for graph in graphs(model.graph) for initializer in graph.initializer)
-    places = [entry for entries in kept for entry in entries if entry.key == "location"]
+    entries = (entry for _, tensor in stored_outside(model) for entry in tensor.external_data)
+    places = [entry for entry in entries if entry.key == "location"]
     real = {name: (folder / name).resolve() for name in {place.value for place in places}}
     for place in places:
         place.value = real[place.value].name

@@ -13,10 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from surgeon.analysis.inspect import shape_inference as inference
 from surgeon.analysis.inspect.shape_inference import Shape
+from surgeon.runtime.graphs import bodies
 
 ROLES = ("forward", "backward", "step")
 """What a node of an artifact is for, as its metadata says."""
@@ -208,9 +209,8 @@ class _Reader:
             self._initializer(initializer, place, scope)
         for number, (node, twin) in enumerate(zip(stated.node, known.node, strict=True)):
             self.nodes.append(self._node(node, number, place, scope))
-            for attribute, same in zip(node.attribute, twin.attribute, strict=True):
-                for body, other in zip(_bodies(attribute), _bodies(same), strict=True):
-                    self.read(body, other, scope.inner(), node.name or node.op_type)
+            for body, other in zip(bodies(node), bodies(twin), strict=True):
+                self.read(body, other, scope.inner(), node.name or node.op_type)
 
     def _initializer(self, initializer: TensorProto, place: int, scope: _Scope) -> None:
         dims = tuple(initializer.dims)
@@ -227,9 +227,7 @@ class _Reader:
     def _node(self, node: NodeProto, number: int, place: int, scope: _Scope) -> Node:
         given = [name for name in node.input if name]
         made = [name for name in node.output if name]
-        constant = not any(_bodies(attribute) for attribute in node.attribute) and all(
-            name in scope.weights for name in given
-        )
+        constant = not any(bodies(node)) and all(name in scope.weights for name in given)
         read = _NO_WEIGHTS.union(*(scope.weights.get(name, _NO_WEIGHTS) for name in given))
         if constant:
             scope.weights.update(dict.fromkeys(made, read))
@@ -265,10 +263,6 @@ class _Reader:
 
 def _value(stated: ValueInfoProto, known: ValueInfoProto) -> _Value:
     return _Value(inference.shape(stated), inference.numbers(known), stated.type.tensor_type.elem_type)
-
-
-def _bodies(attribute: AttributeProto) -> list[GraphProto]:
-    return [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
 
 
 # --- where a node belongs

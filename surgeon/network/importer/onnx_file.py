@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from surgeon.network.importer.network import ImportedGraph, OnnxNetwork, branche
 from surgeon.network.importer.registry import FOLDED, OPERATORS, REFUSED, STANDARD, Numbers, kind_of
 from surgeon.network.inputs import DTYPES, Shapes, identifiers, port, refuse_unknown, samples, stated_shape
 from surgeon.network.weights import varied_input
+from surgeon.runtime.graphs import names_read, needed
 
 OLDEST_OPSET = 9
 
@@ -82,11 +83,11 @@ def import_onnx(
     returned = _output(path, graph, output)
     batch, shape = _shape(path, given, input_shape)
     with_extra_inputs = _extra_ports(path, rest, batch, extra_inputs or {})
-    nodes = _needed(graph, returned)
-    kept = _constants(path, graph, _read_by(nodes))
+    nodes = needed(graph.node, [returned])
+    kept = _constants(path, graph, set(names_read(nodes)))
     nodes = _dequantised(nodes, kept)
     _refuse_unknown(path, nodes)
-    read = _read_by(nodes)
+    read = set(names_read(nodes))
     kept = {name: value for name, value in kept.items() if name in read}
     names = [value.name for value in (given, *rest)]
     network = OnnxNetwork(ImportedGraph(nodes, kept, names, returned, opset, batch)).eval()
@@ -121,7 +122,7 @@ def _sort(path: Path, graph: GraphProto) -> None:
     ONNX asks for that, but ONNX Runtime does without (not within branches), and some converters to half precision
     append the casts that the first nodes read.
     """
-    waiting = [(node, _read_by([node])) for node in graph.node]
+    waiting = [(node, set(names_read([node]))) for node in graph.node]
     unmade = {name for node in graph.node for name in node.output if name}
     ordered: list[NodeProto] = []
     while waiting:
@@ -316,26 +317,6 @@ def _dequantised(nodes: list[NodeProto], constants: dict[str, Numbers]) -> list[
         whole = x.astype(np.int64) - zero[0] if zero else x
         constants[node.output[0]] = whole.astype(scale.dtype) * scale
     return extra_inputs
-
-
-def _needed(graph: GraphProto, output: str) -> list[NodeProto]:
-    """The nodes that lead to `output`, in order."""
-    wanted, kept = {output}, []
-    for node in reversed(graph.node):
-        if wanted.intersection(node.output):
-            kept.append(node)
-            wanted |= _read_by([node])
-    return kept[::-1]
-
-
-def _read_by(nodes: Iterable[NodeProto]) -> set[str]:
-    """Names of what `nodes` read, and of what the branches within them read and return."""
-    read: set[str] = set()
-    for node in nodes:
-        read.update(node.input)
-        for branch in branches(node).values():
-            read |= _read_by(branch.node) | {value.name for value in branch.output}
-    return read
 
 
 def _refuse_unknown(path: Path, nodes: list[NodeProto]) -> None:
