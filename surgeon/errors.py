@@ -78,5 +78,12 @@ def collect_until_interrupt(work: Iterable[T], before: int = 0) -> tuple[list[T]
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message that is not blank; the exception's class name where there is none."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The first line of an exception's message that is not blank, or the name of its class; without a full stop."""
+    lines = (line.strip().rstrip(".") for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)
+
+
+def named_line(error: BaseException) -> str:
+    """The class name of an exception and the first line of its message, as in `ValueError: no such size`."""
+    kind, line = type(error).__name__, first_line(error)
+    return kind if line == kind else f"{kind}: {line}"

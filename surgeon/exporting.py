@@ -28,7 +28,7 @@ from surgeon.errors import SurgeonError
 from surgeon.network import sizes
 from surgeon.network.inputs import Shapes, example
 from surgeon.network.modules import copied
-from surgeon.network.sources import IN_FILE, Source, resolve
+from surgeon.network.sources import IN_FILE, Source, SourceOptions, resolve_with
 from surgeon.network.wrapping import Wrapper
 from surgeon.verify.verify import require, verify
 
@@ -69,16 +69,10 @@ def export(
     verification. Raises SurgeonError for options that do not fit, ConversionError where the network cannot be
     rewritten, and VerificationError where an artifact is over its tolerance; nothing is left then.
     """
+    options = SourceOptions(weights, input_shape, preprocess, input, extra_inputs)
     if not isinstance(source, Source):
-        source = resolve(
-            source,
-            weights=weights,
-            input_shape=input_shape,
-            preprocess=preprocess,
-            input=input,
-            extra_inputs=extra_inputs,
-        )
-    elif (weights, input_shape, preprocess, input, extra_inputs) != (None,) * 5:
+        source = resolve_with(source, options)
+    elif options != SourceOptions():
         raise SurgeonError("a resolved source has its weights, input shape and preprocessing", "Give them to resolve")
     recipe = recipe or Recipe()
     defaults = defaults or Defaults(temperature=source.temperature)

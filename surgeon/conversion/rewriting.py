@@ -21,7 +21,7 @@ from surgeon.conversion.capture.nodes import where
 from surgeon.conversion.passes.optimise import optimise, optimise_pullback
 from surgeon.conversion.pullback import PullbackModule
 from surgeon.conversion.sweep import RuleFailure
-from surgeon.errors import ConversionError, first_line
+from surgeon.errors import ConversionError, SurgeonError, first_line
 from surgeon.network.inputs import Example, same_batch, tensors
 from surgeon.network.layers import joined
 from surgeon.network.modules import explaining_inputs, require_capturable, silent_torch
@@ -99,7 +99,9 @@ def record_pullback(
             if not recipe.dynamic_size:
                 raise
             raise ConversionError(error.message, REMEDY) from error
-        except (RuntimeError, ValueError, TypeError) as error:  # of torch.export, and of fake tensors
+        except SurgeonError:
+            raise
+        except Exception as error:  # torch.export's exceptions, and those of fake tensors, have no common base
             raise ConversionError(
                 f"torch.export cannot record the pullback ({first_line(error)})",
                 REMEDY if recipe.dynamic_size else "Please report it, with the network's source",

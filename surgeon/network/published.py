@@ -8,50 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from surgeon.bundle.manifest import Image, Port
-from surgeon.errors import SurgeonError
+from surgeon.errors import SurgeonError, first_line
 from surgeon.network.catalogue import FRAMES, LITE, LITE_TEMPERATURE, TEMPERATURE, torchvision_names
 from surgeon.network.inputs import Shapes
+from surgeon.network.preprocessing import Normalisation, Pixels
 from surgeon.network.weights import load_weights, random_seed, weights_file
-from surgeon.network.wrapping import Wrapper
-
-Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
-"""Mean and std per channel, of pixels in [0, 1]."""
 
 LITE_NORMALISATION: Normalisation = ((0.498,) * 3, (0.502,) * 3)
 
 TORCHVISION_LICENCE = "BSD-3-Clause (torchvision); terms of ImageNet may apply"
-
-
-class Pixels(Wrapper):
-    """Pixels in [-1, 1], [N, C, …] -> [0, 1] -> normalised by `mean` and `std` per channel -> the network.
-
-    Without `mean` the network takes them as they are. `axes` are those behind the channels: two of a picture, three of
-    a film. `channels_last` says that the network takes [N, …, C].
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(
-        self,
-        network: nn.Module,
-        mean: tuple[float, ...] | None,
-        std: tuple[float, ...] | None,
-        axes: int = 2,
-        channels_last: bool = False,
-    ) -> None:
-        super().__init__(network)
-        self._normalises, self._channels_last = mean is not None, channels_last
-        for name, values in (("mean", mean or ()), ("std", std or ())):
-            self.register_buffer(name, torch.tensor(values).reshape(-1, *[1] * axes), persistent=False)
-
-    def forward(self, pixels: Tensor, *extra_inputs: Tensor) -> Any:
-        x = ((pixels + 1) / 2 - self.mean) / self.std if self._normalises else pixels
-        return self.wrapped(x.movedim(1, -1) if self._channels_last else x, *extra_inputs)
 
 
 @dataclass(frozen=True)
@@ -126,7 +94,7 @@ def _download(torchvision: Any, name: str, weights: Any) -> nn.Module:
         return torchvision.models.get_model(name, weights=weights)
     except (OSError, RuntimeError) as error:
         raise SurgeonError(
-            f"the weights {weights.name} of {name} could not be downloaded ({error})",
+            f"the weights {weights.name} of {name} could not be downloaded ({first_line(error)})",
             "Give --weights random, or --weights FILE with their state dict",
         ) from error
 

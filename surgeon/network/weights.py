@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
-import struct
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from surgeon.errors import SurgeonError
+from surgeon.errors import SurgeonError, first_line
 
 CALIBRATION_BATCH = 4
 """Samples in the one pass from which batch norms take their statistics."""
@@ -26,17 +26,6 @@ SHOWN = 3
 _OLD_DENSENET_KEY = re.compile(
     r"^(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\.(?:weight|bias|running_mean|running_var|num_batches_tracked))$"
 )
-
-_SAFETENSORS_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
 
 def random_seed(weights: str | None, seed: int) -> int | None:
@@ -138,11 +127,10 @@ def _state_dict(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise SurgeonError(f"there is no weights file {file}", "Give a file, a torchvision weights name, or random")
     try:
-        state = _safetensors(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-    except (OSError, EOFError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError, struct.error) as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+    except (OSError, EOFError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
         raise SurgeonError(
-            f"{file.name} cannot be read as weights ({reason})", "Save a state_dict with torch.save"
+            f"{file.name} cannot be read as weights ({first_line(error)})", "Save a state_dict with torch.save"
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
@@ -150,23 +138,6 @@ def _state_dict(file: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise SurgeonError(f"{file.name} holds no state dict", "Save module.state_dict() with torch.save")
     return state
-
-
-def _safetensors(file: Path) -> dict[str, Tensor]:
-    """The format is eight bytes of header length, a JSON header, and the tensors' bytes, little-endian."""
-    data = file.read_bytes()
-    (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + length])
-    tensors = {}
-    for key, entry in header.items():
-        if key == "__metadata__":
-            continue
-        begin, end = entry["data_offsets"]
-        block = bytearray(data[8 + length + begin : 8 + length + end])
-        dtype = _SAFETENSORS_DTYPES[entry["dtype"]]
-        flat = torch.frombuffer(block, dtype=dtype) if block else torch.empty(0, dtype=dtype)
-        tensors[key] = flat.reshape(entry["shape"])
-    return tensors
 
 
 def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from torch import nn
 from surgeon.bundle.manifest import Artifact, Defaults, Manifest, Port, Recipe
 from surgeon.cli import group
 from surgeon.errors import SurgeonError
-from surgeon.network import catalogue, sources
+from surgeon.network import catalogue, preprocessing
 from surgeon.network.sources import AS_MADE, Source, resolve, resolve_again
 from surgeon.network.weights import load_weights, varied_input
 
@@ -103,7 +103,7 @@ def test_preprocessing_is_inside() -> None:
     plain = resolve("squeezenet1_1", preprocess="none", **SMALL)
     half = resolve("squeezenet1_1", preprocess="half", **SMALL)
     x = varied_input(2, (3, 16, 16), torch.Generator().manual_seed(0))
-    pixels = sources.Pixels(nn.Identity(), (0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
+    pixels = preprocessing.Pixels(nn.Identity(), (0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
     expected = ((x + 1) / 2 - torch.tensor([0.5, 0.4, 0.3])[:, None, None]) / torch.tensor([0.1, 0.2, 0.3])[
         :, None, None
     ]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.errors import ConversionError, SurgeonError
+from surgeon.errors import ConversionError, SurgeonError, first_line
 from surgeon.network.call_patching import Kind, each, gradients, has_setup, kinds, replaced, run_forward
 
 REMEDY = "Write its forward in plain operations, whose derivative is the one that is meant"
@@ -43,7 +43,7 @@ def require_own_derivatives(module: nn.Module, examples: tuple[Tensor, ...]) -> 
         try:
             module(first.requires_grad_(True).clone(), *others)
         except Exception as error:  # whatever the user's code raises
-            raise ConversionError(f"the network does not run under autograd ({_told(error)})", REMEDY) from error
+            raise ConversionError(f"the network does not run under autograd ({first_line(error)})", REMEDY) from error
     for kind, args in called.items():
         try:
             alike = all(_agree(kind, args, spread) for spread in SPREADS)
@@ -51,7 +51,8 @@ def require_own_derivatives(module: nn.Module, examples: tuple[Tensor, ...]) -> 
             raise ConversionError(error.message, error.remedy) from error
         except Exception as error:
             raise ConversionError(
-                f"the autograd Function {kind.__name__} cannot be compared with its derivative ({_told(error)})", REMEDY
+                f"the autograd Function {kind.__name__} cannot be compared with its derivative ({first_line(error)})",
+                REMEDY,
             ) from error
         if not alike:
             raise ConversionError(
@@ -109,10 +110,6 @@ def _compare(kind: Kind, args: tuple[Any, ...], spread: float, dtype: torch.dtyp
     copies, plain = run_forward(kind, kind.forward, tuple(leaves))
     expected = gradients(copies, plain, cotangents)
     return all(_close(*pair, tolerance) for pair in zip(found, expected, strict=True))
-
-
-def _told(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 def _close(found: Tensor | None, expected: Tensor | None, tolerance: float) -> bool:

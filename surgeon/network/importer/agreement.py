@@ -113,9 +113,8 @@ def _runtime_output(path: Path, given: dict[str, Any], output_name: str) -> Any:
         feeds = {name: value.astype(types[name] or value.dtype) for name, value in given.items() if name in types}
         return session.run([output_name], feeds)[0]
     except Exception as error:  # ONNX Runtime's own exceptions have no common base
-        reason = first_line(error)
         raise SurgeonError(
-            f"ONNX Runtime does not run {path.name} ({reason})", "Mend it, or export it in float32"
+            f"ONNX Runtime does not run {path.name} ({first_line(error)})", "Mend it, or export it in float32"
         ) from error
 
 

@@ -61,9 +61,8 @@ def _read(path: Path) -> ExportedProgram:
         with silent_torch():
             return torch.export.load(path)
     except Exception as error:  # zip, JSON, pickle and schema errors have no common base
-        reason = first_line(error).rstrip(".")
         raise SurgeonError(
-            f"{path} cannot be read as a saved torch.export program ({_foreign(path) or reason})",
+            f"{path} cannot be read as a saved torch.export program ({_foreign(path) or first_line(error)})",
             "Save it with torch.export.save, and see that the file is whole",
         ) from error
 

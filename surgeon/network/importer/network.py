@@ -157,10 +157,9 @@ class OnnxNetwork(nn.Module):
                 found = _called(call, tensors, numbers, context)
             except ConversionError as error:
                 raise ConversionError(f"{call.kind} {call.title}: {error.message}", error.remedy) from error
-            except (RuntimeError, ValueError, TypeError, IndexError, KeyError, ArithmeticError) as error:
-                reason = first_line(error)
+            except Exception as error:  # of any operator, on whatever the file gives it
                 raise ConversionError(
-                    f"{call.kind} {call.title} cannot be computed ({reason})",
+                    f"{call.kind} {call.title} cannot be computed ({first_line(error)})",
                     "A batch that the file fixes is the usual cause: export it with a dynamic one",
                 ) from error
             for name, value in zip(call.outputs, found, strict=False):

@@ -106,9 +106,9 @@ def _read(path: Path) -> ModelProto:
         if len(model.functions):
             model = onnx.inliner.inline_local_functions(model)
     except (DecodeError, OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
-        reason = first_line(error).rstrip(".")
         raise SurgeonError(
-            f"{path} cannot be read as an ONNX file ({reason})", "Check that it is whole, its weights file beside it"
+            f"{path} cannot be read as an ONNX file ({first_line(error)})",
+            "Check that it is whole, its weights file beside it",
         ) from error
     if not model.graph.node:
         raise SurgeonError(f"{path} holds no network", "Check that it is an ONNX file, and whole")
