@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from surgeon.bundle import ports
 from surgeon.bundle.atomic import staged
@@ -88,21 +89,26 @@ def export(
         rewritten = _rewrite(source, recipe)
         manifest, plan = _plan(source, recipe, defaults, formats, rewritten)
         passes = _write(folder, rewritten, plan, formats, single_file, shard_size, stage)
+        graph = rewritten.graph
         del rewritten  # and with it a copy of the weights
         lines: tuple[Comparison, ...] = ()
         if check:
             stage("verify")
-            lines = verify(folder, source.module, manifest=manifest, tolerance=tolerance, progress=report)
+            lines = verify(folder, source.module, manifest=manifest, tolerance=tolerance, progress=report, graph=graph)
             require(lines)
         seal(folder, dataclasses.replace(manifest, passes=manifest.passes | passes, verification=lines))
     return Bundle.open(destination)
 
 
 class _Rewritten(NamedTuple):
-    """What is written: the recorded pullback and, with the recipe's `gate_outputs`, its probe."""
+    """What is written: the recorded pullback and, with the recipe's `gate_outputs`, its probe.
+
+    `graph` is what verification compares with where `recipe.at` names a node: the float32 network as it was captured.
+    """
 
     pullback: RecordedPullback[PullbackModule]
     probe: RecordedPullback[GateProbe] | None
+    graph: GraphModule | None
 
 
 def _rewrite(source: Source, recipe: Recipe) -> _Rewritten:
@@ -112,7 +118,8 @@ def _rewrite(source: Source, recipe: Recipe) -> _Rewritten:
     recorded = record_pullback(captured)
     if recipe.objective == "cross-entropy" and not recorded.pullback.output_shape:
         raise SurgeonError("cross-entropy is over classes, and the output is one number", "Give --objective logit")
-    return _Rewritten(recorded, record_pullback(captured, GateProbe) if recipe.gate_outputs else None)
+    probe = record_pullback(captured, GateProbe) if recipe.gate_outputs else None
+    return _Rewritten(recorded, probe, captured.unoptimised if recipe.precision == "fp32" else None)
 
 
 def _plan(

@@ -1,4 +1,4 @@
-"""Networks that a function of the user's makes: `package.module:factory`."""
+"""Networks made by a user's function: `package.module:factory`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from surgeon.errors import SurgeonError, named_line
 
 
 def call_factory(source: str) -> tuple[Callable[[], nn.Module], nn.Module]:
-    """Import and call `package.module:factory`; what goes wrong in the user's code is told in one line."""
+    """Import and call `package.module:factory`: (factory, module). Raises SurgeonError for the user's exceptions."""
     path, _, attribute = source.partition(":")
     with _working_directory_importable():
         try:

@@ -1,7 +1,8 @@
-"""Networks that take more than one tensor: the pullback goes to one of them, and the others stand beside it.
+"""Networks with several inputs: one is differentiated, the rest are passed through unchanged.
 
-What is pulled back to is called `input`, whatever the network calls it. The others keep their names, are inputs of the
-artifacts that depend on them, and stay as they are through an ascent: a second picture, a condition, a time step.
+Artifacts call the differentiated one `input`, whatever the network calls it. The extra inputs keep their names, are
+inputs of the artifacts that depend on them, and stay constant through an ascent: a second picture, a condition, a time
+step.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from surgeon.network.wrapping import Wrapper
 DTYPES = ("float32", "int64", "int32", "bool")
 
 Shapes = Mapping[str, Any]
-"""By name: the shape of one sample, (3, 64, 64), or that and the dtype, ((), "int64"). Float32 unless it is said."""
+"""By name: the shape of one sample, (3, 64, 64), or shape and dtype, ((), "int64"). The default is float32."""
 
 Example = Tensor | tuple[Tensor, ...]
-"""What a network is called with: its input, and the others behind it."""
+"""Arguments of a network: its input, then its extra inputs."""
 
 
 class Arranged(Wrapper):
-    """A network called with the tensor `input` first and `extra_inputs` behind it, each under its name."""
+    """A network that takes the tensor `input` first and `extra_inputs` after it; it passes each on under its name."""
 
     def __init__(self, network: nn.Module, input: str, extra_inputs: Sequence[str]) -> None:
         super().__init__(network)
@@ -46,11 +47,10 @@ class Arranged(Wrapper):
 def arrange(
     network: nn.Module, input: str | None, extra_inputs: Shapes
 ) -> tuple[nn.Module, str | None, tuple[Port, ...]]:
-    """`network` as one that takes what is pulled back to first: (module, name of that, ports of the others).
+    """`network` with its differentiated input first: (module, name of that input, ports of the extra inputs).
 
-    `input` is the parameter of its forward that is meant (None: the first that is none of `extra_inputs`). Nothing is
-    wrapped around a network that is called with one tensor. Raises SurgeonError for parameters that it does not have,
-    or that it needs and nobody gave.
+    `input` names the parameter of its forward (None: the first that is not in `extra_inputs`). A network of one tensor
+    is returned as it is. Raises SurgeonError for parameters that the network does not have, and for missing ones.
     """
     taken = _parameters(network)
     ports = tuple(port(name, stated, name) for name, stated in extra_inputs.items())
@@ -71,14 +71,14 @@ def arrange(
         )
     if not extra_inputs and (not taken or input == next(iter(taken))):
         return network, None, ()
-    return Arranged(network, str(input), [one.name for one in ports]).eval(), input, ports
+    return Arranged(network, str(input), [extra.name for extra in ports]).eval(), input, ports
 
 
 def _parameters(network: nn.Module) -> dict[str, bool] | None:
-    """What its forward can be given by name, and whether it must be; None where the names are not to be known."""
+    """The parameters of its forward by name, and whether each is required; None where they cannot be known."""
     try:
         signature = inspect.signature(network.forward)
-    except (TypeError, ValueError):  # compiled code has none
+    except (TypeError, ValueError):  # compiled code has no signature
         return None
     kinds = [parameter.kind for parameter in signature.parameters.values()]
     if inspect.Parameter.VAR_POSITIONAL in kinds:
@@ -91,21 +91,21 @@ def _parameters(network: nn.Module) -> dict[str, bool] | None:
     }
 
 
-def split_dtype(stated: Any, usual: str = "float32") -> tuple[tuple[int, ...], str]:
-    """What is said of an input, as the shape of one sample and a dtype: the `usual` one, unless it is said."""
-    return stated if len(stated) == 2 and isinstance(stated[1], str) else (tuple(stated), usual)
+def split_dtype(stated: Any, default: str = "float32") -> tuple[tuple[int, ...], str]:
+    """The shape of one sample and the dtype in a value of `Shapes`."""
+    return stated if len(stated) == 2 and isinstance(stated[1], str) else (tuple(stated), default)
 
 
 def stated_shape(file: str, name: str, stated: Any, dtype: str) -> tuple[int, ...]:
-    """The shape that is said of the input `name` of a file, which knows its `dtype`; raises where another is said."""
-    shape, given = split_dtype(stated, dtype)
-    if given != dtype:
-        raise SurgeonError(f"the input {name} of {file} is {dtype}, not {given}", "Leave the dtype out")
+    """The shape stated for the input `name` of a file; raises SurgeonError if another dtype than `dtype` is stated."""
+    shape, stated_dtype = split_dtype(stated, dtype)
+    if stated_dtype != dtype:
+        raise SurgeonError(f"the input {name} of {file} is {dtype}, not {stated_dtype}", "Leave the dtype out")
     return shape
 
 
 def refuse_unknown(file: str, stated: Iterable[str], known: Sequence[str]) -> None:
-    """Raise SurgeonError where something is said of an input that a file does not have beside its first."""
+    """Raise SurgeonError for stated extra inputs that a file does not have."""
     unknown = next((name for name in stated if name not in known), None)
     if unknown is not None:
         takes = f"It takes {', '.join(known)} there" if known else "Leave --extra-input out: it takes nothing else"
@@ -113,19 +113,19 @@ def refuse_unknown(file: str, stated: Iterable[str], known: Sequence[str]) -> No
 
 
 def identifiers(names: Iterable[str]) -> list[str]:
-    """`names` as words that the artifacts can call their inputs by: ASCII, no two alike, none of their own."""
-    found: list[str] = []
+    """`names` as identifiers for the artifacts' inputs: ASCII, unique, and none of the reserved ones."""
+    words: list[str] = []
     for name in names:
         word = re.sub(r"\W", "_", name, flags=re.ASCII)
         word = word if word.isidentifier() else f"_{word}"
-        while word in found or word in RESERVED or keyword.iskeyword(word):
+        while word in words or word in RESERVED or keyword.iskeyword(word):
             word += "_"
-        found.append(word)
-    return found
+        words.append(word)
+    return words
 
 
 def port(name: str, stated: Any, called: str) -> Port:
-    """What the artifacts take for an input that the network calls `called`; raises SurgeonError for what cannot be."""
+    """The artifacts' port for an input that the network calls `called`; raises SurgeonError where there can be none."""
     shape, dtype = split_dtype(stated)
     if dtype not in DTYPES:
         raise SurgeonError(f"the input {name!r} cannot be {dtype}", f"Choose {', '.join(DTYPES)}")
@@ -136,25 +136,26 @@ def port(name: str, stated: Any, called: str) -> Port:
 
 
 def samples(ports: Sequence[Port], batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Random values for `ports`: numbers as of an image, in [-1, 1]; integers 0 and 1, which any table has.
+    """Random values for `ports`: floats in [-1, 1], like an image's; integers 0 and 1, which index any table.
 
-    The first integer of every second sample is 1, from the first sample on: what is scaled by zeros alone is zero.
+    The first integer of every second sample, beginning with the first, is 1: inputs that are all zero could make the
+    output zero.
     """
-    found = []
+    values = []
     for port in ports:
         shape = tuple(int(size) for size in port.shape[1:])
         dtype = getattr(torch, port.dtype)
         if dtype.is_floating_point:
-            found.append(varied_input(batch, shape, generator).to(dtype))
+            values.append(varied_input(batch, shape, generator).to(dtype))
         else:
             drawn = torch.randint(0, 2, (batch, *shape), generator=generator)
             drawn.view(batch, -1)[::2, :1] = 1
-            found.append(drawn.to(dtype))
-    return tuple(found)
+            values.append(drawn.to(dtype))
+    return tuple(values)
 
 
 def example(shape: Sequence[int], ports: Sequence[Port]) -> tuple[Tensor, ...]:
-    """Zeros, two samples of each, for whoever records a network."""
+    """Zeros, two samples of each input, to record a network with."""
     extra_inputs = [torch.zeros(2, *map(int, port.shape[1:]), dtype=getattr(torch, port.dtype)) for port in ports]
     return (torch.zeros(2, *shape), *extra_inputs)
 
@@ -166,9 +167,9 @@ def tensors(example: Example) -> tuple[Tensor, ...]:
 
 @contextmanager
 def same_batch(module: nn.Module) -> Iterator[None]:
-    """Tell torch.export, as it records `module`, that all of its inputs have as many rows as the first.
+    """Assert to torch.export, as it records `module`, that all inputs have as many rows as the first.
 
-    Of two that it was only told to call the same, it finds out when it is done: what divides their sum is decided then.
+    torch.export unifies two equal batch symbols only at the end, too late for guards on their sum.
     """
 
     def check(_module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -183,7 +184,7 @@ def same_batch(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def with_extra_inputs(module: nn.Module, extra_inputs: Sequence[Tensor]) -> Iterator[None]:
-    """For the time being `module`, called with its input alone, is given `extra_inputs` as well."""
+    """Inside the context `module`, called with its input alone, gets `extra_inputs` as well."""
 
     def give(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return (*inputs, *extra_inputs)

@@ -1,9 +1,8 @@
 """The layers that take the cotangent in the place of the network's output: `--at`.
 
-A layer is a module, by its dotted name, or by the name that an ONNX file has for the node or its tensor; or an entry of
-what the network returns, by its key, field or index, with dots between those of nested ones; or a node of the captured
-graph, by its own name. A name is looked up in this order. Of a module that is called several times, the last call
-counts.
+A layer is one of three things, and a name is looked up in this order: a module, by its dotted name, or by an ONNX
+file's name for the node or its tensor; an entry of the network's return value, by key, field or index, with dots
+between nested ones; a node of the captured graph. If a module is called several times, the last call counts.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from surgeon.network.importer.network import OnnxNetwork
 from surgeon.network.wrapping import source_modules
 
 _SHOWN = 6
-"""Entries that an error lists."""
+"""How many entries an error lists."""
 
 
 def find(module: nn.Module, name: str) -> nn.Module | None:
@@ -35,21 +34,21 @@ def find(module: nn.Module, name: str) -> nn.Module | None:
 
 
 def entries(returned: Any, every_name: bool = False) -> dict[str, Tensor]:
-    """The tensors in what a network returned, by name: `out`, `0`, `flows.3`; none where it is a tensor itself.
+    """The tensors in a network's return value by name: `out`, `0`, `flows.3`; none if it is a tensor itself.
 
-    Containers are mappings, tuples and lists, also in one another. With `every_name` each tensor comes under its other
-    names, too: `-1` for the last of a row, and a number for a field of a named tuple.
+    Containers are mappings, tuples and lists, which may be nested. With `every_name` each tensor is listed under all of
+    its names: `-1` for the last of a sequence, and a number for a field of a named tuple.
     """
-    found = {}
+    tensors = {}
     for names, part in _parts(returned):
         for name in names if every_name else names[:1]:
             inner = {f"{name}.{rest}": tensor for rest, tensor in entries(part, every_name).items()}
-            found.update({name: part} if isinstance(part, Tensor) else inner)
-    return found
+            tensors.update({name: part} if isinstance(part, Tensor) else inner)
+    return tensors
 
 
 def _parts(value: Any) -> Iterator[tuple[list[str], Any]]:
-    """What is in a container: all names of a part, the usual one first, and the part."""
+    """The parts of a container: all names of a part, the usual one first, and the part."""
     if isinstance(value, Mapping):
         yield from (([str(key)], part) for key, part in value.items())
     elif isinstance(value, (tuple, list)):
@@ -59,25 +58,25 @@ def _parts(value: Any) -> Iterator[tuple[list[str], Any]]:
 
 
 def kinds(module: nn.Module, names: Sequence[str], returned: Any) -> dict[str, str]:
-    """What each of `names` is, `returned` being what `module` returns: "module", "entry", or else "node"."""
+    """The kind of each layer: "module", "entry" of `returned`, the return value of `module`, or else "node"."""
     known = entries(returned, every_name=True)
     return {name: "module" if find(module, name) else "entry" if name in known else "node" for name in names}
 
 
 @contextmanager
 def cut(module: nn.Module, names: Sequence[str], everything: bool = False) -> Iterator[None]:
-    """For the time being `module` returns the layers called `names`, in the dtype of its own input.
+    """Inside the context `module` returns the layers called `names`, in the dtype of its input.
 
-    One is returned as it is, several as a list; without names, the one tensor that the network returns. With
-    `everything` the list goes on with all that it returns. What comes behind the layers still runs, and is dead code to
-    whoever records the pass. Raises SurgeonError, from within the pass, where there is no module or entry of a name, or
-    no single tensor in it.
+    One layer is returned as a tensor, several as a list; without names, the one tensor that the network returns. With
+    `everything` the list continues with all tensors that the network returns. Modules after the layers still run, and
+    are dead code in a recorded graph. The forward pass raises SurgeonError where no module or entry has the name, or
+    where it holds no single tensor.
     """
     modules = {name: part for name in names if (part := find(module, name)) is not None}
     kept: dict[nn.Module, Any] = {}
 
     def keeper(part: nn.Module) -> Callable[..., None]:
-        # Not the module that a hook is handed: torch.export puts copies in the place of one that has several names.
+        # Not the module that the hook receives: torch.export replaces a module of several names by copies.
         def keep(_part: nn.Module, _input: Any, output: Any) -> None:
             # A copy, since the next layer may overwrite it in place.
             kept[part] = output.clone() if isinstance(output, Tensor) else output
@@ -114,26 +113,26 @@ def cut(module: nn.Module, names: Sequence[str], everything: bool = False) -> It
 
 
 def joined(values: Tensor | Sequence[Tensor]) -> Tensor:
-    """Several layers as one output: their own outputs [N, …], flattened and one after the other, [N, sum]."""
+    """Several layers as one output: their outputs [N, …], flattened and concatenated, [N, sum]."""
     if isinstance(values, Tensor):
         return values
     return torch.cat([value.flatten(1) if value.dim() > 1 else value.unsqueeze(1) for value in values], 1)
 
 
 def only_tensor(value: Any, whose: str) -> Tensor:
-    """`value`, or the tensor in it; raises ConversionError, naming what there is, where that is not exactly one."""
+    """`value`, or the tensor in it; raises ConversionError, listing its tensors, unless there is exactly one."""
     if isinstance(value, Tensor):
         return value
-    found = entries(value)
-    if len(found) == 1:
-        return next(iter(found.values()))
-    shown = ", ".join(f"{name} {_described(part)}" for name, part in list(found.items())[:_SHOWN])
-    count = f" of {len(found)}: {shown}{', …' if len(found) > _SHOWN else ''}" if found else " without tensors"
+    tensors = entries(value)
+    if len(tensors) == 1:
+        return next(iter(tensors.values()))
+    shown = ", ".join(f"{name} {_described(part)}" for name, part in list(tensors.items())[:_SHOWN])
+    count = f" of {len(tensors)}: {shown}{', …' if len(tensors) > _SHOWN else ''}" if tensors else " without tensors"
     network = not whose.startswith("the layer ")
     raise ConversionError(
         f"{whose} returns a {type(value).__name__}{count}; a pullback starts at one tensor",
-        f"Name one with --at {next(iter(found))}, or a layer"
-        if found and network
+        f"Name one with --at {next(iter(tensors))}, or a layer"
+        if tensors and network
         else "Wrap it in a module that returns the tensor you mean, or name a layer with --at",
     )
 
@@ -143,7 +142,7 @@ def _described(value: Tensor) -> str:
 
 
 def no_layer(name: str, known: Iterable[str]) -> SurgeonError:
-    """The error for a layer that is not there, with the nearest of those that are `known`."""
+    """The error for a layer that does not exist, with the nearest of the `known` names."""
     listed = dict.fromkeys(known)
     near = difflib.get_close_matches(name, listed, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
@@ -153,12 +152,12 @@ def no_layer(name: str, known: Iterable[str]) -> SurgeonError:
 
 
 def end_at(graph: GraphModule, names: Sequence[str], nodes: Sequence[str], known: Iterable[str]) -> GraphModule:
-    """`graph`, ended at the layers called `names`: those in `nodes` are its own, and the others its first outputs.
+    """`graph`, ended at the layers called `names`: the nodes called `nodes`, and its first outputs for the others.
 
-    Raises SurgeonError where there is no such node, with the nearest names among nodes and `known`, or where it is not
-    one tensor.
+    Raises SurgeonError where there is no such node, with the nearest names among nodes and `known`, or where the node
+    is not one tensor.
     """
-    own = {node.name: node for node in graph.graph.nodes if node.op == "call_function"}
+    by_name = {node.name: node for node in graph.graph.nodes if node.op == "call_function"}
     output = graph.graph.output_node()
     returned = iter(output.args[0] if isinstance(output.args[0], (tuple, list)) else output.args)
     ends = []
@@ -166,28 +165,28 @@ def end_at(graph: GraphModule, names: Sequence[str], nodes: Sequence[str], known
         if name not in nodes:
             ends.append(next(returned))
             continue
-        if name not in own:
-            raise no_layer(name, [*known, *own])
-        if not isinstance(own[name].meta.get("val"), Tensor):
+        if name not in by_name:
+            raise no_layer(name, [*known, *by_name])
+        if not isinstance(by_name[name].meta.get("val"), Tensor):
             raise SurgeonError(f"the node {name} is not one tensor", "Name a node that reads a tensor of it")
-        ends.append(own[name])
+        ends.append(by_name[name])
     output.args = (tuple(ends) if len(ends) > 1 else ends[0],)
-    graph.graph.set_codegen(CodeGen())  # the one that was there packs the outputs that were
+    graph.graph.set_codegen(CodeGen())  # the old one packs the old outputs
     return GraphModule(graph, graph.graph)
 
 
 def drop_inputs(graph: GraphModule, unread: Iterable[Node]) -> GraphModule:
-    """`graph` without those of its inputs."""
+    """`graph` without the inputs `unread`."""
     for node in unread:
         graph.graph.erase_node(node)
     returned = graph.graph.output_node()
     (returned.args,) = (value if isinstance(value, tuple) else (value,) for value in returned.args)
-    graph.graph.set_codegen(CodeGen())  # the one that was there packs and unpacks what was before
+    graph.graph.set_codegen(CodeGen())  # the old one packs and unpacks the old inputs and outputs
     return GraphModule(graph, graph.graph)
 
 
 def drop_unread(graph: GraphModule) -> None:
-    """Forget the nodes behind the output, and the parameters and buffers that none is left to read."""
+    """Remove nodes that the output does not depend on, then the parameters and buffers that no node reads."""
     graph.graph.eliminate_dead_code()
     graph.recompile()
     read = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}

@@ -25,8 +25,8 @@ PREPROCESSING: dict[str, Normalisation | None] = {
 class Pixels(Wrapper):
     """Pixels in [-1, 1], [N, C, …] -> [0, 1] -> normalised by `mean` and `std` per channel -> the network.
 
-    Without `mean` the network takes them as they are. `axes` are those behind the channels: two of a picture, three of
-    a film. `channels_last` says that the network takes [N, …, C].
+    Without `mean` the network takes the pixels unchanged. `axes` is the number of axes after the channels: two for a
+    picture, three for a film. With `channels_last` the network takes [N, …, C].
     """
 
     mean: Tensor
@@ -51,7 +51,7 @@ class Pixels(Wrapper):
 
 
 def picture(shape: tuple[int, ...], value_range: tuple[float, float]) -> Image | None:
-    """How a photo becomes an input of `shape`, where that is grey or RGB, its channels first."""
+    """How a photo becomes an input of `shape`; None unless that is (1 or 3, H, W)."""
     if len(shape) != 3 or shape[0] not in (1, 3):
         return None
     low, high = value_range
@@ -59,14 +59,14 @@ def picture(shape: tuple[int, ...], value_range: tuple[float, float]) -> Image |
 
 
 def channels_first(shape: tuple[int, ...]) -> tuple[Image | None, tuple[int, ...]]:
-    """How a photo becomes an input of `shape`, its channels last, and the shape with them first."""
+    """How a photo becomes an input of `shape` (H, W, C), and the shape (C, H, W); (None, `shape`) for no picture."""
     first = (*shape[-1:], *shape[:-1])
     image = picture(first, (-1.0, 1.0))
     return (None, shape) if image is None else (replace(image, channels_last=True), first)
 
 
 def resized(image: Image | None, shape: tuple[int, ...]) -> Image | None:
-    """`image` for another input shape, with the share that the crop cuts off kept; None where it is no picture."""
+    """`image` for another input shape; the crop keeps its share of the photo. None where it is no picture."""
     if image is None or len(shape) != 3:
         return None
     channels, height, width = shape
@@ -98,7 +98,7 @@ def _attribute(name: str, *owners: Any) -> Any:
 
 
 def preprocessing_name(image: Image | None) -> str | None:
-    """The name under which `image` was normalised; None for a named model's own way, and for what is no picture."""
+    """The name of the normalisation of `image`; None for a named model's own, and where it is no picture."""
     if image is None:
         return None
     if image.mean is None:

@@ -1,4 +1,4 @@
-"""Networks that a name stands for, with their authors' weights and preprocessing: torchvision's, EfficientNet-Lites."""
+"""Networks by name, with their authors' weights and preprocessing: torchvision's, and EfficientNet-Lites."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Network:
     image: Image | None  # with the mean and std that its weights were trained with
     labels: tuple[str, ...] | None
     temperature: float = TEMPERATURE
-    ports: tuple[str | None, str | None] = (None, None)  # what a file calls its input and its output
-    extra_inputs: Shapes = field(default_factory=dict)  # what its author says that it takes beside its input
-    with_extra_inputs: tuple[Port, ...] | None = None  # the same of a module that takes its input first already
+    ports: tuple[str | None, str | None] = (None, None)  # a file's names of its input and output
+    extra_inputs: Shapes = field(default_factory=dict)  # its author's attribute `extra_inputs`
+    with_extra_inputs: tuple[Port, ...] | None = None  # of a module that already takes its input first
 
 
 def named(name: str, weights: str | None) -> Network:
@@ -71,10 +71,10 @@ def _torchvision(name: str, weights: str | None) -> Network:
         else:
             licence = "none (random weights)"
     if family == "segmentation":
-        module.register_module("aux_classifier", None)  # a second head, which training alone reads
+        module.register_module("aux_classifier", None)  # a second head, used in training only
     labels, transforms = tuple(chosen.meta["categories"]), chosen.transforms()
     if family == "video":
-        # A film is no picture: its normalisation is part of the network.
+        # A film is not an `Image`, so its normalisation becomes part of the network.
         film = Pixels(module, tuple(transforms.mean), tuple(transforms.std), axes=3)
         return Network(film, name, label, licence, (3, FRAMES, *transforms.crop_size), None, labels)
     image = _image(transforms)
@@ -82,9 +82,9 @@ def _torchvision(name: str, weights: str | None) -> Network:
 
 
 def _options(name: str, family: str) -> dict[str, Any]:
-    """What torchvision builds the network of the published weights with, and without downloading a part of them."""
+    """torchvision's arguments for the network of the published weights, so that nothing is downloaded."""
     if family == "segmentation":
-        # The published weights have the second head, where a network has one.
+        # The published weights include the second head, if the network has one.
         return {"weights_backbone": None} | ({} if name.startswith("lraspp") else {"aux_loss": True})
     return {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
 
@@ -100,7 +100,7 @@ def _download(torchvision: Any, name: str, weights: Any) -> nn.Module:
 
 
 def _image(transforms: Any) -> Image:
-    """As torchvision's preset has it; segmentation crops nothing, and here the square in the middle."""
+    """torchvision's preset; it crops nothing for segmentation, where we crop the square in the middle."""
     side = getattr(transforms, "crop_size", transforms.resize_size)[0]
     return Image(
         height=side,
@@ -131,7 +131,7 @@ def _lite(name: str, weights: str | None) -> Network:
     labels = tuple(torchvision.models.ResNet50_Weights.DEFAULT.meta["categories"])
     side = LITE[name]
     mean, std = LITE_NORMALISATION
-    # Its authors resize to the crop plus 32, bicubic.
+    # The authors resize to the crop plus 32, bicubic.
     image = Image(height=side, width=side, resize=side + 32, interpolation="bicubic", mean=mean, std=std)
     return Network(module, name, label, licence, (3, side, side), image, labels, LITE_TEMPERATURE)
 

@@ -1,7 +1,7 @@
 """From what the user typed to a network in eval mode, with its preprocessing inside and its labels beside it.
 
 A source is a name (`surgeon.network.published`), `package.module:factory`, a file (.onnx, .pt2), or, from Python, a
-module. No part of this touches the internet, but for torchvision's own download of its own weights.
+module. Only torchvision's download of its own weights uses the internet.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from surgeon.network.weights import (
 )
 
 AS_MADE = "as made by the factory"
-"""What the manifest says of a factory's own weights."""
+"""The manifest's text for a factory's own weights."""
 
 FROM_PYTHON = "a module from Python"
-"""What the manifest says of a network that no name leads to."""
+"""The manifest's text for the source of a module from Python."""
 
 AS_GIVEN = "as given"
-"""What the manifest says of such a network's weights."""
+"""The manifest's text for the weights of a module from Python."""
 
 IN_FILE = "in the file"
-"""What the manifest says of the weights of a network that came from a file."""
+"""The manifest's text for the weights of a network from a file."""
 
 
 @dataclass(frozen=True)
@@ -62,22 +62,22 @@ class Source:
     image: Image | None  # None where the input is not a picture
     model: Model
     temperature: float  # the default one
-    extra_inputs: tuple[Port, ...] = ()  # what the module takes behind that
+    extra_inputs: tuple[Port, ...] = ()  # of the module, after its input
 
 
 Samples = tuple[Tensor, ...]
-"""A batch of what a network takes: its input, and the extra inputs behind it."""
+"""A batch of a network's arguments: its input, then its extra inputs."""
 
 
 def two_samples(source: Source) -> Samples:
-    """Two random samples of what the module of `source` takes, the same ones at every call."""
+    """Two random samples of the inputs of `source`, the same at every call."""
     generator = torch.Generator().manual_seed(0)
     return varied_input(2, source.input_shape, generator), *samples(source.extra_inputs, 2, generator)
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What a source does not say itself, or says otherwise: see `resolve`."""
+    """Facts that a source lacks, or that replace its own: see `resolve`."""
 
     weights: str | None = None
     input_shape: tuple[int, ...] | None = None
@@ -143,9 +143,9 @@ def resolve_with(source: str | nn.Module, options: SourceOptions, seed: int = 0)
 
 
 def resolve_again(manifest: Manifest, *, source: str | None = None, weights: str | None = None) -> Source:
-    """The network that a bundle was exported from, with the input shape and preprocessing that its manifest states.
+    """The network that a bundle was exported from, with the input shape and preprocessing of its manifest.
 
-    `source` and `weights` replace what the manifest says of them: it knows a weights file by its name alone.
+    `source` and `weights` replace the manifest's, which keeps only the name of a weights file.
     """
     if source is None and manifest.model.source == FROM_PYTHON:
         raise SurgeonError(
@@ -197,7 +197,7 @@ def _build(source: str | nn.Module, options: SourceOptions) -> Network:
 
 
 def _file(source: str) -> tuple[Path | None, str | None]:
-    """FILE.onnx or FILE.pt2, and the output that FILE:OUTPUT names; no path where `source` is something else."""
+    """The path and the output of FILE.onnx, FILE.pt2 or FILE:OUTPUT; None and None where `source` is something else."""
     found = re.fullmatch(r"(.+?\.(?:onnx|pt2))(?::(.*))?", source, flags=re.IGNORECASE)
     return (Path(found[1]), found[2]) if found else (None, None)
 

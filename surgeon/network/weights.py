@@ -1,4 +1,4 @@
-"""Weights for a network: from a file that fits it, or random ones on which comparisons prove something."""
+"""Weights for a network: from a file that fits it, or random ones that make comparisons meaningful."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from surgeon.errors import SurgeonError, first_line
 
 CALIBRATION_BATCH = 4
-"""Samples in the one pass from which batch norms take their statistics."""
+"""Batch of the one forward pass from which batch norms take their statistics."""
 
 SMALLEST_VARIANCE = 0.5
-"""A channel's variance that a batch norm divides by is at least this many times the mean over its channels."""
+"""A batch norm's variance of a channel is at least this many times the mean over its channels."""
 
 SHOWN = 3
-"""How many keys of a state dict that does not fit are named."""
+"""How many keys of a state dict that does not fit an error lists."""
 
 _OLD_DENSENET_KEY = re.compile(
     r"^(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\.(?:weight|bias|running_mean|running_var|num_batches_tracked))$"
@@ -29,7 +29,7 @@ _OLD_DENSENET_KEY = re.compile(
 
 
 def random_seed(weights: str | None, seed: int) -> int | None:
-    """The seed of random weights, `seed` for `random` and 7 for `random:7`; None where `weights` asks for others."""
+    """The seed of random weights: `seed` for `random`, 7 for `random:7`; None for other weights."""
     kind, _, number = (weights or "").partition(":")
     if kind != "random":
         return None
@@ -39,7 +39,7 @@ def random_seed(weights: str | None, seed: int) -> int | None:
 
 
 def weights_file(weights: str, names: list[str]) -> Path:
-    """The file that `weights` is; raises SurgeonError, with the published `names`, where there is none."""
+    """`weights` as the path of a file; raises SurgeonError, with the published `names`, if there is no such file."""
     if not Path(weights).is_file():
         known = f" ({', '.join(names)})" if names else ""
         raise SurgeonError(f"there are no weights {weights!r}", f"Give a file, random, or a published name{known}")
@@ -47,10 +47,10 @@ def weights_file(weights: str, names: list[str]) -> Path:
 
 
 def load_weights(module: nn.Module, file: Path) -> None:
-    """Load the state dict in `file` (.pth, .pt, .safetensors) into `module`, which it must fit key by key.
+    """Load the state dict in `file` (.pth, .pt, .safetensors) into `module`; keys and shapes must match.
 
-    A checkpoint that keeps it under `state_dict` or `model`, the prefix `module.` of data-parallel training and the
-    keys of torchvision's published DenseNets are understood. Raises SurgeonError that names the first keys at fault.
+    Also read are checkpoints that hold it under `state_dict` or `model`, the prefix `module.` of data-parallel training
+    and the keys of torchvision's published DenseNets. Raises SurgeonError with the first keys that do not match.
     """
     state = _renamed(_state_dict(file))
     expected = module.state_dict()
@@ -64,23 +64,25 @@ def load_weights(module: nn.Module, file: Path) -> None:
         ],
     }
     if any(faults.values()):
-        told = "; ".join(
+        mismatches = "; ".join(
             f"{len(keys)} {fault}: {', '.join(keys[:SHOWN])}{', …' if len(keys) > SHOWN else ''}"
             for fault, keys in faults.items()
             if keys
         )
-        raise SurgeonError(f"{file.name} does not fit the network ({told})", "Give the weights of this very network")
+        raise SurgeonError(
+            f"{file.name} does not fit the network ({mismatches})", "Give the weights of this very network"
+        )
     module.load_state_dict(state, strict=False)
 
 
 def calibrate(module: nn.Module, input_shape: tuple[int, ...], seed: int) -> None:
-    """Make fresh random weights usable: batch norms with statistics from one pass, and no layer that is zero.
+    """Make fresh random weights usable: batch norms take statistics from one pass, and zero layers are redrawn.
 
-    As they come, untrained networks vanish or explode, or have a head of zeros, and then anything agrees with anything.
-    Calibrated with scale 1 and shift 0 they are chaotic instead: rounding alone moves the soft pullback of a ResNet50
-    by 1e-4, and two steps of an ascent by 1e-2. Smaller scales and positive shifts, drawn per channel, bring it to what
-    trained networks have, 5e-6. A channel that a ReLU shut for nearly all of what was seen would be divided by nearly
-    nothing, and explode for the rest: variances are at least a part of their layer's mean.
+    Untrained networks vanish or explode, or have a head of zeros, and then all comparisons agree. With scale 1 and
+    shift 0 in batch norms they are chaotic instead: rounding alone moves the soft pullback of a ResNet50 by 1e-4, and
+    two steps of an ascent by 1e-2. Smaller scales and positive shifts, drawn per channel, reduce that to 5e-6, as in
+    trained networks. A channel that a ReLU shuts for nearly all samples would be divided by almost zero, and explode
+    for the rest; therefore variances are at least a fraction of their layer's mean.
     """
     generator = torch.Generator().manual_seed(seed)
     norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
@@ -96,7 +98,7 @@ def calibrate(module: nn.Module, input_shape: tuple[int, ...], seed: int) -> Non
             if norm.affine:
                 norm.weight.uniform_(0.3, 0.8, generator=generator)
                 norm.bias.uniform_(0.0, 1.0, generator=generator)
-            norm.momentum = None  # the plain average over what it sees: one batch
+            norm.momentum = None  # the plain average over one batch
             norm.train()
         try:
             module(varied_input(CALIBRATION_BATCH, input_shape, generator))
@@ -111,9 +113,9 @@ def calibrate(module: nn.Module, input_shape: tuple[int, ...], seed: int) -> Non
 def varied_input(
     batch: int, shape: tuple[int, ...], generator: torch.Generator, low: float = -1.0, high: float = 1.0
 ) -> Tensor:
-    """Random inputs [batch, *shape], float32 in [low, high]: every second one smooth like a photo, the others noise.
+    """Random inputs [batch, *shape], float32 in [low, high]: every second one is smooth like a photo, the others noise.
 
-    White noise alone averages out in deep networks, and all samples then look the same to them.
+    White noise alone averages out in deep networks, for which all samples would look the same.
     """
     values = torch.rand((batch, *shape), generator=generator)
     if len(shape) == 3 and min(shape[1:]) > 1:

@@ -262,11 +262,13 @@ def _cotangent(objective: str, output: Tensor, generator: torch.Generator) -> Te
     return torch.zeros(output.shape).scatter_(1, output.argmax(1, keepdim=True), 1.0)
 
 
-def comparable(module: nn.Module, recipe: Recipe, example: Example) -> tuple[nn.Module, Recipe]:
-    """`module` and `recipe` as autograd can follow them, [N >= 2, …] being an `example` of what it takes.
+def comparable(
+    module: nn.Module, recipe: Recipe, example: Example, graph: GraphModule | None = None
+) -> tuple[nn.Module, Recipe]:
+    """`module` and `recipe` as autograd can follow them; `example` [N >= 2, …] is an input of `module`.
 
-    Autograd knows the network's modules and what it returns, and no node of its graph: where `recipe.at` names one, the
-    captured graph up to the layers takes the network's place.
+    Autograd knows the network's modules and what it returns, and no node of its graph. Where `recipe.at` names a node,
+    the captured graph up to the layers takes the network's place: `graph`, or else a new capture.
     """
     with evaluating(module), torch.no_grad():
         found = kinds(module, recipe.at, module(*tensors(example))) if recipe.at else {}
@@ -278,7 +280,7 @@ def comparable(module: nn.Module, recipe: Recipe, example: Example) -> tuple[nn.
             f"the graph up to {nodes[0]} does not tell gates that are modules, so nothing compares with it",
             "Name a module with --at, leave --gate-scope out, or give --no-verify",
         )
-    graph = capture(module, example, recipe.at).graph
+    graph = graph or capture(module, example, recipe.at).graph
     return _Joined(GraphModule(graph, graph.graph)).eval(), dataclasses.replace(recipe, at=())
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from surgeon.bundle.folder import Bundle
 from surgeon.bundle.manifest import Artifact, Comparison, Manifest, Recipe
@@ -104,6 +105,7 @@ def verify(
     provider_options: Mapping[str, Any] | None = None,
     progress: Callable[[Comparison], None] | None = None,
     seed: int = 20250722,
+    graph: GraphModule | None = None,
 ) -> tuple[Comparison, ...]:
     """Run every artifact in `folder` and compare it with plain autograd on `module`, preprocessing included.
 
@@ -113,13 +115,14 @@ def verify(
     by default, what goes beyond is asked once more, in another precision: what rounding explains may stay (`ROUNDING`).
     ONNX files run on `device` with its `provider_options`, as `surgeon.load` has it, and on the CPU once more as that
     tunes them; TorchScript runs on the CPU. Under TF32, fp32 is held to what fp16 is, and the lines say so.
+    `graph` is the captured network, where the recipe's layers are nodes; without it, the network is captured again.
     `progress` is told each line as it is known. A line over its tolerance raises nothing here: see `require`. Raises
     VerificationError where an artifact does not run, or where the pullback is zero, so that nothing is proved,
     ProviderError for a device that is not there, and OptionError for an option that it does not take.
     """
     folder, place = Path(folder), Device(device, provider_options or {})
     manifest = manifest or Bundle.open(folder).manifest
-    module, recipe = comparable(module, manifest.recipe, example(input_shape(manifest), manifest.extra_inputs))
+    module, recipe = comparable(module, manifest.recipe, example(input_shape(manifest), manifest.extra_inputs), graph)
     manifest = dataclasses.replace(manifest, recipe=recipe)
     asked = [_CaseResult(problem, module) for problem in cases(module, manifest, seed)]
     lines = []

@@ -22,7 +22,7 @@ from torch.fx import GraphModule, Node
 
 import surgeon
 from surgeon.conversion.capture.any_size import require_any_size
-from surgeon.conversion.capture.custom_functions import noted, require_own_derivatives
+from surgeon.conversion.capture.custom_functions import called_functions, require_own_derivatives
 from surgeon.conversion.capture.decompositions import DECOMPOSITIONS, EvenChunks, GlobalPools
 from surgeon.conversion.capture.nodes import qualified
 from surgeon.conversion.rules import PRESERVED_OPS
@@ -39,7 +39,7 @@ GATE_MODULES = (
     *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
     *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
 )
-"""What the gate scope "modules" goes by, subclasses included: calls from within one of these are gated."""
+"""With the gate scope "modules", calls from within one of these classes, or a subclass, are gated."""
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,18 @@ class Captured:
     """
 
     graph: GraphModule
-    gate_classes: frozenset[str] = frozenset()  # those of GATE_MODULES in the network, and subclasses of them
-    layers: dict[str, str] = field(default_factory=dict)  # what each of `outputs` was asked for as: name -> kind
+    gate_classes: frozenset[str] = frozenset()  # classes of GATE_MODULES in the network, and their subclasses
+    layers: dict[str, str] = field(default_factory=dict)  # kind by name: module, entry or node; ordered as `outputs`
     used_inputs: tuple[int, ...] = ()
 
     @property
     def input(self) -> Node:
-        """The placeholder of what is pulled back to."""
+        """The placeholder of the differentiated input."""
         return next(node for node in self.graph.graph.nodes if node.op == "placeholder")
 
     @property
     def outputs(self) -> tuple[Node, ...]:
-        """The nodes that are returned; looked up, since passes over the graph may put others in their place."""
+        """The nodes that are returned. They are looked up, since passes over the graph may replace them."""
         returned: Any = self.graph.graph.output_node().args[0]
         return tuple(returned) if isinstance(returned, (tuple, list)) else (returned,)
 
@@ -71,11 +71,11 @@ class Captured:
 def capture(module: nn.Module, example: Example, at: Sequence[str] = (), dynamic_size: bool = False) -> Captured:
     """Capture `module`, in evaluation mode, as called on `example`: [N >= 2, …], floating point; N stays dynamic.
 
-    Of several tensors the first is pulled back to; the others may be of any dtype. `at` names the layers that are to be
-    the outputs (`surgeon.network.layers`), and what is above them all is left out; without it, the output is the one
+    The first of several tensors is differentiated; the others may be of any dtype. `at` names the layers that become
+    the outputs (`surgeon.network.layers`), and nodes above all of them are dropped; without it, the output is the one
     tensor that the module returns. With `dynamic_size`, height and width of an `example` [N, C, H, W] stay dynamic,
-    too. Raises ConversionError where torch.export cannot record the module, and SurgeonError where there is no such
-    layer.
+    too. Raises ConversionError where torch.export cannot record the module, and SurgeonError for a layer that does not
+    exist.
     """
     examples = tensors(example)
     if examples[0].shape[0] < 2:
@@ -84,13 +84,13 @@ def capture(module: nn.Module, example: Example, at: Sequence[str] = (), dynamic
         raise SurgeonError("a network of several inputs has no size that could be free", REMEDY)
     _refuse(at, dynamic_size)
     with without_checkpoints():
-        with noted() as functions:
+        with called_functions() as functions:
             returned = _returned_by(module, examples)
         if functions:
             with evaluating(module):
                 require_own_derivatives(module, examples)
-    found = kinds(module, at, returned)
-    nodes = [name for name in at if found[name] == "node"]
+    layers = kinds(module, at, returned)
+    nodes = [name for name in at if layers[name] == "node"]
     ends = cut(module, [name for name in at if name not in nodes], everything=bool(nodes))
     with ends if at or not isinstance(returned, Tensor) else contextlib.nullcontext(), without_checkpoints():
         _returned_by(module, examples)
@@ -108,14 +108,14 @@ def capture(module: nn.Module, example: Example, at: Sequence[str] = (), dynamic
     if len(used) < len(inputs) - 1:
         graph = drop_inputs(graph, [node for node in inputs[1:] if not node.users])
     classes = {type(part) for part in module.modules() if isinstance(part, GATE_MODULES)}
-    return Captured(graph, frozenset(map(qualified, classes)), found, used)
+    return Captured(graph, frozenset(map(qualified, classes)), layers, used)
 
 
 def record(module: nn.Module, *examples: Tensor, dynamic_size: bool = False) -> GraphModule:
-    """The functional graph of `module`, whatever it returns; raises ConversionError where torch.export has none.
+    """The functional graph of `module`, whatever it returns; raises ConversionError where torch.export fails.
 
-    The first of `examples` is [N, …]; N stays dynamic, also where another one has as many rows, and with `dynamic_size`
-    so do height and width of the first, [N, C, H, W].
+    The first of `examples` is [N, …]. N stays dynamic, also as the first size of other examples with as many rows; with
+    `dynamic_size`, height and width of the first example, [N, C, H, W], stay dynamic, too.
     """
     first = examples[0]
     if dynamic_size and first.dim() != 4:
@@ -162,13 +162,14 @@ def record(module: nn.Module, *examples: Tensor, dynamic_size: bool = False) -> 
 
 
 _VIOLATED = "Constraints violated"
-"""How torch.export begins to say that the network takes for fixed what it was told is free."""
+"""Prefix of torch.export's error when a dynamic dimension was specialised."""
 
 
 def _exported(module: nn.Module, examples: tuple[Tensor, ...], shapes: ShapesCollection) -> ExportedProgram:
-    """What torch.export records; where it fixes a free size, what it records by reading the network's bytecode.
+    """torch.export's program; if tracing specialises a free size, the program of its strict mode.
 
-    For len(x) and int(x.shape[0]) Python wants a number, which the first way gives it; the second sees the size there.
+    Tracing has to give Python an integer for len(x) and int(x.shape[0]); strict mode, which reads bytecode, keeps the
+    symbol.
     """
     try:
         return torch.export.export(module, examples, dynamic_shapes=shapes)
@@ -182,7 +183,7 @@ def _exported(module: nn.Module, examples: tuple[Tensor, ...], shapes: ShapesCol
 
 
 def _returned_by(module: nn.Module, examples: tuple[Tensor, ...]) -> Any:
-    """What the module makes of `example`; raises where it does not take it: torch.export lets a wrong dtype pass."""
+    """What the module returns for `examples`; raises where it does not take them: torch.export accepts wrong dtypes."""
     try:
         return _called(module, *examples)
     except SurgeonError:
@@ -206,7 +207,7 @@ def _called(module: nn.Module, *examples: Tensor) -> Any:
 
 
 def _refuse_integers(module: nn.Module, example: Tensor) -> None:
-    """Raise ConversionError where the module takes zeros that are integers: tokens, through which nothing flows."""
+    """Raise ConversionError where the module takes integers in the place of `example`: tokens have no gradient."""
     readers: list[str] = []
     names = {part: name for name, part in source_modules(module).items()}
 
@@ -220,7 +221,7 @@ def _refuse_integers(module: nn.Module, example: Tensor) -> None:
                 hooks.enter_context(part.register_forward_pre_hook(note))
         try:
             _called(module, torch.zeros(example.shape, dtype=torch.int64))
-        except Exception:  # then integers are not what it wants, and the error that came first says more
+        except Exception:  # it does not take integers either, and the first error is more informative
             return
     reader = f" ({readers[0]} reads them)" if readers else ""
     raise ConversionError(
@@ -230,7 +231,7 @@ def _refuse_integers(module: nn.Module, example: Tensor) -> None:
 
 
 def _refuse(at: Sequence[str], dynamic_size: bool) -> None:
-    """Raise SurgeonError for layers that have no slices of one output."""
+    """Raise SurgeonError for layers that cannot be slices of one output."""
     twice = next((name for name, count in collections.Counter(at).items() if count > 1), None)
     if twice is not None:
         raise SurgeonError(f"the layer {twice!r} is named twice", "Name each once")
@@ -242,7 +243,7 @@ def _refuse(at: Sequence[str], dynamic_size: bool) -> None:
 
 
 def _detach_untracked(program: ExportedProgram) -> None:
-    """Detach what the network computes under torch.no_grad: decompositions dissolve that region."""
+    """Detach values that the network computes under torch.no_grad: decompositions dissolve that region."""
     for node in list(program.graph.nodes):
         if node.target is not torch.ops.higher_order.wrap_with_set_grad_enabled or node.args[0]:
             continue
@@ -250,12 +251,12 @@ def _detach_untracked(program: ExportedProgram) -> None:
             with program.graph.inserting_after(value):
                 detached = program.graph.call_function(torch.ops.aten.detach.default, (value,))
             detached.meta = dict(value.meta)
-            value.replace_all_uses_with(detached, lambda user, own=detached: user is not own)
+            value.replace_all_uses_with(detached, lambda user, detached=detached: user is not detached)
 
 
 @contextmanager
 def _copying(module: nn.Module) -> Iterator[None]:
-    """For the time being `module` works on copies of its inputs: those that it overwrites are the caller's."""
+    """Inside the context `module` works on copies of its inputs, since it may overwrite them."""
 
     def copy(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(value.clone() if isinstance(value, Tensor) else value for value in inputs)
@@ -266,17 +267,15 @@ def _copying(module: nn.Module) -> Iterator[None]:
 
 def _read_inputs(graph: GraphModule) -> None:
     """clone(x) = x for the inputs x of a functional graph, which overwrites nothing."""
-    for given in [node for node in graph.graph.nodes if node.op == "placeholder"]:
-        for copied in [user for user in given.users if user.target is torch.ops.aten.clone.default]:
-            copied.replace_all_uses_with(given)
+    for placeholder in [node for node in graph.graph.nodes if node.op == "placeholder"]:
+        for copied in [user for user in placeholder.users if user.target is torch.ops.aten.clone.default]:
+            copied.replace_all_uses_with(placeholder)
             graph.graph.erase_node(copied)
     graph.recompile()
 
 
 def _place(error: Exception) -> str:
-    """Where in the user's code `error` came up, as " at file:line"; nothing where only torch's own code is known."""
-    own = (str(Path(torch.__file__).parent), str(Path(surgeon.__file__).parent))
-    frames = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith((*own, "<"))
-    ]
+    """Where in the user's code `error` was raised, as " at file:line"; "" where all frames are torch's or ours."""
+    libraries = (str(Path(torch.__file__).parent), str(Path(surgeon.__file__).parent), "<")
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(libraries)]
     return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""

@@ -1,7 +1,7 @@
-"""Custom autograd Functions whose backward is not the derivative of their forward: noticed, and refused by name.
+"""Refuses custom autograd Functions whose backward is not the derivative of their forward.
 
-The captured graph holds what a forward computes, and its pullback is the derivative of that. A straight-through
-estimator or a gradient reversal means something else.
+The captured graph holds what the forward computes, and its pullback is the derivative of that. A straight-through
+estimator or a gradient reversal is meant to have another one.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from surgeon.network.call_patching import Kind, each, gradients, has_setup, kind
 REMEDY = "Write its forward in plain operations, whose derivative is the one that is meant"
 
 SPREADS = (1e-2, 1.0, 10.0)
-"""The derivatives are compared this far around the values at hand, which may be zeros, where functions have corners."""
+"""Distances from the example's values at which derivatives are compared: zeros alone would lie on corners."""
 
 Called = dict[Kind, tuple[Any, ...]]
-"""By kind: what the first call was given. Tensors that require a gradient depend on the network's input."""
+"""Arguments of the first call by Function. Tensors that require a gradient depend on the network's input."""
 
 
 @contextmanager
-def noted() -> Iterator[Called]:
-    """Yields what will hold each Function that is called meanwhile."""
+def called_functions() -> Iterator[Called]:
+    """Record the Functions that are called inside the context; yields the record."""
     called: Called = {}
     with contextlib.ExitStack() as stack:
-        for kind, forward in [(kind, _noting(kind, called)) for kind in kinds()]:
+        for kind, forward in [(kind, _recording(kind, called)) for kind in kinds()]:
             stack.enter_context(replaced(kind, "forward", staticmethod(forward)))
         yield called
 
 
 def require_own_derivatives(module: nn.Module, examples: tuple[Tensor, ...]) -> None:
-    """Raise ConversionError for a Function in the network, as called on `examples`, with a derivative of its own."""
+    """Raise ConversionError if a Function that `module` calls on `examples` has a derivative of its own."""
     first, *others = (example.clone() for example in examples)
-    with noted() as called, torch.enable_grad():
+    with called_functions() as called, torch.enable_grad():
         try:
             module(first.requires_grad_(True).clone(), *others)
         except Exception as error:  # whatever the user's code raises
@@ -60,13 +60,13 @@ def require_own_derivatives(module: nn.Module, examples: tuple[Tensor, ...]) -> 
             )
 
 
-def _noting(kind: Kind, called: Called) -> Callable[..., Any]:
-    own = kind.forward
+def _recording(kind: Kind, called: Called) -> Callable[..., Any]:
+    original = kind.forward
 
     def forward(*args: Any) -> Any:
-        given = args if has_setup(kind) else args[1:]
-        called.setdefault(kind, tuple(_copied(arg) for arg in given))
-        return own(*args)
+        inputs = args if has_setup(kind) else args[1:]
+        called.setdefault(kind, tuple(_copied(arg) for arg in inputs))
+        return original(*args)
 
     return forward
 
@@ -78,10 +78,10 @@ def _copied(arg: Any) -> Any:
 
 
 def _agree(kind: Kind, args: tuple[Any, ...], spread: float) -> bool:
-    """Whether backward and derivative agree near `args`: in double precision, if the Function computes in it."""
+    """Whether backward and derivative agree near `args`, in double precision if the Function supports it."""
     try:
         return _compare(kind, args, spread, torch.float64, 1e-6)
-    except RuntimeError:  # weights that it does not get as arguments have another precision
+    except RuntimeError:  # weights that are no arguments have another precision
         return _compare(kind, args, spread, None, 1e-3)
 
 
@@ -103,19 +103,19 @@ def _compare(kind: Kind, args: tuple[Any, ...], spread: float, dtype: torch.dtyp
 
     leaves = [near(arg) for arg in args]
     with torch.enable_grad():
-        # The clones are for what works in place, which autograd refuses on a leaf.
+        # Clones, since a Function may work in place, which autograd refuses on a leaf.
         returned = kind.apply(*(leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves))
     cotangents = tuple(map(cotangent, each(returned)))
-    found = gradients(leaves, returned, cotangents)
+    own = gradients(leaves, returned, cotangents)
     copies, plain = run_forward(kind, kind.forward, tuple(leaves))
-    expected = gradients(copies, plain, cotangents)
-    return all(_close(*pair, tolerance) for pair in zip(found, expected, strict=True))
+    derivative = gradients(copies, plain, cotangents)
+    return all(_close(*pair, tolerance) for pair in zip(own, derivative, strict=True))
 
 
-def _close(found: Tensor | None, expected: Tensor | None, tolerance: float) -> bool:
-    """Whether two gradients are the same, one that is not there being zeros."""
-    if found is None or expected is None:
-        there = found if found is not None else expected
-        return there is None or not there.any()
+def _close(gradient: Tensor | None, expected: Tensor | None, tolerance: float) -> bool:
+    """Whether two gradients are equal within `tolerance`; a missing gradient is zero."""
+    if gradient is None or expected is None:
+        present = expected if gradient is None else gradient
+        return present is None or not present.any()
     scale = expected.nan_to_num(0, 0, 0).abs().max().item() if expected.numel() else 0.0
-    return torch.allclose(found, expected, tolerance, tolerance * scale, equal_nan=True)
+    return torch.allclose(gradient, expected, tolerance, tolerance * scale, equal_nan=True)

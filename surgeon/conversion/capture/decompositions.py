@@ -1,7 +1,7 @@
-"""Operators that say what others say, in those others' words, so that gates and pools among them get their rules.
+"""Decompositions of composite operators into operators that have pullback rules, gates and pools among them.
 
-Each takes the operator's own arguments, and returns NotImplemented for those that it has no other words for: the
-operator then stays in the graph, and is refused by name where it has no rule. ATen's own decompositions are PyTorch's.
+Each function takes the operator's own arguments. It returns NotImplemented for arguments that it cannot decompose: the
+operator then stays in the graph, and is refused by name if it has no rule. Other operators are decomposed by PyTorch.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ aten = torch.ops.aten
 
 
 def adaptive_max_pool2d(x: Tensor, output_size: Sequence[int]) -> Any:
-    """Max pooling over cells of one size; where they differ, each is copied out and filled up to the largest."""
+    """Max pooling over cells of one size; cells of different sizes are copied out and padded to the largest."""
     return _pooled_cells(x, output_size, aten.max_pool2d_with_indices)
 
 
 def adaptive_max_pool3d(x: Tensor, output_size: Sequence[int]) -> Any:
-    """As in two dimensions."""
+    """As `adaptive_max_pool2d`, in three dimensions."""
     return _pooled_cells(x, output_size, aten.max_pool3d_with_indices)
 
 
@@ -50,23 +50,23 @@ def _pooled_cells(x: Tensor, output_size: Sequence[int], pool: Callable[..., Any
         real = real & inside.reshape([-1 if dim == a else 1 for dim in range(axes)])
         taken.append(places.clamp(max=size - 1).flatten())
         x = x.index_select(a - axes, taken[-1])
-    # Finite, since the soft pool multiplies what it leaves out by zero.
-    least = max(torch.finfo(x.dtype).min, -1e30)
-    values, indices = pool(torch.where(real, x, least), kernel)
-    return values, _in_order_of(sizes, taken, indices)
+    # Finite: the soft pool multiplies excluded values by zero, and infinity times zero is NaN.
+    lowest = max(torch.finfo(x.dtype).min, -1e30)
+    values, indices = pool(torch.where(real, x, lowest), kernel)
+    return values, _source_indices(sizes, taken, indices)
 
 
-def _in_order_of(sizes: Sequence[int], taken: list[Tensor], indices: Tensor) -> Tensor:
-    """Flat `indices` into what was `taken` along each axis, as flat indices into the tensor of these `sizes`."""
-    found, step = torch.zeros_like(indices), 1
+def _source_indices(sizes: Sequence[int], taken: list[Tensor], indices: Tensor) -> Tensor:
+    """Flat indices into a tensor of `sizes`, for flat `indices` into its copy that takes `taken` along each axis."""
+    flat, step = torch.zeros_like(indices), 1
     for size, places in zip(reversed(sizes), reversed(taken), strict=True):
-        found = found + step * places[indices % len(places)]
+        flat = flat + step * places[indices % len(places)]
         indices, step = indices // len(places), step * size
-    return found
+    return flat
 
 
 def _cells(x: Tensor, output_size: Sequence[int]) -> list[int]:
-    """Size of the cells along each axis; empty where they differ among themselves, or may."""
+    """Size of the cells along each axis; empty where cells differ in size, or may."""
     sizes = x.shape[-len(output_size) :]
     if is_symbolic(*sizes):
         return []
@@ -75,20 +75,20 @@ def _cells(x: Tensor, output_size: Sequence[int]) -> list[int]:
 
 
 def adaptive_avg_pool2d(x: Tensor, output_size: Sequence[int]) -> Any:
-    """As in three dimensions where the size is free; of a fixed one ONNX's exporter finds these words itself."""
+    """As `adaptive_avg_pool3d` for a free size; the ONNX exporter itself decomposes the operator for a fixed one."""
     return _averaged(x, output_size) if is_symbolic(*x.shape[-2:]) else NotImplemented
 
 
 def adaptive_avg_pool3d(x: Tensor, output_size: Sequence[int]) -> Any:
-    """Average pooling over cells of one size, or else a product with a matrix along each axis: ONNX has no word."""
+    """Average pooling over cells of one size, or a product with a matrix along each axis: ONNX has no operator."""
     kernel = _cells(x, output_size)
     return aten.avg_pool3d(x, kernel) if kernel else _averaged(x, output_size)
 
 
 def _averaged(x: Tensor, output_size: Sequence[int]) -> Tensor:
-    """The product with the matrix of averages along each axis, which is constant where the size is."""
+    """The product with the matrix of averages along each axis; the matrix is constant for a fixed size."""
     for dim, out in zip(range(-len(output_size), 0), output_size, strict=True):
-        if str(x.shape[dim]) != str(out):  # asked of a symbol itself, it would be specialised
+        if str(x.shape[dim]) != str(out):  # comparing symbols themselves would specialise them
             x = (x.transpose(dim, -1) @ averages(x.shape[dim], out, x).t()).transpose(dim, -1)
     return x
 
@@ -104,7 +104,7 @@ def convolution(
     output_padding: Sequence[int],
     groups: int,
 ) -> Any:
-    """A transposed convolution to a free size, cut out of a longer one: output padding is a number to ONNX."""
+    """A transposed convolution to a free size, cut out of a larger one: ONNX takes output padding as a constant."""
     if not transposed or not is_symbolic(*output_padding):
         return NotImplemented
     size = [
@@ -116,20 +116,20 @@ def convolution(
 
 
 def as_strided(x: Tensor, size: Sequence[int], stride: Sequence[int], offset: int | None = None) -> Any:
-    """A reshape and a permutation, where it reads the whole of a tensor without gaps, each element once.
+    """A reshape and a permutation, for a view that reads every element of a tensor without gaps exactly once.
 
-    Both are brought into the order of memory, outermost first; dimensions of size one may have any stride.
+    Both shapes are brought into memory order, outermost first; dimensions of size one may have any stride.
     """
-    ours, theirs = _in_memory(x.shape, x.stride()), _in_memory(size, stride)
-    if offset or ours is None or theirs is None or x.numel() != _product(size):
+    before, after = _memory_order(x.shape, x.stride()), _memory_order(size, stride)
+    if offset or before is None or after is None or x.numel() != _product(size):
         return NotImplemented
-    memory = x.permute(ours).reshape([size[dim] for dim in theirs])
-    return memory.permute(sorted(range(len(theirs)), key=theirs.__getitem__))
+    memory = x.permute(before).reshape([size[dim] for dim in after])
+    return memory.permute(sorted(range(len(after)), key=after.__getitem__))
 
 
-def _in_memory(size: Sequence[int], stride: Sequence[int]) -> list[int] | None:
-    """The dimensions from the largest stride to the smallest, those of size one first; None where there are gaps."""
-    single = [isinstance(length, int) and length == 1 for length in size]  # asked of a symbol, it would be specialised
+def _memory_order(size: Sequence[int], stride: Sequence[int]) -> list[int] | None:
+    """The dimensions from the largest stride to the smallest, size one first; None where there are gaps."""
+    single = [isinstance(length, int) and length == 1 for length in size]  # comparing a symbol would specialise it
     order = sorted(range(len(size)), key=lambda dim: (not single[dim], -stride[dim]))
     step = 1
     for dim in reversed(order):
@@ -147,18 +147,18 @@ def _product(size: Sequence[int]) -> int:
 
 
 def cosine_similarity(a: Tensor, b: Tensor, dim: int = 1, eps: float = 1e-8) -> Any:
-    """sum a b / (max(|a|, eps) max(|b|, eps)): floors of norms are no gates."""
+    """sum a b / (max(|a|, eps) max(|b|, eps)). The clamps that keep norms from zero are no gates."""
     norms = [aten.linalg_vector_norm(value, 2, [dim], True).clamp(min=eps) for value in (a, b)]
     return ((a / norms[0]) * (b / norms[1])).sum(dim)
 
 
 def bilinear_antialiased(x: Tensor, size: Sequence[int], align: bool, *scales: float | None) -> Tensor:
-    """A product with a constant matrix along each axis: ONNX has the operator, but not with a scale of one's own."""
+    """A product with a constant matrix along each axis: ONNX's antialiased Resize takes no scale of its own."""
     return _filtered(x, size, align, scales, lambda t: (1 - t).clamp(min=0), 1)
 
 
 def bicubic_antialiased(x: Tensor, size: Sequence[int], align: bool, *scales: float | None) -> Tensor:
-    """As above, with Keys' cubic filter at a = -1/2."""
+    """As `bilinear_antialiased`, with Keys' cubic filter at a = -1/2."""
 
     def cubic(t: Tensor) -> Tensor:
         near, far = (1.5 * t - 2.5) * t * t + 1, ((2.5 - 0.5 * t) * t - 4) * t + 2
@@ -177,7 +177,8 @@ def _filtered(
 ) -> Tensor:
     """Along each axis, output o averages the inputs i by weight(|i + 1/2 - (o + 1/2) r| / max(r, 1)).
 
-    r is the ratio of the lengths of input and output; PyTorch takes another with aligned corners, and the same places.
+    r is the ratio of the lengths of input and output. With aligned corners PyTorch uses another ratio, but the same
+    positions.
     """
     for axis, out in enumerate(size):
         length, scale = x.shape[2 + axis], scales[axis] if len(scales) > axis else None
@@ -193,12 +194,12 @@ def _filtered(
 
 
 def cdist(a: Tensor, b: Tensor, p: float, compute_mode: int | None = None) -> Any:
-    """The norm of each difference of two rows."""
+    """The norm of the difference of every pair of rows."""
     return aten.linalg_vector_norm(a.unsqueeze(-2) - b.unsqueeze(-3), p, [-1])
 
 
 def cumprod(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Any:
-    """Products with what stands 1, 2, 4, … places before: autograd's own backward asks whether there are zeros."""
+    """Products with the values 1, 2, 4, … positions before: autograd's own backward branches on zeros in the data."""
     size, reach = x.shape[dim] if x.dim() else 1, 1
     if is_symbolic(size) or dtype is not None:
         return NotImplemented
@@ -210,7 +211,7 @@ def cumprod(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Any:
 
 
 def prod(x: Tensor, dim: int, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Any:
-    """The product of the two halves, and so on."""
+    """The product of the two halves, recursively."""
     size = x.shape[dim] if x.dim() else 0
     if is_symbolic(size) or dtype is not None or not size:
         return NotImplemented
@@ -243,7 +244,7 @@ def kthvalue(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Any:
 
 
 def median(x: Tensor, dim: int, keepdim: bool = False) -> Any:
-    """The middle one of the sorted values, the lower of two."""
+    """The middle of the sorted values, the lower of two."""
     return kthvalue(x, (x.shape[dim] + 1) // 2, dim, keepdim)
 
 
@@ -257,7 +258,7 @@ def trilinear(
     sumdim: Sequence[int],
     unroll_dim: int = 1,
 ) -> Any:
-    """The sum of a b c over `sumdim`, each with new dimensions of size one, as `nn.Bilinear` has it."""
+    """The sum of a b c over `sumdim`, each factor with new dimensions of size one, as in `nn.Bilinear`."""
     for dims in zip_longest(sorted(expand1), sorted(expand2), sorted(expand3)):
         a, b, c = (x if dim is None else x.unsqueeze(dim) for x, dim in zip((a, b, c), dims, strict=True))
     return (a * b * c).sum(list(sumdim))
@@ -273,7 +274,7 @@ def rrelu(
 class EvenChunks(TorchFunctionMode):
     """chunk(x, n) = tensor_split(x, n) where n divides a symbolic size, such as a doubled batch.
 
-    chunk rounds the quotient up, and torch.export then fixes the batch.
+    chunk rounds the quotient up, which makes torch.export fix the batch.
     """
 
     def __torch_function__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -285,9 +286,9 @@ class EvenChunks(TorchFunctionMode):
 
 
 class GlobalPools(TorchFunctionMode):
-    """max_pool2d(x, (H, W)) = adaptive_max_pool2d(x, 1) for a free size, and so with averages.
+    """max_pool2d(x, (H, W)) = adaptive_max_pool2d(x, 1) for a free size, and likewise for averages.
 
-    A kernel is a number to torch.export, which would fix the size.
+    torch.export takes a kernel's size for a constant, and would fix the input's size.
     """
 
     def __torch_function__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -326,7 +327,7 @@ def _whole_average(
 
 
 def _is_whole(x: Tensor, kernel: Any, padding: Any) -> bool:
-    """Whether a window is all of a map of free size."""
+    """Whether the window covers a whole map of free size."""
     pair = isinstance(kernel, (tuple, list)) and len(kernel) == 2 and is_symbolic(*kernel)
     return pair and all(map(is_same, kernel, x.shape[-2:])) and padding in (0, (0, 0), [0, 0])
 

@@ -14,14 +14,14 @@ from surgeon.network.sizes import is_symbolic
 from surgeon.network.wrapping import source_name
 
 _BETWEEN = ("/torch/nn/", "/surgeon/conversion/capture/decompositions.py")
-"""Files that stand between the user's line and the operator in a stack; the second as torch 2.11 reads bytecode."""
+"""Files between the user's line and the operator in a stack trace; the second only as torch 2.11 reads bytecode."""
 
 
 def source_module(node: Node) -> str:
     """Dotted name of the innermost module that `node` comes from, inside wrappers; "" for the root."""
     stack = node.meta.get("nn_module_stack")
     name = list(stack.values())[-1][0] if stack else ""
-    return source_name(str(name).partition("@")[0])  # a module that is called again has @1, @2, … behind its name
+    return source_name(str(name).partition("@")[0])  # a second call of a module is named NAME@1
 
 
 def source_classes(node: Node) -> list[str]:
@@ -33,10 +33,10 @@ def source_classes(node: Node) -> list[str]:
 def source_line(node: Node) -> str:
     """The line of the user's code that `node` comes from, such as "resnet.py:161"; "" where it is not known."""
     lines = [line.strip() for line in node.meta.get("stack_trace", "").splitlines() if line.strip().startswith("File")]
-    own = [line for line in lines if not any(between in line for between in _BETWEEN)] or lines
-    if not own:
+    users = [line for line in lines if not any(between in line for between in _BETWEEN)] or lines
+    if not users:
         return ""
-    path, _, rest = own[-1].removeprefix('File "').partition('", line ')
+    path, _, rest = users[-1].removeprefix('File "').partition('", line ')
     return f"{path.replace(chr(92), '/').rpartition('/')[2]}:{rest.partition(',')[0]}"
 
 
@@ -53,7 +53,7 @@ def where(node: Node) -> str:
 
 
 def shape_of(argument: Any, input: Node) -> tuple[int | str, ...]:
-    """A node's shape (that of its first value), with what is free in the input's called N, H and W."""
+    """A node's shape (that of its first value), in which the input's free sizes are called N, H and W."""
     sizes = zip(input.meta["val"].shape, ("N", "C", "H", "W"), strict=False)
     free = {str(size): name for size, name in sizes if is_symbolic(size)}
 

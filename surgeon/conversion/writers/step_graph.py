@@ -28,12 +28,13 @@ def mark_step(nodes: list[NodeProto]) -> None:
 class _Nodes:
     """Nodes in order, and the constants that they read. A call adds a node and returns the name of its result."""
 
-    def __init__(self) -> None:
+    def __init__(self, part: str) -> None:
+        self._part = part  # in the names of nodes: objective and step stand in one graph
         self._nodes: list[NodeProto] = []
         self._constants: dict[str, Any] = {}
 
     def __call__(self, operator: str, *inputs: str, result: str = "", **attributes: Any) -> str:
-        name = f"{_PREFIX}{operator}_{len(self._nodes)}"
+        name = f"{_PREFIX}{self._part}/{operator}_{len(self._nodes)}"
         self._nodes.append(helper.make_node(operator, inputs, [result or name], name=name, **attributes))
         return result or name
 
@@ -45,11 +46,11 @@ class _Nodes:
         """The int64 constant of these `values`."""
         return self._constant(f"sizes/{'x'.join(map(str, values))}", numpy.array(values, numpy.int64))
 
-    def graph(self, name: str) -> GraphProto:
+    def graph(self) -> GraphProto:
         """All that was added."""
         mark_step(self._nodes)
         constants = [numpy_helper.from_array(value, constant) for constant, value in self._constants.items()]
-        return helper.make_graph(self._nodes, name, [], [], constants)
+        return helper.make_graph(self._nodes, self._part, [], [], constants)
 
     def _constant(self, name: str, value: Any) -> str:
         self._constants[_PREFIX + name] = value
@@ -58,7 +59,7 @@ class _Nodes:
 
 def objective_graph(recipe: Recipe, rank: int) -> GraphProto:
     """Output and cotangent, of `rank` dimensions -> score [N] and climbed, the score's cotangent at the output."""
-    add = _Nodes()
+    add = _Nodes("objective")
     if recipe.objective == "logit":
         _sum_samples(add, add("Mul", "cotangent", "output"), rank, "score")
         add("Identity", "cotangent", result="climbed")
@@ -72,12 +73,12 @@ def objective_graph(recipe: Recipe, rank: int) -> GraphProto:
         target = add("ReduceSum", "cotangent", add.sizes(1), keepdims=1)
         expected = add("Mul", add("Softmax", "output", axis=1), target)
         add("Sub", "cotangent", expected, result="climbed")
-    return add.graph("objective")
+    return add.graph()
 
 
 def step_graph(recipe: Recipe, value_range: tuple[float, float], rank: int) -> GraphProto:
     """Input, origin and pullback, of `rank` dimensions, step_size [] and radius [] -> perturbed."""
-    add = _Nodes()
+    add = _Nodes("step")
     direction = "pullback"
     if recipe.step != "raw":
         direction = add("Div", direction, _divisor(add, direction, recipe.norm, rank))
@@ -90,7 +91,7 @@ def step_graph(recipe: Recipe, value_range: tuple[float, float], rank: int) -> G
     placed = add("Add", "origin", add("Mul", offset, shrink))
     low, high = value_range
     add("Clip", placed, add.number(low), add.number(high), result="perturbed")
-    return add.graph("step")
+    return add.graph()
 
 
 def _sum_samples(add: _Nodes, value: str, rank: int, result: str = "") -> str:
