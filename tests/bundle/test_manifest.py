@@ -11,8 +11,13 @@ from surgeon.bundle.choices import choices
 from surgeon.bundle.manifest import Artifact, Comparison, Defaults, Image, Manifest, Model, Port, Recipe
 from surgeon.cli import invoke
 from surgeon.cli.export import command
+from surgeon.conversion.gates import GATES
 from surgeon.errors import SurgeonError
 from tests.tiny_bundle import write_tiny
+
+
+*OTHER_GATES, LAST_GATE = GATES
+GATE_MENU = f"{', '.join(OTHER_GATES)} or {LAST_GATE}"
 
 
 @pytest.fixture
@@ -48,8 +53,8 @@ def test_pools_follow_the_gate_unless_told():
         ({"precision": "fp64"}, "precision cannot be 'fp64'. Choose fp32 or fp16"),
         ({"weights_dtype": "int8"}, "weights_dtype cannot be 'int8'. Choose fp32 or fp16"),
         ({"layout": ("blocked",)}, "layout cannot be ('blocked',). Choose blocked, plain or tuned"),
-        ({"gate": 1}, "gate cannot be 1. Choose soft, hard, guided or deconvnet"),
-        ({"gate": "sotf"}, "gate cannot be 'sotf'. Choose soft, hard, guided or deconvnet"),
+        ({"gate": 1}, f"gate cannot be 1. Choose {GATE_MENU}"),
+        ({"gate": "sotf"}, f"gate cannot be 'sotf'. Choose {GATE_MENU}"),
         ({"at": "conv"}, "at is the text 'conv', not a tuple of layers. Write at=('conv',)"),
         ({"at": ("conv", 3)}, "at cannot be ('conv', 3). Give a tuple, each item text"),
         (
