@@ -49,7 +49,7 @@ demo: .venv/demo  ## convert EfficientNet-Lite0 and draw its pullbacks on labell
 	@echo "[4/5] Five-step ascents on 20 labelled photos, each towards what the network sees in it"
 	@$(BIN)/surgeon run $(BUNDLE) "$(LABELLED)"/imagenet_*.jpg --steps 5 -o exported/demo
 	@echo "[5/5] The grid: $(words $(FIGURE)) photos, each towards the class of each; ordinary gradients beneath"
-	@$(BIN)/surgeon figure $(BUNDLE) $(FIGURE:%="$(LABELLED)/imagenet_%.jpg") --against $(HARD) --steps 5 --clip 0.5 -o exported/demo.png
+	@$(BIN)/surgeon figure grid $(BUNDLE) $(FIGURE:%="$(LABELLED)/imagenet_%.jpg") --against $(HARD) --steps 5 --clip 0.5 -o exported/demo.png
 	@echo
 	@echo "Bundle:  $(BUNDLE)/"
 	@echo "Photos:  exported/demo/  (clean, perturbed, difference and pullback of each)"
@@ -59,18 +59,18 @@ demo: .venv/demo  ## convert EfficientNet-Lite0 and draw its pullbacks on labell
 README_PHOTOS := chelsea.png rocket.jpg motorcycle_left.png
 UNIT_PHOTOS := chelsea.png rocket.jpg
 
-readme-pictures: .venv/demo  ## draw the README's pictures again (after `make demo`)
-	$(BIN)/surgeon figure $(BUNDLE) $(README_PHOTOS:%="$(call data_of,skimage)/%") --against $(HARD) --steps 5 --clip 0.5 --side 144 -o .github/demo.jpg
-	$(BIN)/surgeon figure $(BUNDLE) $(README_PHOTOS:%="$(call data_of,skimage)/%") --steps-shown 0,1,2,5,10,20 --side 128 -o .github/steps.jpg
-	$(BIN)/surgeon figure $(BUNDLE) $(README_PHOTOS:%="$(call data_of,skimage)/%") --temperatures 0.03,0.1,0.3,1,3 --clip 0.5 --side 128 -o .github/temperatures.jpg
+readme-pictures: .venv/demo  ## draw the pictures of README and docs again (after `make demo`)
+	$(BIN)/surgeon figure grid $(BUNDLE) $(README_PHOTOS:%="$(call data_of,skimage)/%") --against $(HARD) --steps 5 --clip 0.5 --side 144 -o .github/demo.jpg
+	$(BIN)/surgeon figure steps $(BUNDLE) $(README_PHOTOS:%="$(call data_of,skimage)/%") --steps 0,1,2,5,10,20 --side 128 -o .github/steps.jpg
+	$(BIN)/surgeon figure temperatures $(BUNDLE) $(README_PHOTOS:%="$(call data_of,skimage)/%") --temperatures 0.03,0.1,0.3,1,3 --clip 0.5 --side 128 -o .github/temperatures.jpg
 	$(BIN)/surgeon export efficientnet_lite0 --at _blocks.10 --formats onnx -o $(BUNDLE)-blocks.10
-	$(BIN)/surgeon figure $(BUNDLE)-blocks.10 $(UNIT_PHOTOS:%="$(call data_of,skimage)/%") --strongest 5 --clip 0.5 --side 112 -o .github/units.jpg
+	$(BIN)/surgeon figure units $(BUNDLE)-blocks.10 $(UNIT_PHOTOS:%="$(call data_of,skimage)/%") --count 5 --clip 0.5 --side 112 -o .github/units.jpg
 	$(BIN)/surgeon calibrate $(BUNDLE) $(README_PHOTOS:%="$(call data_of,skimage)/%") --side 90 --strip .github/strip.jpg
 
 app: .venv/demo  ## the demonstration in a browser: writes exported/app and serves it (after `make demo`)
 	@$(BIN)/surgeon app $(BUNDLE) $(README_PHOTOS:%=--photo "$(call data_of,skimage)/%") --title "Excitation pullbacks" -o exported/app --serve
 
-evaluate: .venv/demo  ## the README's table: pullbacks as explanations, beside other gates (after `make demo`; an hour)
+evaluate: .venv/demo  ## the table of docs/faithfulness.md: pullbacks as explanations, beside other gates (after `make demo`; an hour)
 	@$(PIP) -e '.[plot]'
 	$(BIN)/surgeon export efficientnet_lite0 --gate guided --formats onnx -o $(BUNDLE)-guided
 	$(BIN)/surgeon evaluate $(BUNDLE) "$(LABELLED)"/imagenet_*.jpg --temperature 1 --temperature 0.55 --against $(HARD) --against $(BUNDLE)-guided --plot exported/evaluation.png
