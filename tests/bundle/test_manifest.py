@@ -15,7 +15,6 @@ from surgeon.conversion.gates import GATES
 from surgeon.errors import SurgeonError
 from tests.tiny_bundle import write_tiny
 
-
 *OTHER_GATES, LAST_GATE = GATES
 GATE_MENU = f"{', '.join(OTHER_GATES)} or {LAST_GATE}"
 
