@@ -1,9 +1,12 @@
-"""Whether two bundles are of one network, so that what they compute may be compared."""
+"""Checks that two bundles are of one network, so that their results may be compared."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy
+
+from surgeon.bundle.units import Array
 from surgeon.errors import SurgeonError
 
 if TYPE_CHECKING:
@@ -24,6 +27,16 @@ def require_same_network(session: Session, other: Session) -> None:
     for what, mine, its in same:
         if mine != its:
             raise SurgeonError(
-                f"{other.bundle.path} has another {what} than {session.bundle.path} ({its}, not {mine})",
+                f"{other.bundle.path} and {session.bundle.path} differ in their {what} ({its}, not {mine})",
                 "Export both from the same model",
             )
+
+
+def require_same_weights(session: Session, other: Session, image: Array) -> None:
+    """Raise SurgeonError where the networks' outputs for `image` differ: two sets of weights may share a name."""
+    ours, theirs = (opened.output(image[None]) for opened in (session, other))
+    if ours.shape != theirs.shape or not numpy.allclose(ours, theirs, rtol=1e-2, atol=1e-2 * numpy.abs(ours).max()):
+        raise SurgeonError(
+            f"{other.bundle.path} and {session.bundle.path} answer differently: their weights are not the same",
+            "Export both from the same model",
+        )

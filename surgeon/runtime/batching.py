@@ -1,9 +1,9 @@
-"""A batch on the CPU, in pieces that do not need more memory than is of use. Torch-free.
+"""Split CPU batches so that activations kept for the backward pass fit a memory budget. Torch-free.
 
-A pullback keeps what every gate needs until the backward pass has come back to it: for each sample, the plain forward's
-whole history. Beyond what a cache holds, a larger batch saves one thread nothing and costs it trips to memory. Several
-threads share out a piece among them, and want one that is worth it. Samples do not know of each other, so pieces give
-what the whole would.
+A pullback keeps every gate's input until the backward pass returns to it: for each sample, all activations of the
+forward pass. Beyond the cache's size, a larger batch saves a single thread nothing and costs it trips to memory.
+Several threads share one piece, and need one that is large enough. Samples are independent, so the pieces' results are
+those of the whole batch.
 """
 
 from __future__ import annotations
@@ -11,35 +11,35 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy
 
 from surgeon.bundle import units
 from surgeon.bundle.manifest import Manifest
+from surgeon.bundle.units import Array
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, RunOptions
 
-Array = numpy.ndarray[Any, numpy.dtype[Any]]
 Feeds = Mapping[str, Array]
 SamplesPerRun = Callable[[Feeds], int]
 
 BATCH = "N"
-"""The name of the dimension that samples are counted in, in artifacts' own shapes."""
+"""The batch dimension's name in the shapes of artifacts."""
 
 _KEPT_ALONE = 64 * 2**20
 _KEPT_BY_EACH = 512 * 2**20
-"""Bytes that a piece may keep for its gates: of a single thread, and for each of several."""
+"""Bytes that one piece may keep for its gates: with a single thread, and for each of several threads."""
 
 
 def whole(feeds: Feeds) -> int:
-    """All of them."""
+    """No limit: the whole batch in one run."""
     return sys.maxsize
 
 
 class BatchSizer:
-    """How many samples are best run together, of inputs for the artifacts that `manifest` describes, by `threads`."""
+    """The number of samples that `threads` threads best run together, for the artifacts that `manifest` describes."""
 
     def __init__(self, manifest: Manifest, threads: int) -> None:
         self._manifest = manifest
@@ -54,7 +54,7 @@ class BatchSizer:
         return self._known[shape]
 
     def _kept(self, shape: tuple[int, ...]) -> int:
-        """Bytes that one sample keeps for its gates."""
+        """Bytes that one sample of this shape keeps for its gates."""
         kept = 0
         for gate in self._manifest.gates:
             sizes = [units.size_at(size, (1, *shape)) for size in gate.shape]

@@ -1,9 +1,9 @@
-"""What a caller gives, checked against what an artifact takes. Torch-free."""
+"""Checks of a caller's values against the ports of an artifact. Torch-free."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy
 
@@ -11,10 +11,33 @@ from surgeon.bundle.scalars import check_scalar, shape_text
 from surgeon.bundle.units import Array
 from surgeon.errors import SurgeonError
 
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
 _DTYPES: dict[str, Any] = {
     **{"tensor(float)": numpy.float32, "tensor(float16)": numpy.float16, "tensor(bool)": numpy.bool_},
     **{"tensor(int64)": numpy.int64, "tensor(int32)": numpy.int32},
 }
+
+
+def checked_feeds(artifact: str, session: InferenceSession, values: Mapping[str, Any], recipe: str) -> dict[str, Array]:
+    """The feeds of one run: `values` by name, without those that are None, each as the array that its port takes.
+
+    Raises SurgeonError for a required input that is missing, an unknown one (`recipe` says why there is none), or a
+    value of another type or shape.
+    """
+    required = [port.name for port in session.get_inputs()]
+    ports = {port.name: port for port in [*session.get_inputs(), *session.get_overridable_initializers()]}
+    feeds = {}
+    for name, value in {**dict.fromkeys(required), **values}.items():
+        if value is None:
+            if name in required:
+                raise SurgeonError(f"{artifact} needs the input {name!r}", "Give one")
+        elif name not in ports:
+            raise SurgeonError(f"{artifact} has no use for {name!r} ({recipe})", "Leave it out")
+        else:
+            feeds[name] = check_value(name, value, ports[name])
+    return feeds
 
 
 def check_value(name: str, value: Any, port: Any) -> Array:

@@ -1,9 +1,8 @@
-"""Photos to network inputs, and arrays to pictures. Torch-free."""
+"""Arrays to pictures, and pictures to files. Torch-free."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy
 import PIL.Image
@@ -11,14 +10,8 @@ import PIL.ImageOps
 
 from surgeon.bundle.atomic import replacing
 from surgeon.bundle.manifest import Image
+from surgeon.bundle.units import Array
 from surgeon.errors import SurgeonError
-
-Array = numpy.ndarray[Any, numpy.dtype[Any]]
-
-# --- photos
-
-
-# --- arrays
 
 
 def to_picture(values: Array, image: Image) -> PIL.Image.Image:

@@ -8,13 +8,13 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from surgeon.errors import OptionError, ProviderError, SurgeonError, first_line
-from surgeon.runtime.graphs import stored_outside
+from surgeon.runtime.graphs import names_read, needed, stored_outside
 from surgeon.runtime.tuning import tuned
 
 if TYPE_CHECKING:
@@ -126,16 +126,18 @@ def open_session(
     *,
     tuning: bool = True,
     temperature: float | None = None,
+    outputs: Sequence[str] = (),
     trace: Path | None = None,
     spinning: bool = True,
 ) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session that runs on `device` or raises ProviderError; it never falls back to another.
 
-    On the CPU, an artifact is run as `surgeon.runtime.tuning` puts it, if it does, and at the `temperature` alone if
-    one is given: then the session has no such input. Without `tuning`, and on a GPU, the file is run as it is. With
-    `trace`, ONNX Runtime writes a profile to files of that name. `spinning` threads wait for work at a core's full
-    speed, for 50 ms after a run, which is a disturbance where others want the cores in between. Raises OptionError for
-    options that the provider does not take, or that this file cannot be run with.
+    On the CPU the session runs an artifact as rewritten by `surgeon.runtime.tuning`, and at the `temperature` alone if
+    there is one: then the session has no such input. Without `tuning`, and on a GPU, it runs the file unchanged. With
+    `outputs` it computes these alone: the rest of the graph is cut off before it is loaded, and its weights stay on
+    disk. With `trace`, ONNX Runtime writes a profile to files of that name. `spinning` threads wait for work at a
+    core's full speed, for 50 ms after a run, which disturbs others that want the cores in between. Raises OptionError
+    for options that the provider does not take, or that this file cannot be run with.
     """
     import onnxruntime
 
@@ -158,7 +160,10 @@ def open_session(
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
         source: str | bytes = str(path)
-        if tuning and on_cpu and (model := tuned(path, temperature, threads)) is not None:
+        model = _cut(path, outputs) if outputs else None
+        if tuning and on_cpu:
+            model = tuned(path, temperature, threads, model) or model
+        if model is not None:
             folder = _weights_folder(model, path.parent)
             settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
             source = model.SerializeToString()
@@ -175,6 +180,28 @@ def open_session(
     del source
     _return_memory()
     return session
+
+
+def _cut(path: Path, outputs: Sequence[str]) -> ModelProto:
+    """The part of the ONNX file `path` that computes `outputs`, without the weights beside it."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    graph, wanted = model.graph, set(outputs)
+    nodes = needed(graph.node, wanted)
+    read = wanted.union(names_read(nodes))
+    computed = {name for node in nodes for name in node.output}
+    parts: list[tuple[Any, list[Any]]] = [
+        (graph.node, nodes),
+        (graph.initializer, [tensor for tensor in graph.initializer if tensor.name in read]),
+        (graph.input, [port for port in graph.input if port.name in read]),
+        (graph.output, [port for port in graph.output if port.name in wanted]),
+        (graph.value_info, [value for value in graph.value_info if value.name in computed]),
+    ]
+    for entries, kept in parts:
+        del entries[:]
+        entries.extend(kept)
+    return model
 
 
 def _not_loaded(path: Path, device: Device, told: str) -> SurgeonError:

@@ -1,4 +1,4 @@
-"""What a measurement was made on: processor, cores, threads, device, versions. Torch-free."""
+"""This machine, as a measurement reports it: processor, cores, threads, device, versions. Torch-free."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class Machine:
     threads: int  # for ONNX Runtime and PyTorch alike
     system: str
     device: str  # cpu, or cuda or tensorrt and the GPU's name
-    load: float | None  # processes that wanted to run just before, the one-minute average; None where nobody counts
+    load: float | None  # the one-minute load average just before; None where the system keeps none
     versions: dict[str, str]  # of Python, surgeon, and those of PACKAGES that are installed
 
     @property
     def busy(self) -> bool:
-        """Whether others wanted cores that the measurement needs; one is let pass, since starting takes a core."""
+        """Whether others wanted cores that the measurement needs; one is allowed, since starting takes a core."""
         return self.load is not None and self.load + self.threads > self.cores + 1
 
 
 def describe(device: str, threads: int, load: float | None = None) -> Machine:
-    """This machine; `device` is "cpu", or that of a GPU."""
+    """This machine; `device` is "cpu", or a GPU's: "cuda" or "tensorrt"."""
     return Machine(
         processor=processor(),
         cores=cores(),
@@ -53,7 +53,7 @@ def cores() -> int:
 
 
 def processor() -> str:
-    """The processor's name as its maker writes it, or the architecture's where the system does not tell."""
+    """The processor's name as its maker writes it; the architecture's where the system has none."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -62,18 +62,18 @@ def processor() -> str:
 
 
 def gpu() -> str:
-    """Name of the first NVIDIA GPU and its driver, as nvidia-smi tells; "unknown" where it is not there."""
+    """Name and driver of the first NVIDIA GPU, by nvidia-smi; "unknown" where that is missing."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader", "--id=0"]
     try:
-        told = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    name, _, driver = told.strip().partition(", ")
+    name, _, driver = answer.strip().partition(", ")
     return f"{name} (driver {driver})"
 
 
 def load_average() -> float | None:
-    """Processes that wanted to run, averaged over the last minute; None where the system does not count them."""
+    """Processes that wanted to run, averaged over the last minute; None where the system keeps no count."""
     with contextlib.suppress(OSError, AttributeError):
         return round(os.getloadavg()[0], 2)
     return None
@@ -89,7 +89,7 @@ def versions() -> dict[str, str]:
 
 
 def installed() -> int | None:
-    """Bytes of memory in this machine; None where the system does not say."""
+    """Bytes of memory in this machine; None where the system has no such call."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf

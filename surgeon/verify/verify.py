@@ -21,7 +21,7 @@ from surgeon.errors import OptionError, ProviderError, SurgeonError, Verificatio
 from surgeon.network.inputs import example
 from surgeon.network.modules import copied
 from surgeon.network.wrapping import source_name
-from surgeon.runtime.binding import DeviceSession, HostSession, runner
+from surgeon.runtime.binding import DeviceSession, HostSession, bind
 from surgeon.runtime.providers import Device, open_session
 from surgeon.runtime.tuning import tuned
 from surgeon.verify.cases import Case, Values, cases, comparable, input_shape, is_hard
@@ -288,7 +288,7 @@ def _runner(
             return _torchscript_runner(path, artifact)
         # PyTorch wants the cores in between.
         session = open_session(path, device, None, tuning=tuning, temperature=temperature, spinning=False)
-        return _onnx_runner(runner(session, device), device.captures)
+        return _onnx_runner(bind(session, device), device.captures)
     except (ProviderError, OptionError):
         raise
     except Exception as error:

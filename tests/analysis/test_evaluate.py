@@ -18,7 +18,8 @@ from surgeon.analysis.evaluate.evaluation import METRICS, Measured, Settings, me
 from surgeon.analysis.evaluate.explanations import Method, network, pullbacks, random, smoothgrad
 from surgeon.bundle.manifest import Image
 from surgeon.cli.reports import evaluation_report
-from surgeon.runtime.session import load, softmax
+from surgeon.runtime.output_units import softmax
+from surgeon.runtime.session import load
 from tests.tiny_bundle import Tiny, write_tiny
 
 QUICK = ("--curve-points", "4", "--perturbations", "6", "--samples", "3", "--smoothgrad", "3", "--quiet")
@@ -213,7 +214,7 @@ def test_interruption_keeps_what_is_done(surgeon, bundles, photos, monkeypatch):
         (["SOFT", "missing.png"], 1, "missing.png does not exist"),
         (["SOFT", "PHOTO", "--against", "SOFT"], 1, "two rows would be called 'soft'. Name one of them"),
         (["SOFT", "PHOTO", "--against", "=x"], 2, "'=x' is not NAME=BUNDLE"),
-        (["SOFT", "PHOTO", "--against", "RENAMED"], 1, "has another weights than"),
+        (["SOFT", "PHOTO", "--against", "RENAMED"], 1, "differ in their weights"),
         (["HARD", "PHOTO", "--temperature", "1"], 1, "takes no temperature"),
         (["SOFT", "PHOTO", "--plot", "plot.doc"], 1, "has no ending of a plot. Choose .png, .svg, .pdf."),
         (["SOFT", "PHOTO", "--map", "mean"], 2, "'mean' is not one of"),

@@ -37,7 +37,7 @@ def test_pieces_give_what_the_whole_does(bundle: Path, at_once: int, monkeypatch
         return run_in_batches(Counted(loaded, seen), feeds, most, options)
 
     monkeypatch.setattr(BatchSizer, "__call__", lambda *_: at_once)
-    monkeypatch.setattr("surgeon.runtime.binding.in_pieces", count)
+    monkeypatch.setattr("surgeon.runtime.binding.run_in_batches", count)
     cut = load(bundle, threads=1)
     found = cut.pullback(x, cotangent), cut.ascent(x, cotangent, steps=3), list(cut.steps(x, cotangent))
     for one, other in zip(whole[:2], found[:2], strict=True):

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 
 from surgeon.errors import SurgeonError
-from surgeon.runtime import session as runtime
+from surgeon.runtime import loading
 from surgeon.runtime.binding import UNCAPTURED, DeviceSession, HostSession
 from surgeon.runtime.providers import CPU, open_session
 from surgeon.runtime.session import Session, load
@@ -36,9 +36,9 @@ def ways(request: pytest.FixtureRequest, digits_bundle: Path, monkeypatch: pytes
     # At a temperature of its own, the CPU has another graph: so that both have the same, that is never asked for.
     sessions = []
     for way in (lambda session, *_: HostSession(session), request.param):
-        monkeypatch.setattr(runtime, "runner", way)
+        monkeypatch.setattr(loading, "bind", way)
         session = load(digits_bundle, threads=1)
-        session._fixed = dict.fromkeys(("pullback.onnx", "ascent_step.onnx", "ascent.onnx"), -1.0)
+        session.loaded._specialised = dict.fromkeys(("pullback.onnx", "ascent_step.onnx", "ascent.onnx"), -1.0)
         session.pullback(*given(session, 1))  # loaded under this way
         session.ascent(*given(session, 1), steps=1)
         list(session.steps(*given(session, 1), steps=1))
@@ -57,8 +57,8 @@ def equal(found, expected) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-def values(repeater: Iterator) -> list[np.ndarray]:
-    return [value for step in repeater for value in (step.perturbed, step.output, step.pullback, step.score)]
+def values(states: Iterator) -> list[np.ndarray]:
+    return [value for state in states for value in (state.perturbed, state.output, state.pullback, state.score)]
 
 
 # Twice each, and in another order, so that buffers that were kept are used again.
@@ -71,6 +71,7 @@ def test_pullbacks_are_the_plain_ones(ways: tuple[Session, Session]) -> None:
     for batch, temperature in itertools.product(BATCHES, TEMPERATURES):
         input, cotangent = given(plain, batch)
         equal(other.pullback(input, cotangent, temperature), plain.pullback(input, cotangent, temperature))
+        equal([other.output(input)], [plain.output(input)])
 
 
 def test_ascents_are_the_plain_ones(ways: tuple[Session, Session]) -> None:
@@ -95,8 +96,8 @@ def test_walks_at_the_same_time_stay_apart(ways: tuple[Session, Session]) -> Non
     photos = [given(plain, 2) for _ in range(2)]
     walks = zip(*(other.steps(*photo, steps=4) for photo in photos), strict=True)
     found = [*zip(*walks, strict=True)]
-    for repeater, photo in zip(found, photos, strict=True):
-        equal(values(repeater), values(plain.steps(*photo, steps=4)))
+    for states, photo in zip(found, photos, strict=True):
+        equal(values(states), values(plain.steps(*photo, steps=4)))
 
 
 def test_what_was_given_and_returned_is_left_alone(ways: tuple[Session, Session]) -> None:
@@ -116,25 +117,25 @@ def test_a_walk_that_is_left_gives_its_buffers_back(ways: tuple[Session, Session
     plain, other = ways
     input, cotangent = given(plain, 2)
     for _ in range(3):
-        repeater = other.steps(input, cotangent, steps=5)
-        next(repeater), next(repeater)
-        repeater.close()
+        ascent = other.steps(input, cotangent, steps=5)
+        next(ascent), next(ascent)
+        ascent.close()
     equal(values(other.steps(input, cotangent)), values(plain.steps(input, cotangent)))
-    (artifact,) = (one for (name, _), one in other._loaded.items() if name == "ascent_step.onnx")
+    (artifact,) = (one for (name, _), one in other.loaded._sessions.items() if name == "ascent_step.onnx")
     assert max(len(free) for free in artifact._free.values()) == 1
 
 
 def test_the_state_is_never_uploaded_again(digits_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "runner", bound)
+    monkeypatch.setattr(loading, "bind", bound)
     session = load(digits_bundle)
     uploads, real = [], onnxruntime.OrtValue.update_inplace
     monkeypatch.setattr(
         onnxruntime.OrtValue, "update_inplace", lambda self, value: (uploads.append(value.shape), real(self, value))
     )
-    repeater = session.steps(*given(session, 2), steps=6, radius=3.0)
-    next(repeater)
+    ascent = session.steps(*given(session, 2), steps=6, radius=3.0)
+    next(ascent)
     assert sorted(uploads) == [(), (2, 3, 32, 32), (2, 3, 32, 32), (2, 10)]
-    assert len([*repeater]) == 6
+    assert len([*ascent]) == 6
     assert len(uploads) == 4
 
 
@@ -160,7 +161,7 @@ def test_an_ascent_with_graphs_is_the_loop_s(digits_bundle: Path, monkeypatch: p
         for one, wanted in zip(found, expected, strict=True):
             assert one.shape == wanted.shape
             np.testing.assert_allclose(one, wanted, rtol=2e-4, atol=2e-4)
-    assert [name for name, _ in other._loaded] == ["ascent_step.onnx"]
+    assert [name for name, _ in other.loaded._sessions] == ["ascent_step.onnx"]
     assert [len(session.captured) for session in made] == [2]
 
 
@@ -168,10 +169,10 @@ def test_timed_calls_run_on_what_is_there(digits_bundle: Path) -> None:
     step = DeviceSession(open_session(digits_bundle / "ascent_step.onnx", CPU, 1, tuning=False), "cpu")
     image = RANDOM.uniform(-1, 1, (1, 3, 32, 32)).astype(np.float32)
     feeds = {"input": image, "origin": image, "cotangent": np.eye(1, 10, dtype=np.float32)}
-    repeater, call = step.repeater(feeds), step.call(feeds)
+    next_step, same_step = step.timed_step(feeds), step.timed_run(feeds)
     for _ in range(3):
-        repeater()
-        call()
+        next_step()
+        same_step()
     assert not step._free
 
 

@@ -11,7 +11,7 @@ import pytest
 from surgeon import cli
 from surgeon.cli import options
 from surgeon.errors import OptionError, ProviderError, SurgeonError
-from surgeon.runtime.binding import runner
+from surgeon.runtime.binding import bind
 from surgeon.runtime.providers import CPU, DEVICES, Device, open_session
 from surgeon.runtime.session import load
 from surgeon.verify.verify import verify
@@ -44,7 +44,7 @@ def test_one_of_several_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "surgeon.runtime.binding.DeviceSession.__init__", lambda self, session, *place: seen.append(place)
     )
-    runner(object(), Device("cuda", {"device_id": 1, "enable_cuda_graph": 1}))
+    bind(object(), Device("cuda", {"device_id": 1, "enable_cuda_graph": 1}))
     assert seen == [("cuda", 1, True)]
 
 
@@ -96,7 +96,7 @@ def test_a_wrong_option_is_named(bundle: Path, monkeypatch: pytest.MonkeyPatch, 
     assert said in caught.value.message and "[ONNXRuntimeError]" not in caught.value.message
 
 
-@pytest.mark.parametrize("command", ["run", "figure", "bench", "verify"])
+@pytest.mark.parametrize("command", ["run", "figure grid", "bench", "verify"])
 @pytest.mark.parametrize(
     ("given", "code", "line"),
     [
@@ -120,8 +120,8 @@ def test_each_command_says_it_in_a_line(
     root = Path.cwd()
     monkeypatch.syspath_prepend(root)  # verify builds the network again
     monkeypatch.chdir(tmp_path)
-    photos = [str(digit_photo)] if command in ("run", "figure") else []
-    found = cli.invoke([command, str(digits_bundle), *photos, *given])
+    photos = [str(digit_photo)] if command in ("run", "figure grid") else []
+    found = cli.invoke([*command.split(), str(digits_bundle), *photos, *given])
     out, err = capfd.readouterr()
     if code == 5 and found == 0:
         pytest.skip("this machine has TensorRT")
@@ -190,7 +190,7 @@ def test_no_device_of_that_name() -> None:
         Device("tpu")
 
 
-@pytest.mark.parametrize("command", ["run", "figure"])
+@pytest.mark.parametrize("command", ["run", "figure grid"])
 def test_nodes_on_the_cpu_are_told(
     digits_bundle: Path,
     digit_photo: Path,
@@ -201,8 +201,8 @@ def test_nodes_on_the_cpu_are_told(
 ) -> None:
     cuda_graphs.pretend(monkeypatch)
     monkeypatch.setattr("surgeon.runtime.session.load", lambda bundle, *_: load(bundle, cuda_graphs.GPU))
-    output = tmp_path / ("figure.png" if command == "figure" else "pictures")
-    assert cli.invoke([command, str(digits_bundle), str(digit_photo), "-o", str(output), "--json"]) == 0
+    output = tmp_path / ("figure.png" if command == "figure grid" else "pictures")
+    assert cli.invoke([*command.split(), str(digits_bundle), str(digit_photo), "-o", str(output), "--json"]) == 0
     out, err = capfd.readouterr()
     assert json.loads(out)
     (line,) = [line for line in err.splitlines() if line.startswith("ascent_step.onnx: ")]

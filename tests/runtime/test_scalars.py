@@ -77,7 +77,7 @@ def test_it_is_verified_timed_and_calibrated(pair, capfd) -> None:
     assert lines and all(line.passed for line in lines)
     assert benchmark.benchmark(bound, repeats=1, warm_up=0).rounds[0].timings
     if surgeon.load(bound).manifest.recipe.temperature_input == "scalar":
-        assert cli.invoke(["calibrate", str(bound), "--set", "0.9", "--json"]) == 0
+        assert cli.invoke(["set-temperature", str(bound), "0.9", "--json"]) == 0
         assert json.loads(capfd.readouterr().out)["written"] == 0.9
         assert cli.invoke(["verify", str(bound), "--integrity"]) == 0
         assert surgeon.load(bound).manifest.required_scalars["temperature"] == 0.9

@@ -3,11 +3,14 @@ from __future__ import annotations
 import math
 
 import numpy
+import onnx
 import pytest
 
 import surgeon
 from surgeon.errors import ProviderError, SurgeonError
-from surgeon.runtime.session import load, softmax, top
+from surgeon.runtime.output_units import softmax, top
+from surgeon.runtime.providers import _cut
+from surgeon.runtime.session import load
 from tests.tiny_bundle import CLASSES, LABELS, Tiny, write_tiny
 
 
@@ -44,6 +47,28 @@ def test_pullback_is_the_formulas(session, photos, temperature):
         assert close(actual, expected)
 
 
+@pytest.mark.parametrize("kind", ["soft", "hard", "energy", "cross-entropy"])
+def test_the_output_is_a_forward_pass_alone(bundles, photos, kind):
+    session = load(bundles / kind, threads=1)
+    output = session.output(photos)
+    assert output.dtype == numpy.float32
+    assert close(output, Tiny().pullback(photos, numpy.zeros((3, CLASSES)))[0])
+    forward = session.loaded.forward().session
+    assert [port.name for port in forward.get_inputs()] == ["input"] and not forward.get_overridable_initializers()
+    assert [port.name for port in forward.get_outputs()] == ["output"]
+    assert not session.loaded._sessions
+    with pytest.raises(SurgeonError, match="dtype float64"):
+        session.output(photos.astype(numpy.float64))
+
+
+def test_the_forward_pass_leaves_the_backward_weights_on_disk(bundles):
+    path = bundles / "soft" / "pullback.onnx"
+    whole, cut = onnx.load(path, load_external_data=False).graph, _cut(path, ["output"]).graph
+    assert {node.op_type for node in cut.node} == {"Flatten", "MatMul", "Relu"}
+    assert {tensor.name for tensor in cut.initializer} == {"first", "second"} < {t.name for t in whole.initializer}
+    assert all(tensor.external_data for tensor in cut.initializer)
+
+
 def test_hard_gates_take_no_temperature(bundles, photos):
     hard = load(bundles / "hard")
     cotangent = hard.one_hot([0, 1, 2])
@@ -59,11 +84,11 @@ def test_loop_and_steps_are_the_same_ascent(session, photos, size, radius):
     expected = Tiny().ascent(photos, cotangent, 4, size, radius, 0.7)
     loop = session.ascent(photos, cotangent, **settings)
     assert all(close(actual, wanted) for actual, wanted in zip(loop, expected, strict=True))
-    repeater = list(session.steps(photos, cotangent, **settings))
-    assert [step.number for step in repeater] == [0, 1, 2, 3, 4]
-    assert close(repeater[-1].perturbed, expected[0]) and close(repeater[-1].output, expected[1])
-    assert close(repeater[-2].pullback, expected[2])
-    assert close(numpy.stack([step.score for step in repeater]), expected[3])
+    states = list(session.steps(photos, cotangent, **settings))
+    assert [step.number for step in states] == [0, 1, 2, 3, 4]
+    assert close(states[-1].perturbed, expected[0]) and close(states[-1].output, expected[1])
+    assert close(states[-2].pullback, expected[2])
+    assert close(numpy.stack([step.score for step in states]), expected[3])
 
 
 def test_defaults_are_the_bundles(session, photos):
@@ -76,9 +101,9 @@ def test_defaults_are_the_bundles(session, photos):
 
 def test_energy_takes_no_cotangent(bundles, photos):
     energy = load(bundles / "energy")
-    repeater = list(energy.steps(photos, steps=2))
-    assert close(numpy.stack([step.score for step in repeater]), energy.ascent(photos, steps=2).score)
-    assert close(repeater[0].score, 0.5 * (repeater[0].output.astype(float) ** 2).sum(axis=1))
+    states = list(energy.steps(photos, steps=2))
+    assert close(numpy.stack([step.score for step in states]), energy.ascent(photos, steps=2).score)
+    assert close(states[0].score, 0.5 * (states[0].output.astype(float) ** 2).sum(axis=1))
     with pytest.raises(SurgeonError, match="no use for 'cotangent'"):
         energy.ascent(photos, energy.one_hot([0, 0, 0]))
 

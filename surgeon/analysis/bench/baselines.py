@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from surgeon.analysis.bench import eager
 from surgeon.analysis.bench.candidates import Contender, LoadedArtifact, Unavailable
 from surgeon.bundle.manifest import Manifest
+from surgeon.bundle.units import Array
 from surgeon.conversion.writers.translation import export_plain
 from surgeon.errors import ProviderError, SurgeonError, VerificationError, first_line
 from surgeon.network.sources import resolve_again
@@ -28,8 +28,6 @@ from surgeon.runtime.providers import Device
 from surgeon.verify.cases import comparable, input_shape
 from surgeon.verify.oracle import reference as oracle
 from surgeon.verify.verify import HALF_TOLERANCE, HARD_TOLERANCE, OUTPUT_TOLERANCE, SOFT_TOLERANCE, relative_error
-
-Array = numpy.ndarray[Any, numpy.dtype[Any]]
 
 
 class Forward(nn.Module):

@@ -24,6 +24,7 @@ import numpy
 from surgeon.analysis.bench.candidates import Contender, LoadedArtifact, Unavailable
 from surgeon.analysis.bench.profiling import Profile, profile
 from surgeon.bundle.folder import Bundle
+from surgeon.bundle.units import Array
 from surgeon.errors import SurgeonError, collect_until_interrupt
 from surgeon.runtime import system_info as machines
 from surgeon.runtime.batching import BatchSizer
@@ -40,7 +41,6 @@ BASELINES = ("forward", "eager", "compile")
 PAUSE = 0.1
 """Seconds before each measurement: for 50 ms, ONNX Runtime's threads spin for more work, and would be in the way."""
 
-Array = numpy.ndarray[Any, numpy.dtype[Any]]
 
 Progress = Callable[[str, float], None]
 """Is told what is done now, and which share of the work is done already, from 0 to 1."""

@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy
-
 from surgeon.analysis.bench import memory
+from surgeon.bundle.units import Array
 from surgeon.errors import SurgeonError, first_line
 from surgeon.runtime.batching import SamplesPerRun, whole
-from surgeon.runtime.binding import DeviceSession, HostSession, runner
+from surgeon.runtime.binding import DeviceSession, HostSession, bind
 from surgeon.runtime.placement import fallback, off_device
 from surgeon.runtime.providers import Device, open_session
 
-Array = numpy.ndarray[Any, numpy.dtype[Any]]
 TimedCall = Callable[[], Any]
 
 
@@ -54,7 +52,7 @@ class LoadedArtifact:
     ) -> LoadedArtifact:
         """As `surgeon.load` has it at this temperature. Raises what `surgeon.runtime.providers.open_session` raises."""
         session = open_session(path, device, threads, temperature=temperature)
-        return cls(path, runner(session, device, at_once), device, threads, temperature)
+        return cls(path, bind(session, device, at_once), device, threads, temperature)
 
     @property
     def off_device(self) -> tuple[str, ...]:
@@ -75,7 +73,7 @@ class LoadedArtifact:
         """A contender that runs the file on those of `given` that it takes; on a GPU, they are there beforehand."""
         taken = self._taken(given)
         if isinstance(self.loaded, DeviceSession):
-            return Contender(name, _named(self.path, self.loaded.call(taken)), passes)
+            return Contender(name, _named(self.path, self.loaded.timed_run(taken)), passes)
         at_once = self.loaded.at_once(taken)
         peak = functools.partial(memory.peak, self.path, taken, self.threads, at_once, self.temperature)
         return Contender(name, functools.partial(self.loaded.run, taken), passes, peak)
@@ -83,7 +81,7 @@ class LoadedArtifact:
     def walker(self, name: str, given: Mapping[str, Array], steps: int) -> Contender:
         """A contender that does `steps` more steps of an ascent on a GPU, where its state stays."""
         assert isinstance(self.loaded, DeviceSession)
-        step = self.loaded.repeater(self._taken(given))
+        step = self.loaded.timed_step(self._taken(given))
 
         def run() -> None:
             for _ in range(steps):

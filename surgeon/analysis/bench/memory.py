@@ -12,15 +12,13 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy
 
+from surgeon.bundle.units import Array
 from surgeon.errors import SurgeonError
 from surgeon.runtime.binding import HostSession
 from surgeon.runtime.providers import CPU, open_session
-
-Array = numpy.ndarray[Any, numpy.dtype[Any]]
 
 
 def peak(

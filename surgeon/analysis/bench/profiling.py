@@ -15,15 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy
 import onnx
 
 from surgeon.bundle.folder import Bundle
-from surgeon.runtime.binding import UNCAPTURED, quiet
+from surgeon.bundle.units import Array
+from surgeon.runtime.binding import UNCAPTURED, run_options
 from surgeon.runtime.providers import CPU, Device, open_session
 from surgeon.runtime.tuning import tuned
-
-Array = numpy.ndarray[Any, numpy.dtype[Any]]
 
 _OWN = re.compile(r"(_nchwc|_token_\d+|/\w+/)+$")  # what ONNX Runtime adds to the name of what it replaces
 _KERNEL = "_kernel_time"
@@ -77,7 +75,7 @@ def profile(
         temperature = bundle.manifest.defaults.temperature
         session = open_session(path, device, threads, temperature=temperature, trace=Path(folder) / "trace")
         for _ in range(1 + repeats):
-            session.run(None, dict(feeds), quiet(UNCAPTURED))
+            session.run(None, dict(feeds), run_options(UNCAPTURED))
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     nodes = _timed(events, repeats)
     model = tuned(path, temperature, threads) if device.name == "cpu" else None

@@ -29,16 +29,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy
 
 from surgeon.analysis.evaluate.gate_statistics import cosine
 from surgeon.bundle.ports import PRE_ACTIVATION
+from surgeon.bundle.units import Array
 from surgeon.errors import SurgeonError
 from surgeon.runtime.session import Session
-
-Array = numpy.ndarray[Any, numpy.dtype[Any]]
 
 MOVED = 0.02
 """By how much of the shorter side a photo is moved, to an odd number of pixels: strides of two hide even ones."""
@@ -50,12 +48,20 @@ CLOSE = 0.95
 """Products from this share of the largest up are told as nearly as good."""
 
 
+_SET = "Choose T yourself: `surgeon set-temperature`"
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A temperature that is tried: `factor` itself for all gates, or that times each gate's own scale."""
 
     factor: float
     temperature: float | tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        """T and the number, or t and the factor."""
+        return f"{'t' if self.per_gate else 'T'} {self.factor:g}"
 
     @property
     def per_gate(self) -> bool:
@@ -88,6 +94,25 @@ class Seen:
     photos: float
     rise: float
     perturbed: Array  # [C, H, W]
+
+
+def require(session: Session, photos: int, per_gate: bool) -> None:
+    """Raise SurgeonError where the criteria cannot be measured with so many photos."""
+    path = session.bundle.path
+    if photos < 2:
+        raise SurgeonError("one photo was given, and pullbacks at different photos are compared", "Give two or more")
+    if session.manifest.recipe.objective == "energy":
+        raise SurgeonError(f"the objective of {path} is energy, which has no target classes", _SET)
+    if session.extra_inputs:
+        raise SurgeonError(f"{path} takes {session.extra_inputs[0].name} beside the photo", _SET)
+    if not session.has_classes:
+        raise SurgeonError(f"the output of {path} is no row of classes to pull back from", _SET)
+    if per_gate:
+        session.require_gates()
+        if session.manifest.recipe.temperature_input != "per-gate":
+            raise SurgeonError(
+                f"{path} takes one temperature for all gates", "Export it with --temperature-input per-gate"
+            )
 
 
 def grid(lowest: float, highest: float, count: int) -> list[float]:
@@ -124,8 +149,8 @@ def scales(session: Session, images: Sequence[Array], tick: Callable[[], None] =
 def best_two(session: Session, image: Array) -> tuple[int, int]:
     """The two classes that the network finds most probable in `image` [C, H, W]; raises SurgeonError if it has one."""
     if session.classes < 2:
-        raise SurgeonError("the network has one class, and pullbacks towards two are compared", "Set it with --set T")
-    output = session.pullback(image[None], session.one_hot(0)).output[0]
+        raise SurgeonError("the network has one class, and pullbacks towards two are compared", _SET)
+    output = session.output(image[None])[0]
     first, second = numpy.argsort(-output, kind="stable")[:2]
     return int(first), int(second)
 

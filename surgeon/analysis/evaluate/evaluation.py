@@ -1,4 +1,4 @@
-"""Methods of explanation, measured on photos: what is drawn, what it costs, and means with their errors. Torch-free."""
+"""Methods of explanation, measured on photos: the random draws, the number of passes, and means with their errors."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ from surgeon.analysis.evaluate.faithfulness import (
     max_sensitivity,
 )
 from surgeon.bundle.manifest import Image
-from surgeon.runtime.session import softmax
-
-Array = numpy.ndarray[Any, numpy.dtype[Any]]
+from surgeon.bundle.units import Array
+from surgeon.runtime.output_units import softmax
 
 METRICS: Mapping[str, bool] = {
     "insertion": True,
@@ -35,12 +34,11 @@ METRICS: Mapping[str, bool] = {
 }
 """What is measured, and whether more of it is better."""
 CURVES = ("insertion", "deletion")
-PERTURBATIONS = ("squares", "noise")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that the numbers depend on, beside photos and networks."""
+    """Everything that the numbers depend on, except photos and networks."""
 
     map: str = "abs"  # of faithfulness.MAPS
     curve_points: int = 32  # of insertion and deletion: points of a curve, less one
@@ -63,10 +61,11 @@ class Measured:
 
 
 def passes(methods: Sequence[Method], settings: Settings) -> int:
-    """How many photos `measure` sends through networks for one photo of its own."""
+    """The number of photos that `measure` sends through networks for one photo of its own."""
     explanations = 1 + settings.samples + settings.others
-    curves = len(CURVES) * (settings.curve_points + 1) * len(methods)
-    return curves + 1 + settings.perturbations + explanations * sum(method.passes for method in methods)
+    curves = len(CURVES) * (settings.curve_points - 1) * len(methods)
+    ends = 2  # the blurred photo and the grey one; the photo itself is the first of infidelity's
+    return curves + ends + 1 + settings.perturbations + explanations * sum(method.passes for method in methods)
 
 
 def measure(
@@ -77,11 +76,11 @@ def measure(
     image: Image,
     settings: Settings,
 ) -> dict[str, Measured]:
-    """Every method on one `photo` f32 [C, H, W] and the class `target` that `network` is asked about, by name.
+    """The measures of every method, by name, for one `photo` f32 [C, H, W] and the class `target` of `network`.
 
-    Insertion and deletion watch the class's probability, infidelity its logit. What is drawn at random depends on the
-    seed and the photo alone: it is the same for all methods, and whatever other photos there are. Infidelity takes the
-    explanation itself, whose product with a change foretells the logit's drop; the others take its map.
+    Insertion and deletion watch the class's probability, infidelity its logit. Random draws depend on the seed and the
+    photo alone: they are the same for all methods, and beside any other photos. Infidelity takes the explanation
+    itself, whose product with a change predicts the logit's drop; the others take its map.
     """
     random = numpy.random.default_rng([settings.seed, zlib.crc32(photo.tobytes())])
     low, high = image.range
@@ -96,26 +95,56 @@ def measure(
     nearby = photo + random.uniform(-r, r, (settings.samples, *photo.shape)).astype(photo.dtype)
     answers = network(numpy.concatenate([photo[None], photo - perturbations]))
     free = numpy.setdiff1d(numpy.arange(answers.shape[1]), [target])
-    classes = [int(one) for one in random.choice(free, min(settings.others, len(free)), replace=False)]
+    classes = [int(index) for index in random.choice(free, min(settings.others, len(free)), replace=False)]
     drops = answers[0, target] - answers[1:, target].astype(numpy.float64)
-    canvas = {"insertion": (blur(photo), photo), "deletion": (photo, numpy.broadcast_to(grey, photo.shape))}
+    curves_of = _Curves(photo, grey, target, network, answers[0], settings.curve_points)
 
-    def probability(photos: Array) -> Array:
-        return softmax(network(photos).astype(numpy.float64), axis=1)[:, target]
-
-    def one(method: Method) -> Measured:
+    def measured(method: Method) -> Measured:
         asked = numpy.concatenate([photo[None], nearby, numpy.repeat(photo[None], len(classes), axis=0)])
         explained = method.explain(asked, [target] * (1 + len(nearby)) + classes)
         maps = MAPS[settings.map](explained, asked)
         here, around, towards = maps[0], maps[1 : 1 + len(nearby)], maps[1 + len(nearby) :]
-        curves = {name: probability(exchanged(*canvas[name], here, settings.curve_points)) for name in CURVES}
+        curves = curves_of(here)
         values = {name: area(curve) for name, curve in curves.items()}
         values["infidelity"] = infidelity(explained[0], perturbations, drops)
         values["max-sensitivity"] = max_sensitivity(here, around)
         values["class sensitivity"] = class_sensitivity(here, towards)
         return Measured(values, curves)
 
-    return {method.name: one(method) for method in methods}
+    return {method.name: measured(method) for method in methods}
+
+
+class _Curves:
+    """Insertion and deletion of one photo: the class's probability as pixels are exchanged in the order of a map.
+
+    Every method's curves begin and end at the same three photos, which the network sees once; `answer` [K] is its
+    output for the photo itself.
+    """
+
+    def __init__(
+        self, photo: Array, grey: Array, target: int, network: Callable[[Array], Array], answer: Array, parts: int
+    ) -> None:
+        self._target, self._network, self._parts = target, network, parts
+        blurred, plain = blur(photo), numpy.broadcast_to(grey, photo.shape)
+        at_blurred, at_plain, at_photo = self._probabilities(
+            numpy.stack([*network(numpy.stack([blurred, plain])), answer])
+        )
+        self._ends = {
+            "insertion": (blurred, photo, at_blurred, at_photo),
+            "deletion": (photo, plain, at_photo, at_plain),
+        }
+
+    def __call__(self, map: Array) -> dict[str, Array]:
+        """The curves [parts + 1] for one `map` [H, W], by name."""
+        curves = {}
+        for name, (start, end, first, last) in self._ends.items():
+            between = exchanged(start, end, map, self._parts)[1:-1]
+            inner = self._probabilities(self._network(between)) if len(between) else []
+            curves[name] = numpy.array([first, *inner, last])
+        return curves
+
+    def _probabilities(self, outputs: Array) -> Array:
+        return softmax(outputs.astype(numpy.float64), axis=1)[:, self._target]
 
 
 @dataclass(frozen=True)

@@ -8,27 +8,27 @@ from typing import Any
 
 import numpy
 
+from surgeon.bundle.units import Array
 from surgeon.runtime.session import Session
 
-Array = numpy.ndarray[Any, numpy.dtype[Any]]
 Explain = Callable[[Array, Sequence[int]], Array]
-"""Photos f32 [N, C, H, W] and the class asked for of each, to explanations of the photos' shape."""
+"""Explanations, of the photos' shape, of photos f32 [N, C, H, W] and a class for each."""
 Tick = Callable[[int], object]
-"""Told how many photos have gone through a network."""
+"""Called with the number of photos that have just gone through a network."""
 
-BATCH = 16
-"""Photos that are run in one call: enough for any machine, few enough for progress to be seen."""
+BATCH = 20
+"""Photos in one call: SmoothGrad's by default, enough for any machine, and few enough for visible progress."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to explain. `passes` is how many pullbacks one explanation takes; `facts` say how it is made."""
+    """A way to explain. One explanation takes `passes` pullbacks; `facts` are its parameters."""
 
     name: str
     explain: Explain
     passes: int = 1
     facts: dict[str, Any] = field(default_factory=dict)
-    control: bool = False  # what others are to be told apart from, and no contestant
+    control: bool = False  # a baseline for the others, and no contestant
 
 
 def pullbacks(name: str, session: Session, temperature: float | None, tick: Tick) -> Method:
@@ -52,7 +52,7 @@ def smoothgrad(name: str, inner: Method, samples: int, level: float, seed: int) 
     """The mean of `inner` over `samples` photos with noise (Smilkov et al. 2017, arXiv 1706.03825, section 2.2).
 
     The noise is normal, of `level` times the photo's own range (the paper: 0.1 to 0.2, and no gain beyond 50 samples).
-    It is the same for every photo: that two photos are explained differently is not to be the noise's doing.
+    It is the same for every photo, so that it makes no difference between two explanations.
     """
 
     def explain(photos: Array, classes: Sequence[int]) -> Array:
@@ -67,7 +67,7 @@ def smoothgrad(name: str, inner: Method, samples: int, level: float, seed: int) 
 
 
 def random(name: str, seed: int) -> Method:
-    """Noise that looks at nothing: what a measure gives to an explanation that explains nothing."""
+    """Random noise: its score is each metric's baseline."""
     generator = numpy.random.default_rng(seed)
 
     def explain(photos: Array, _classes: Sequence[int]) -> Array:
@@ -83,8 +83,7 @@ def network(session: Session, tick: Tick) -> Callable[[Array], Array]:
         found = []
         for at in range(0, len(photos), BATCH):
             piece = photos[at : at + BATCH]
-            nothing = numpy.zeros((len(piece), session.classes), numpy.float32)
-            found.append(session.pullback(piece, nothing).output)
+            found.append(session.output(piece))
             tick(len(piece))
         return numpy.concatenate(found)
 

@@ -11,11 +11,10 @@ arXiv 1912.09818.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy
 
-Array = numpy.ndarray[Any, numpy.dtype[Any]]
+from surgeon.bundle.units import Array
 
 # Pixels: 11 x 11 and a sigma of 5, as in RISE's own code, which folds the tails back in and pads with grey instead.
 BLUR_RADIUS, BLUR_SIGMA = 5, 5.0

@@ -19,14 +19,12 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy
 
 from surgeon.bundle.manifest import Manifest
 from surgeon.bundle.ports import GATE_GAP, HARD, PRE_ACTIVATION, SOFT
-
-Array = numpy.ndarray[Any, numpy.dtype[Any]]
+from surgeon.bundle.units import Array
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NEAR = 1.0

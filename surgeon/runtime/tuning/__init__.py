@@ -39,15 +39,18 @@ _LARGEST = 2**30
 """Bytes of the largest file (one with weights inside) that is parsed and serialised once more to be tuned."""
 
 
-def tuned(path: Path, temperature: float | None = None, threads: int | None = None) -> ModelProto | None:
+def tuned(
+    path: Path, temperature: float | None = None, threads: int | None = None, model: ModelProto | None = None
+) -> ModelProto | None:
     """The artifact in the file `path` as `tune` leaves it, without the weights that lie beside it.
 
-    `threads` None means every core. Returns None where the file should run as it is: it comes from another program, has
-    another precision, is larger than `_LARGEST`, the processor is no x86, or there is nothing to do.
+    `threads` None means every core; `model` is a part of the file, to be tuned in its place. Returns None where the
+    file should run as it is: it comes from another program, has another precision, is larger than `_LARGEST`, the
+    processor is no x86, or there is nothing to do.
     """
     if platform.machine().lower() not in _PROCESSORS or path.stat().st_size > _LARGEST:
         return None
-    model = onnx.load(path, load_external_data=False)
+    model = model or onnx.load(path, load_external_data=False)
     single = _facts(model).get("recipe", {}).get("precision") == "fp32"
     return model if single and tune(model, temperature, threads or cores()) else None
 
