@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import io
 import os
 import sys
-from typing import Any
 
 import click
 
 import surgeon
+from surgeon.cli.groups import HelpfulGroup
 from surgeon.errors import SurgeonError
 
-# Each command is `command` in surgeon/cli/NAME.py. The lines stand here so that `--help` imports none of them.
+# Each command is `command` in surgeon/cli/NAME.py, with _ for -. The lines stand here so that `--help` imports none.
 COMMANDS = {
     "export": "Convert a model and write its bundle.",
-    "check": "Say whether a model converts: each operator, and how it is treated.",
+    "check": "Report whether a model converts: each operator, and how it is treated.",
     "run": "Climb from photos towards a class or unit; write the pictures.",
-    "figure": "Draw photos against target classes, soft pullbacks over ordinary gradients.",
+    "figure": "Draw photos against classes, along steps or temperatures, or their strongest units.",
     "app": "Write, and serve, a page in which a browser runs ascents.",
     "evaluate": "Measure how faithful pullbacks are as explanations, beside other gates.",
-    "gates": "Say what each gate does at photos, and how far soft gates turn the pullback.",
+    "gates": "Measure each gate at photos, and how far soft gates turn the pullback.",
     "calibrate": "Choose the temperature from photos, by stated criteria, and write it into the bundle.",
+    "set-temperature": "Write another default temperature into a bundle.",
     "verify": "Compare a bundle's artifacts with PyTorch's autograd.",
-    "inspect": "Say what a bundle, an ONNX file or a model is made of, or draw its graph.",
+    "inspect": "List the parts of a bundle, an ONNX file or a model, or draw its graph.",
     "bench": "Time a bundle against forward passes and eager autograd.",
     "models": "List the models that can be named.",
     "completion": "Print the lines that let a shell complete surgeon's commands.",
@@ -35,7 +35,7 @@ EXAMPLES = """\b
 Examples:
   surgeon export efficientnet_lite0 -o exported/lite0
   surgeon run exported/lite0 cat.jpg --target goldfish --steps 10
-  surgeon figure exported/lite0 cat.jpg fish.jpg -o figure.png
+  surgeon figure grid exported/lite0 cat.jpg fish.jpg -o figure.png
   surgeon inspect exported/lite0
 
 \b
@@ -43,7 +43,7 @@ Exit codes: 0 fine, 1 error, 2 usage, 3 verification failed,
 4 network cannot be converted, 5 device not there, 130 interrupted."""
 
 
-class LazyGroup(click.Group):
+class LazyGroup(HelpfulGroup):
     """The commands of COMMANDS, each imported when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -54,16 +54,8 @@ class LazyGroup(click.Group):
         """The command, imported now."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"surgeon.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"surgeon.cli.{cmd_name.replace('-', '_')}").command
         return command
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
-        """As click does; an unknown name is answered with the nearest."""
-        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1, cutoff=0.5)
-            hint = f"Did you mean '{near[0]}'?" if near else f"The commands are {', '.join(COMMANDS)}."
-            raise click.UsageError(f"There is no command '{args[0]}'. {hint}", ctx)
-        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""

@@ -110,7 +110,7 @@ def command(bundle: Path, against: tuple[str, ...] | None, quiet: bool, as_json:
                 _print_profile(console, round.profile)
         if "forward" not in against:
             console.print("ratios to 2 x forward need --against forward, and torch", style="dim")
-        screen.warn_off_device(console, report.off_device, report.fallback)
+        screen.warn_off_device(report, to=console)
         _print_machine(console, report)
     if report.interrupted:
         done = ", ".join(f"batch {round.batch}: {len(round.timings[0].seconds)}" for round in report.rounds)

@@ -1,4 +1,4 @@
-"""What a network takes beside its input, on the command line: `--input`, and `--extra-input` for the rest."""
+"""The options of networks with several inputs: `--input`, and `--extra-input` for the others."""
 
 from __future__ import annotations
 
@@ -20,32 +20,24 @@ Stated = tuple[str, tuple[Any, ...]]
 """Name and shape, (1, 64, 64), or name and that with a dtype, ((1, 64, 64), "int64")."""
 
 
-class Shaped(click.ParamType[Stated]):
+def _stated(text: str) -> Stated:
     """NAME=SHAPE:DTYPE as (NAME, (SHAPE, DTYPE)), NAME=SHAPE as (NAME, SHAPE); the shape of a number is empty."""
-
-    name = "NAME=SHAPE[:DTYPE]"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Stated:
-        """Parse `value`, unless it is parsed already."""
-        if isinstance(value, tuple):
-            return value
-        name, equals, stated = value.partition("=")
-        shape, _, dtype = stated.partition(":")
-        try:
-            sizes = tuple(int(size) for size in shape.split(",") if size)
-        except ValueError:
-            sizes = (0,)
-        if not (name and equals) or min(sizes, default=1) < 1:
-            self.fail(f"{value!r} is not NAME=SHAPE[:DTYPE], such as mask=1,64,64 or step=:int64.", param, ctx)
-        return name, (sizes, dtype) if dtype else sizes
+    name, equals, described = text.partition("=")
+    shape, _, dtype = described.partition(":")
+    try:
+        sizes = tuple(int(size) for size in shape.split(",") if size)
+    except ValueError:
+        sizes = (0,)
+    if not (name and equals) or min(sizes, default=1) < 1:
+        raise click.BadParameter(f"{text!r} is not NAME=SHAPE[:DTYPE], such as mask=1,64,64 or step=:int64.")
+    return name, (sizes, dtype) if dtype else sizes
 
 
 def described(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of commands that convert: which input is pulled back to, and what the others are."""
+    """Options of commands that convert: the input that is pulled back to, and the shapes of the others."""
     extra_input = click.option(
-        "--extra-input", multiple=True, type=Shaped(),
-        help="What the network takes beside its input: the shape of one sample, and float32, int64, int32 or bool. "
-        "Repeatable.",
+        "--extra-input", multiple=True, type=_stated, metavar="NAME=SHAPE[:DTYPE]",
+        help="Another input of the network: the shape of one sample, and float32, int64, int32 or bool. Repeatable.",
     )  # fmt: skip
     which = click.option("--input", "input", metavar="NAME", help="The input that is pulled back to.  [default: first]")
     return which(extra_input(command))
@@ -53,27 +45,26 @@ def described(command: Callable[..., Any]) -> Callable[..., Any]:
 
 given = click.option(
     "--extra-input", multiple=True, metavar="NAME=FILE|NUMBER",
-    help="What the network takes beside the photo: a photo, a .npy file of one sample, or a number for all of it. "
-    "Repeatable.",
+    help="Another input of the network: a photo, a .npy file of one sample, or a number for all of it. Repeatable.",
 )  # fmt: skip
 
 
 def read(session: Session, extra_input: Sequence[str]) -> dict[str, numpy.ndarray]:
-    """What `--extra-input` gave, by name, a batch of one; raises SurgeonError for names and shapes that do not fit."""
+    """The values of `--extra-input`, by name, each a batch of one; raises SurgeonError for wrong names and shapes."""
     ports = {port.name: port for port in session.extra_inputs}
-    found = {}
+    values = {}
     for text in extra_input:
         name, _, value = text.partition("=")
         if name not in ports:
             takes = f"It takes {', '.join(ports)}" if ports else "It takes nothing but photos"
             raise SurgeonError(f"the network takes no {name!r}", takes)
-        found[name] = _value(session, ports[name], value)[None]
-    missing = [name for name in ports if name not in found]
+        values[name] = _value(session, ports[name], value)[None]
+    missing = [name for name in ports if name not in values]
     if missing:
         raise SurgeonError(
             f"the network takes {', '.join(missing)} beside the photo", f"Give --extra-input {missing[0]}=FILE|NUMBER"
         )
-    return found
+    return values
 
 
 def _value(session: Session, port: Port, text: str) -> numpy.ndarray:
@@ -109,7 +100,7 @@ def _exactly(value: numpy.ndarray, port: Port, text: str) -> numpy.ndarray:
     import numpy
 
     with numpy.errstate(invalid="ignore"):  # of NaN; the comparison tells
-        found = value.astype(port.dtype)
-    if not numpy.issubdtype(found.dtype, numpy.floating) and not numpy.array_equal(found, value):
+        cast = value.astype(port.dtype)
+    if not numpy.issubdtype(cast.dtype, numpy.floating) and not numpy.array_equal(cast, value):
         raise SurgeonError(f"{port.name} is {port.dtype}, which {text} is not", "Give numbers that it can hold")
-    return found
+    return cast

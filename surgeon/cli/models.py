@@ -14,7 +14,7 @@ def command(pattern: str, as_json: bool) -> None:
     r"""List the models whose name fits PATTERN: a part of a name, or shell wildcards.
 
     Networks whose gates are "none" convert too, but their pullback is the ordinary gradient. Those that take
-    3,FRAMES,HEIGHT,WIDTH are for films, in [-1, 1] as pictures are. Your own networks go as `package.module:factory`.
+    3,FRAMES,HEIGHT,WIDTH are for films, in [-1, 1] as pictures are. Name your own networks `package.module:factory`.
 
     \b
     surgeon models
@@ -24,25 +24,19 @@ def command(pattern: str, as_json: bool) -> None:
     import dataclasses
 
     from surgeon.cli import screen
+    from surgeon.cli.reports.tables import table
     from surgeon.network.catalogue import models
 
-    found = models(pattern)
+    listed = models(pattern)
     if as_json:
-        screen.print_json({"models": [dataclasses.asdict(model) for model in found]})
+        screen.print_json({"models": [dataclasses.asdict(model) for model in listed]})
         return
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for heading in ("name", "gates"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("parameters", "input", "T"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("weights", overflow="fold")
-    for model in found:
-        size = f"{model.parameters / 1e6:.1f} M"
-        weights = f"{', '.join(model.weights)} ({model.origin})"
-        table.add_row(
-            model.name, model.gates, size, ",".join(map(str, model.input_shape)), f"{model.temperature:g}", weights
-        )
-    screen.console().print(table)
+    numbers = ("parameters", "input", "T")
+    rows = [
+        [
+            *(model.name, model.gates, f"{model.parameters / 1e6:.1f} M", ",".join(map(str, model.input_shape))),
+            *(f"{model.temperature:g}", f"{', '.join(model.weights)} ({model.origin})"),
+        ]
+        for model in listed
+    ]
+    screen.console().print(table("", ("name", "gates", *numbers, "weights"), rows, right=numbers))

@@ -1,4 +1,4 @@
-"""What commands do with the photos and targets that they are given."""
+"""Photos and targets of commands: read, matched, and kept from being overwritten."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def choose_targets(
     session: Session, photos: Sequence[Path], targets: Sequence[str], units: Sequence[str]
 ) -> list[Target | None]:
-    """The class or unit for each photo: one for all, one for each, or None for what the network sees."""
+    """The class or unit for each photo: one for all, one for each, or None for the network's most probable class."""
     chosen: list[Target | None] = [*read_targets(session, targets, units)]
     if len(chosen) not in (0, 1, len(photos)):
         what = "units" if units else "targets"
@@ -31,7 +31,7 @@ def choose_targets(
 
 
 def read_photo(session: Session, photo: Path, size: options.Size | None) -> numpy.ndarray:
-    """The photo as the bundle's input [C, H, W], of `size` or else of the bundle's; raises where it takes no other."""
+    """The photo as the bundle's input [C, H, W], at `size` or at the bundle's; raises where that one alone is taken."""
     from surgeon.runtime.photos import at_size, load_photo
 
     image = image_of(session)
@@ -49,9 +49,9 @@ def read_photo(session: Session, photo: Path, size: options.Size | None) -> nump
 
 
 def _refuse_hopeless(channels: int, height: int, width: int) -> None:
-    """Raise SurgeonError for a size whose input alone is more than there is memory: the system would end the process.
+    """Raise SurgeonError for a size whose input alone exceeds this machine's memory: the system would end the process.
 
-    A run needs many times as much, and how many, nobody knows beforehand.
+    A run needs many times as much, but how many times is unknown beforehand.
     """
     from surgeon.cli.screen import size_text
     from surgeon.runtime.system_info import installed

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def console(error: bool = False) -> Console:
-    """A console on standard output or error; wide where no terminal limits it, so that lines are cut for nobody."""
+    """A console on standard output or error; wide where no terminal limits it, so that no line is cut."""
     from rich.console import Console
 
     stream = sys.stderr if error else sys.stdout
@@ -32,7 +32,7 @@ def progress(quiet: bool = False) -> Progress:
 
 @contextmanager
 def waiting(doing: str, quiet: bool = False) -> Iterator[None]:
-    """As `progress`, around what tells nothing of how far it is: how long it has taken is all that is shown."""
+    """As `progress`, for work that cannot report how far it is: shows the time that it has taken."""
     from rich.progress import TimeElapsedColumn
 
     with _bar(TimeElapsedColumn(), quiet) as bar:
@@ -65,15 +65,26 @@ def print_json(data: Any) -> None:
     click.echo(json.dumps(strict(data), indent=1, allow_nan=False))
 
 
-def warn_off_device(
-    console: Console, off_device: Mapping[str, tuple[str, ...]], fallback: Mapping[str, tuple[str, ...]]
-) -> None:
-    """Of each artifact, the nodes that are not where they were asked for."""
-    for found, where in ((off_device, "run on the CPU"), (fallback, "are left to CUDA")):
-        for name, nodes in found.items():
-            if nodes:
-                told = f"{name}: {len(nodes)} nodes {where}: {', '.join(nodes[:5])}{', …' if nodes[5:] else ''}"
-                console.print(told, style="yellow", markup=False, soft_wrap=True)
+class _Ran(Protocol):
+    """A session, or the report of a benchmark."""
+
+    @property
+    def off_device(self) -> Mapping[str, tuple[str, ...]]: ...
+
+    @property
+    def fallback(self) -> Mapping[str, tuple[str, ...]]: ...
+
+
+def warn_off_device(*ran: _Ran, to: Console | None = None) -> None:
+    """Print, `to` standard error, the nodes of each artifact that do not run where they were asked for."""
+    errors = to or console(error=True)
+    for source in ran:
+        for artifacts, where in ((source.off_device, "run on the CPU"), (source.fallback, "are left to CUDA")):
+            for name, nodes in artifacts.items():
+                if nodes:
+                    listed = f"{', '.join(nodes[:5])}{', …' if nodes[5:] else ''}"
+                    text = f"{name}: {len(nodes)} nodes {where}: {listed}"
+                    errors.print(text, style="yellow", markup=False, soft_wrap=True)
 
 
 def size_text(count: int) -> str:

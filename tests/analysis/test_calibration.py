@@ -40,7 +40,8 @@ def photos(tmp_path) -> list[str]:
 @pytest.fixture
 def call(capfd):
     def invoke(*arguments: object) -> tuple[int, str, str]:
-        code = cli.invoke(["calibrate", *map(str, arguments)])
+        command = [] if arguments[0] == "set-temperature" else ["calibrate"]
+        code = cli.invoke([*command, *map(str, arguments)])
         return code, *capfd.readouterr()
 
     return invoke
@@ -134,7 +135,7 @@ def test_the_command_chooses_draws_and_leaves_the_bundle(call, bundle: Path, pho
     code, out, err = call(bundle, *photos, "--count", "2")
     assert code == 0 and "stability" in out
     chosen = out.split("chosen: T ")[1].split(",")[0]
-    assert f"Next: surgeon calibrate {bundle} --set {chosen}\n" in out
+    assert f"Next: surgeon set-temperature {bundle} {chosen}\n" in out
 
 
 def calibration_names() -> tuple[str, ...]:
@@ -147,7 +148,7 @@ def test_what_is_written_is_every_default(call, bundle: Path, photos) -> None:
     session = surgeon.load(bundle)
     cotangent = session.one_hot([1, 3])
     at = {t: session.pullback(image, cotangent, t).pullback for t in (0.3, 2.5)}
-    code, out, _ = call(bundle, "--set", "2.5")
+    code, out, _ = call("set-temperature", bundle, "2.5")
     assert code == 0 and "T = 2.5 written as the default" in out
     again = surgeon.load(bundle)
     again.bundle.check()  # sizes and hashes
@@ -198,7 +199,7 @@ def test_an_early_end_leaves_the_bundle_as_it_was(call, bundle: Path, monkeypatc
         raise KeyboardInterrupt
 
     monkeypatch.setattr(onnx, "save", interrupted)
-    code, _, err = call(bundle, "--set", "2.5")
+    code, _, err = call("set-temperature", bundle, "2.5")
     assert code == 130 and "nothing was written" in err
     assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
     assert sorted(path.name for path in bundle.parent.iterdir()) == ["tiny"]
@@ -219,15 +220,21 @@ def test_it_refuses_in_one_line(call, bundle: Path, photos, tmp_path) -> None:
         assert (found, out) == (code, "") and err.count("\n") == 1
         return err
 
-    assert "Give two photos or more, or --set T" in refused(2, bundle)
+    assert "Missing argument 'PHOTO...'" in refused(2, bundle)
     assert "--to 0.1 is not above --from 1" in refused(2, bundle, *photos, "--from", "1", "--to", "0.1")
     assert "Give two or more" in refused(1, bundle, photos[0])
     assert "takes no temperature" in refused(1, write_tiny(tmp_path / "hard", gate="hard"), *photos)
     assert "no target classes" in refused(1, write_tiny(tmp_path / "energy", objective="energy"), *photos)
     assert "it has no gates.onnx" in refused(1, bundle, *photos, "--per-gate")
-    assert "0 is not above 0" in refused(2, bundle, "--set", "0")
-    assert "temperature is 1e+300" in refused(1, bundle, "--set", "1e300")  # infinite as a float32
-    assert "need photos" in refused(2, bundle, "--set", "1", "--strip", tmp_path / "strip.png")
+    assert "0 is not above 0" in refused(2, "set-temperature", bundle, "0")
+    assert "temperature is 1e+300" in refused(1, "set-temperature", bundle, "1e300")  # infinite as a float32
+    assert "there.json cannot be read" in refused(1, "set-temperature", bundle, tmp_path / "there.json")
+    (tmp_path / "text.json").write_text('["0.3"]')
+    assert "no list of numbers" in refused(1, "set-temperature", bundle, tmp_path / "text.json")
+    (tmp_path / "one.json").write_text("[0.3]")
+    assert "one temperature for all gates" in refused(1, "set-temperature", bundle, tmp_path / "one.json")
+    assert "'half' is not a number" in refused(2, "set-temperature", bundle, "half")
+    assert "No such option" in refused(2, bundle, *photos, "--set", "1")
     with pytest.raises(SurgeonError, match="one temperature for all"):
         with_temperature(Bundle.open(bundle).manifest, (0.3,))
     with pytest.raises(SurgeonError, match="temperature is nan"):
@@ -239,8 +246,9 @@ def test_where_no_temperature_passes_a_person_may_choose(call, bundle: Path, pho
     strip = tmp_path / "strip.png"
     code, out, err = call(bundle, *photos, "--strip", strip, "--write")
     assert code == 1 and "no temperature passes" in err and "stability" in out and strip.exists()
-    code, out, _ = call(bundle, *photos, "--set", "0.5", "--json")
-    assert code == 0 and json.loads(out)["chosen"] is None and json.loads(out)["written"] == 0.5
+    assert f"surgeon set-temperature {bundle} T" in err
+    code, out, _ = call("set-temperature", bundle, "0.5", "--json")
+    assert code == 0 and json.loads(out)["written"] == 0.5
 
 
 def test_a_temperature_for_each_gate(call, tmp_path) -> None:
@@ -267,7 +275,10 @@ def test_a_temperature_for_each_gate(call, tmp_path) -> None:
         numpy.divide(own[1]["temperature"], own[1]["factor"])
     )
     values = tuple(0.2 + 0.1 * i for i in range(len(bundle.manifest.gates)))
-    again = set_temperature(Bundle.open(bundle.path), values)
+    (tmp_path / "values.json").write_text(json.dumps(values))
+    code, out, _ = call("set-temperature", bundle.path, tmp_path / "values.json")
+    assert code == 0 and "a temperature for each gate written as the default" in out
+    again = Bundle.open(bundle.path)
     assert again.manifest.default_temperature == values
     lines = verify(again.path, source.module)
     require(lines)

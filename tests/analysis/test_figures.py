@@ -12,8 +12,9 @@ import pytest
 from surgeon import cli
 from surgeon.analysis.figures import cells
 from surgeon.runtime import pictures
+from surgeon.runtime.output_units import softmax
 from surgeon.runtime.photos import load_photo
-from surgeon.runtime.session import load, softmax
+from surgeon.runtime.session import load
 from tests.tiny_bundle import write_tiny
 
 SETTINGS = {"steps": 4, "step_size": 1.0, "radius": 3.0, "temperature": 0.7}
@@ -100,8 +101,8 @@ def test_cells_are_named_after_classes_and_places():
 
 
 def test_strips_on_pages(surgeon, bundles, photos):
-    arguments = ["--steps-shown", "2,0,2", "--rows", "2", "--side", "96", "-o", "out/f.svg", "--json"]
-    code, out, err = surgeon("figure", bundles / "soft", *photos, *arguments)
+    arguments = ["--steps", "2,0,2", "--rows", "2", "--side", "96", "-o", "out/f.svg", "--json"]
+    code, out, err = surgeon("figure", "steps", bundles / "soft", *photos, *arguments)
     report = json.loads(out)
     assert (code, err) == (0, "")
     assert report["pages"] == ["out/f.svg", "out/f-2.svg"] and report["panels"] == ["Excitation pullbacks (T = 0.3)"]
@@ -112,47 +113,59 @@ def test_strips_on_pages(surgeon, bundles, photos):
 
 def test_each_photo_has_its_target(surgeon, bundles, photos):
     arguments = ["--temperatures", "1,0.1", *("--target", "crane", "--target", "0", "--target", "2"), "--json"]
-    report = json.loads(surgeon("figure", bundles / "soft", *photos, *arguments)[1])
+    report = json.loads(surgeon("figure", "temperatures", bundles / "soft", *photos, *arguments)[1])
     assert [row["target"] for row in report["rows"]] == [4, 0, 2]
     assert report["rows"][0]["temperatures"] == [0.1, 1]
-    alone = json.loads(surgeon("figure", bundles / "soft", photos[0], "--temperatures", "1", "--json")[1])
+    alone = json.loads(
+        surgeon("figure", "temperatures", bundles / "soft", photos[0], "--temperatures", "1", "--json")[1]
+    )
     session = load(bundles / "soft")
     seen = session.pullback(load_photo(photos[0], session.manifest.image)[None], session.one_hot(0)).output
     assert alone["rows"][0]["target"] == seen[0].argmax()
 
 
 def test_an_atlas_of_classes(surgeon, bundles, photos):
-    arguments = ["--strongest", "4", "--columns", "3", "--side", "40", "-o", "f.svg", "--json"]
-    report = json.loads(surgeon("figure", bundles / "hard", *photos[:2], *arguments)[1])
+    arguments = ["--count", "4", "--columns", "3", "--side", "40", "-o", "f.svg", "--json"]
+    report = json.loads(surgeon("figure", "units", bundles / "hard", *photos[:2], *arguments)[1])
     assert report["panels"] == [f"{name}.png: the 4 strongest classes of the output" for name in "ab"]
     assert Path("f.svg").read_text().count("<image") == 2 * (1 + 2 * 4)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "words"),
+    ("kind", "arguments", "code", "words"),
     [
-        (["SOFT", "--steps-shown", "1,x"], 2, "'1,x' is no list such as 0,1,5,20"),
-        (["SOFT", "--steps-shown", "0"], 2, "'0' is no list"),
-        (["SOFT", "--steps-shown", "-1,2"], 2, "'-1,2' is no list"),
-        (["SOFT", "--temperatures", "0,1"], 2, "'0,1' is no list such as 0.1,0.3,1"),
-        (["SOFT", "--temperatures", "nan"], 2, "'nan' is no list"),
-        (["SOFT", "--temperatures", "1", "--strongest", "2"], 2, "--temperatures and --strongest are two figures"),
+        ("steps", ["SOFT", "--steps", "1,x"], 2, "'x' is no number of steps. Write a list such as 0,1,5,20"),
+        ("steps", ["SOFT", "--steps", "0"], 2, "takes no step"),
+        ("steps", ["SOFT", "--steps", "-1,2"], 2, "'-1' is no number of steps"),
+        ("temperatures", ["SOFT", "--temperatures", "0,1"], 2, "0 is not above 0"),
+        ("temperatures", ["SOFT", "--temperatures", "nan"], 2, "nan is not a finite number"),
+        ("temperatures", ["SOFT", "--temperature", "2"], 2, "No such option"),
+        ("steps", ["SOFT", "--against", "HARD"], 2, "No such option"),
+        ("units", ["SOFT", "--target", "1"], 2, "No such option"),
+        ("units", ["SOFT", "--count", "0"], 2, "'--count'"),
+        ("temperatures", ["HARD"], 1, "takes no temperature"),
+        ("units", ["SOFT", "--count", "2", "-o", "f.doc"], 1, "names a picture format"),
         (
-            ["SOFT", "--temperatures", "1", "--temperature", "2"],
-            2,
-            "--temperature has no meaning beside",
+            "temperatures",
+            ["SOFT", "--temperatures", ",".join(f"0.{i:03}" for i in range(1, 200)), "--side", "1024"],
+            1,
+            "pixels. Give",
         ),
-        (["SOFT", "--steps-shown", "1", "--steps", "2"], 2, "--steps has no meaning beside --steps-shown"),
-        (["SOFT", "--strongest", "2", "--target", "1"], 2, "--target has no meaning beside --strongest"),
-        (["SOFT", "--strongest", "0"], 2, "'--strongest'"),
-        (["HARD", "--temperatures", "1"], 1, "takes no temperature"),
-        (["SOFT", "--strongest", "2", "-o", "f.doc"], 1, "names a picture format"),
-        (["SOFT", "--temperatures", ",".join(f"0.{i:03}" for i in range(1, 200)), "--side", "1024"], 1, "pixels. Give"),
+        ("SOFT", [], 2, "There is no command"),
+        ("step", ["SOFT"], 2, "Did you mean 'steps'?"),
     ],
 )
-def test_each_mistake_is_one_line_and_draws_nothing(surgeon, bundles, photos, arguments, code, words):
-    given = [{"SOFT": bundles / "soft", "HARD": bundles / "hard"}.get(argument, argument) for argument in arguments]
-    found, out, err = surgeon("figure", given[0], photos[0], *given[1:])
+def test_each_mistake_is_one_line_and_draws_nothing(surgeon, bundles, photos, kind, arguments, code, words):
+    known = {"SOFT": str(bundles / "soft"), "HARD": str(bundles / "hard")}
+    given = [known.get(argument, argument) for argument in arguments]
+    found, out, err = surgeon("figure", known.get(kind, kind), *given[:1], photos[0], *given[1:])
     assert (found, out) == (code, "")
     assert err.startswith("error: ") and err.count("\n") == 1 and words in err
     assert not list(Path().glob("**/f*"))
+
+
+def test_each_kind_has_help_and_examples(surgeon):
+    assert "grid" in surgeon("figure", "--help")[1]
+    for kind in ("grid", "steps", "temperatures", "units"):
+        code, out, _ = surgeon("figure", kind, "--help")
+        assert code == 0 and f"surgeon figure {kind} exported" in out

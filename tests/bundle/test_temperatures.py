@@ -200,7 +200,7 @@ def test_command(tmp_path: Path, digit_photo: Path) -> None:
         done = runner.invoke(group, [*run, *options], catch_exceptions=False)
         scores.append(json.loads(done.stdout)["photos"][0]["score"])
     assert scores[0] != scores[1]
-    figure = ["figure", made, str(digit_photo), "-o", str(tmp_path / "figure.png"), "--json"]
+    figure = ["figure", "grid", made, str(digit_photo), "-o", str(tmp_path / "figure.png"), "--json"]
     assert "temperatures of their own" in runner.invoke(group, figure, catch_exceptions=False).stdout
     assert "(T = 0.4)" in runner.invoke(group, [*figure, "--temperature", "0.4"], catch_exceptions=False).stdout
     runner.invoke(group, [*command, "scalar", *own], catch_exceptions=False)

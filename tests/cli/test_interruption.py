@@ -81,7 +81,7 @@ def test_what_is_done_is_kept():
 
 def test_a_figure_of_several_pages(surgeon, bundle, photos, stop):
     stop(layouts.cells, "climbed", 2 * 2 + 1)  # two grids of each photo
-    code, out, err = surgeon("figure", bundle, *photos, "--rows", "1", "--json")
+    code, out, err = surgeon("figure", "grid", bundle, *photos, "--rows", "1", "--json")
     assert code == 130 and "interrupted after 2 of 3 photos" in err
     shown = json.loads(out)
     assert shown["pages"] == ["exported/figure.png", "exported/figure-2.png"] and len(shown["rows"]) == 2
@@ -89,9 +89,9 @@ def test_a_figure_of_several_pages(surgeon, bundle, photos, stop):
 
 
 def test_a_page_that_is_half_done(surgeon, bundle, photos, stop):
-    assert surgeon("figure", bundle, *photos[:2], "--columns", "3", "-o", "two.png")[0] == 0
+    assert surgeon("figure", "grid", bundle, *photos[:2], "--columns", "3", "-o", "two.png")[0] == 0
     stop(layouts.cells, "climbed", 2 * 2 + 2)  # in the lower grid of the third photo
-    code, out, err = surgeon("figure", bundle, *photos, "--columns", "3", "-o", "three.png")
+    code, out, err = surgeon("figure", "grid", bundle, *photos, "--columns", "3", "-o", "three.png")
     assert (code, out) == (130, "figure: three.png\n")
     assert err.endswith("interrupted after 2 of 3 photos, which are in three.png.\n")
     with PIL.Image.open("two.png") as two, PIL.Image.open("three.png") as three:
@@ -117,11 +117,11 @@ def test_turns_of_a_benchmark(surgeon, bundle, stop):
 
 
 @pytest.mark.parametrize("quiet", [False, True])
-@pytest.mark.parametrize("command", ["run", "figure", "calibrate", "bench"])
+@pytest.mark.parametrize("command", ["run", "figure grid", "calibrate", "bench"])
 def test_progress_is_shown_on_a_terminal_unless_quiet(bundle, photos, tmp_path, command, quiet):
     arguments = [str(bundle), *({"bench": ["--against", "none", "--repeats", "2"]}.get(command, photos))]
     keyboard, terminal = pty.openpty()
-    called = [sys.executable, "-m", "surgeon", command, *arguments, *(["-q"] if quiet else [])]
+    called = [sys.executable, "-m", "surgeon", *command.split(), *arguments, *(["-q"] if quiet else [])]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TERM": "xterm"}
     done = subprocess.run(called, stdout=subprocess.PIPE, stderr=terminal, cwd=tmp_path, env=environment, check=True)
     os.close(terminal)
@@ -130,7 +130,7 @@ def test_progress_is_shown_on_a_terminal_unless_quiet(bundle, photos, tmp_path, 
         shown += chunk
     os.close(keyboard)
     assert (b"%" in shown) is not quiet and (shown == b"") is quiet
-    assert (done.stdout == b"") is (quiet and command in ("run", "figure"))
+    assert (done.stdout == b"") is (quiet and command in ("run", "figure grid"))
 
 
 def _read(file: int) -> bytes:

@@ -16,8 +16,8 @@ from surgeon import cli
 from surgeon.analysis.figures.layouts import layout
 from surgeon.analysis.inspect.inspection import SECTIONS
 from surgeon.cli.reports.tables import table
-from surgeon.cli.run import file_names
 from surgeon.errors import SurgeonError
+from surgeon.runtime.photo_ascent import file_names
 from tests.tiny_bundle import write_tiny
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -103,6 +103,17 @@ def test_run_without_target_takes_what_the_network_sees(surgeon, bundles, photos
     assert written() == [f"exported/pictures/cat.{kind}.png" for kind in KINDS]
 
 
+def test_run_without_target_opens_one_session(surgeon, bundles, photos, monkeypatch):
+    from surgeon.runtime import loading
+
+    opened, real = [], loading.open_session
+    monkeypatch.setattr(
+        loading, "open_session", lambda path, *rest, **how: (opened.append(path.name), real(path, *rest, **how))[1]
+    )
+    assert surgeon("run", bundles / "soft", *photos)[0] == 0
+    assert opened == ["ascent_step.onnx"]
+
+
 def test_run_energy_and_hard_gates(surgeon, bundles, photos):
     energy = json.loads(surgeon("run", bundles / "energy", photos[0], "--json")[1])["photos"][0]
     assert energy["target"] is None and energy["score"][-1] > energy["score"][0]
@@ -162,15 +173,14 @@ def test_interruption_says_what_was_written(surgeon, bundles, photos, monkeypatc
 
     def steps(*arguments, **settings):
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) == 3:  # two of each photo: one for its class, one for the ascent
             raise KeyboardInterrupt
         return real(*arguments, **settings)
 
     monkeypatch.setattr(Session, "steps", steps)
     code, _, err = surgeon("run", bundles / "soft", *photos, "-o", "out")
     assert (code, err.count("\n")) == (130, 1) and "interrupted after 1 of 2 photos; their pictures are in out" in err
-    calls.append(0)
-    calls[:] = [0]
+    calls[:] = [0, 0]
     code, _, err = surgeon("run", bundles / "soft", *photos, "-o", "none")
     assert (code, err.strip()) == (130, "interrupted: nothing was written.")
     assert not Path("none").exists()
@@ -178,8 +188,8 @@ def test_interruption_says_what_was_written(surgeon, bundles, photos, monkeypatc
 
 def test_no_photo_is_overwritten(surgeon, bundles, photos):
     Path("cat.clean.png").write_bytes(Path(photos[0]).read_bytes())
-    for command in (["run", "-o", "."], ["figure", "-o", "cat.clean.png"]):
-        code, out, err = surgeon(command[0], bundles / "soft", photos[0], "cat.clean.png", *command[1:])
+    for command, output in ((["run"], "."), (["figure", "grid"], "cat.clean.png")):
+        code, out, err = surgeon(*command, bundles / "soft", photos[0], "cat.clean.png", "-o", output)
         assert (code, out, err.count("\n")) == (1, "", 1) and "is one of the photos, and would be overwritten" in err
     assert written() == ["cat.clean.png"]
 
@@ -202,7 +212,9 @@ def test_names_of_pictures_never_collide():
 
 
 def test_figure_draws_two_grids(surgeon, bundles, photos):
-    code, out, err = surgeon("figure", bundles / "soft", *photos, "-o", "out/grid.png", "--side", "64", "--json")
+    code, out, err = surgeon(
+        "figure", "grid", bundles / "soft", *photos, "-o", "out/grid.png", "--side", "64", "--json"
+    )
     report = json.loads(out)
     assert (code, err) == (0, "")
     assert report["panels"] == ["Excitation pullbacks (T = 0.3)", "Ordinary gradients (the same artifact at T = 1e-06)"]
@@ -215,7 +227,7 @@ def test_figure_draws_two_grids(surgeon, bundles, photos):
 
 
 def test_figure_against_a_hard_bundle_differs_by_its_gates_only(surgeon, bundles, photos):
-    arguments = ["figure", bundles / "soft", photos[0], "--target", "1", "--side", "64", "--json"]
+    arguments = ["figure", "grid", bundles / "soft", photos[0], "--target", "1", "--side", "64", "--json"]
     code, out, _ = surgeon(*arguments, "--against", bundles / "hard", "-o", "against.png")
     assert code == 0 and json.loads(out)["panels"][1] == "Ordinary gradients (hard gates, from hard)"
     surgeon(*arguments, "-o", "zero.png")
@@ -228,16 +240,16 @@ def test_figure_against_a_hard_bundle_differs_by_its_gates_only(surgeon, bundles
 
 
 def test_figure_of_other_gates(surgeon, bundles, photos):
-    code, out, _ = surgeon("figure", bundles / "hard", photos[0], "--json", "--side", "64")
+    code, out, _ = surgeon("figure", "grid", bundles / "hard", photos[0], "--json", "--side", "64")
     assert code == 0 and json.loads(out)["panels"] == ["Ordinary gradients (hard gates)"]
-    assert json.loads(surgeon("figure", bundles / "half", photos[0], "--json")[1])["panels"] == [
+    assert json.loads(surgeon("figure", "grid", bundles / "half", photos[0], "--json")[1])["panels"] == [
         "Hard gates, soft pools (T = 0.3)",
         "Ordinary gradients (the same artifact at T = 1e-06)",
     ]
     for bundle, words in (("guided", "guided gates"), ("energy", "energy")):
-        code, _, err = surgeon("figure", bundles / bundle, photos[0])
+        code, _, err = surgeon("figure", "grid", bundles / bundle, photos[0])
         assert code == 1 and words in err
-    code, _, err = surgeon("figure", bundles / "soft", photos[0], "-o", "figure.doc")
+    code, _, err = surgeon("figure", "grid", bundles / "soft", photos[0], "-o", "figure.doc")
     assert code == 1 and "names a picture format" in err
 
 
@@ -250,13 +262,13 @@ def test_layout_is_square_until_it_is_too_wide():
 
 
 def test_a_size_that_the_network_does_not_take(surgeon, bundles, photos):
-    code, _, err = surgeon("figure", bundles / "free", photos[0], "--size", "9", "-o", "grid.png")
+    code, _, err = surgeon("figure", "grid", bundles / "free", photos[0], "--size", "9", "-o", "grid.png")
     assert code == 1 and "[1, 3, 9, 9]" in err and "give a size that the network takes" in err
     code, _, err = surgeon("run", bundles / "free", photos[0], "--size", "9000000")
     assert (code, err.count("\n")) == (1, 1) and "an input of 9000000x9000000 takes 972000 GB, and this" in err
     code, _, err = surgeon("run", bundles / "free", photos[0], "--size", "2,9")
     assert code == 1 and err == "error: nothing is left of an input of 2x9 at hidden. Give a larger one.\n"
-    code, out, err = surgeon("figure", bundles / "free", photos[0], "--size", "8", "-o", "grid.png", "--json")
+    code, out, err = surgeon("figure", "grid", bundles / "free", photos[0], "--size", "8", "-o", "grid.png", "--json")
     assert (code, err) == (0, "") and json.loads(out)["rows"][0]["size"] == [8, 8]
 
 
@@ -357,7 +369,7 @@ def test_group_help_version_and_near_commands(surgeon):
     assert (code, told.count("\n")) == (2, 1)
 
 
-@pytest.mark.parametrize("name", ["run", "figure", "evaluate", "inspect", "check", "completion"])
+@pytest.mark.parametrize("name", ["run", "evaluate", "calibrate", "set-temperature", "inspect", "check", "completion"])
 def test_every_command_has_help(surgeon, name):
     code, out, _ = surgeon(name, "--help")
     assert code == 0 and f"surgeon {name}" in out and "Examples:" in out
@@ -383,7 +395,7 @@ sys.meta_path.insert(0, NoTorch())
 from surgeon.cli import invoke
 bundle, photo, out = sys.argv[1:]
 assert invoke(["export", "resnet50"]) == 1
-codes = [invoke(["run", bundle, photo, "-o", out]), invoke(["figure", bundle, photo, "-o", out + "/f.png"])]
+codes = [invoke(["run", bundle, photo, "-o", out]), invoke(["figure", "grid", bundle, photo, "-o", out + "/f.png"])]
 codes.append(invoke(["inspect", bundle, "--show", "all", "--graph", out + "/g.html"]))
 codes.append(invoke(["inspect", bundle + "/pullback.onnx", "--show", "all", "--json", "--graph", out + "/g.svg"]))
 sys.exit(any(codes) or any(name.split(".")[0] == "torch" for name in sys.modules))

@@ -268,9 +268,11 @@ def test_a_unit_names_its_layer(bundle: Path, run) -> None:  # noqa: F811
     report = json.loads(out)["photos"][0]
     assert (code, err) == (0, "") and report["unit"] == {"layer": "stem.1", "place": [2, 3, 3]}
     assert report["score"][-1] > report["score"][0]
-    code, out, _ = run("figure", bundle, "cat.png", "--unit", "body:4", "--unit", "stem.1:1", "-o", "f.png", "--json")
+    code, out, _ = run(
+        "figure", "grid", bundle, "cat.png", "--unit", "body:4", "--unit", "stem.1:1", "-o", "f.png", "--json"
+    )
     assert code == 0 and json.loads(out)["rows"][0]["targets"] == [["body", 4], ["stem.1", 1]]
-    code, out, _ = run("figure", bundle, "cat.png", "--strongest", "2", "-o", "g.png", "--json")
+    code, out, _ = run("figure", "units", bundle, "cat.png", "--count", "2", "-o", "g.png", "--json")
     found = json.loads(out)["rows"][0]["strongest"]
     assert code == 0 and {name: [layer for layer, _ in units] for name, units in found.items()} == {
         "body": ["body"] * 2,
@@ -336,7 +338,7 @@ def test_a_map_for_each_class_goes_by_name(tmp_path: Path, run) -> None:  # noqa
     assert code == 0 and report["unit"] == {"layer": None, "place": [2], "label": "sand"}
     assert report["score"][-1] > report["score"][0]
     assert "output unit 0,1,1 (sky at 1,1)" in run("run", bundle.path, "cat.png", "--unit", "0,1,1")[1]
-    assert run("figure", bundle.path, "cat.png", "--target", "sky", "--unit", "1", "-o", "g.png")[0] == 0
+    assert run("figure", "grid", bundle.path, "cat.png", "--target", "sky", "--unit", "1", "-o", "g.png")[0] == 0
     code, _, err = run("run", bundle.path, "cat.png")
     assert code == 1 and "Name a class with --target, a unit with --unit" in err
     code, _, err = run("run", bundle.path, "cat.png", "--target", "3")

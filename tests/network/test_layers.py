@@ -247,14 +247,14 @@ def test_run_and_figure_climb_units(run, bundle: Path) -> None:
     assert (code, err, report["target"]) == (0, "", None)
     assert report["unit"] == {"layer": "body", "place": [4, 2, 2]} and report["score"][-1] > report["score"][0]
     assert "body unit 4" in run("run", bundle, "cat.png", "--unit", "4")[1]
-    code, out, _ = run("figure", bundle, "cat.png", "--unit", "4", "--unit", "1,2,3", "-o", "f.png", "--json")
+    code, out, _ = run("figure", "grid", bundle, "cat.png", "--unit", "4", "--unit", "1,2,3", "-o", "f.png", "--json")
     assert code == 0 and json.loads(out)["rows"][0]["targets"] == [[4], [1, 2, 3]] and Path("f.png").is_file()
-    code, out, err = run("figure", bundle, "cat.png", "--steps-shown", "0,2", "--unit", "4", "-o", "g.png", "--json")
+    code, out, err = run("figure", "steps", bundle, "cat.png", "--steps", "0,2", "--unit", "4", "-o", "g.png", "--json")
     assert (code, err) == (0, "") and json.loads(out)["rows"][0]["target"] == [4]
 
 
 def test_an_atlas_of_the_strongest_units(run, bundle: Path) -> None:
-    code, out, err = run("figure", bundle, "cat.png", "--strongest", "4", "-o", "f.svg", "--json")
+    code, out, err = run("figure", "units", bundle, "cat.png", "--count", "4", "-o", "f.svg", "--json")
     report = json.loads(out)
     assert (code, err, report["panels"]) == (0, "", ["cat.png: the 4 strongest units of body"])
     session = surgeon.load(bundle)
@@ -266,13 +266,13 @@ def test_an_atlas_of_the_strongest_units(run, bundle: Path) -> None:
 
 
 def test_units_and_classes_refuse_each_others_bundles(run, bundle: Path, digits_bundle: Path) -> None:
-    for command in ("run", "figure"):
+    for command in (["run"], ["figure", "grid"]):
         for arguments in ([], ["--target", "1"], ["--unit", "1", "--target", "1"]):
-            code, _, err = run(command, bundle, "cat.png", *arguments)
+            code, _, err = run(*command, bundle, "cat.png", *arguments)
             assert code == 1 and "channels 0 to 5" in err and "--unit CHANNEL" in err and err.count("\n") == 1
-        code, _, err = run(command, digits_bundle, "cat.png", "--unit", "1")
+        code, _, err = run(*command, digits_bundle, "cat.png", "--unit", "1")
         assert code == 1 and "--target" in err and err.count("\n") == 1
-        code, _, err = run(command, bundle, "cat.png", "--unit", "6")
+        code, _, err = run(*command, bundle, "cat.png", "--unit", "6")
         assert code == 1 and "there is no unit 6. There are channels 0 to 5" in err
 
 

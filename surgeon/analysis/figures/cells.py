@@ -104,8 +104,7 @@ def strongest(session: Session, image: numpy.ndarray, count: int) -> dict[str, l
     """
     import numpy
 
-    shape = session.output_shape_at(image[None])
-    output = session.pullback(image[None], numpy.zeros((1, *shape), numpy.float32)).output
+    output = session.output(image[None])
     if session.has_classes:
         return {"the output": [int(index) for index in numpy.argsort(-output[0], kind="stable")[:count]]}
     found: dict[str, list[Target]] = {}
@@ -140,7 +139,7 @@ def _ends(
 
 def _standing(step: AscentState, place: int, target: Target) -> str:
     """The probability of a class, or the score of a unit."""
-    from surgeon.runtime.session import softmax
+    from surgeon.runtime.output_units import softmax
 
     if isinstance(target, int):
         return f"{100 * softmax(step.output)[place, target]:.0f} %"

@@ -157,6 +157,12 @@ def of_steps(
     return Figure(draw, text, len(numbers), 1, numbers[-1] + 1, facts)
 
 
+def require_temperature(session: Session) -> None:
+    """Raise SurgeonError where the bundle takes no temperature."""
+    if not takes_temperature(session):
+        raise SurgeonError(f"the bundle {session.bundle.path} takes no temperature", "Give one with soft gates")
+
+
 def of_temperatures(
     session: Session,
     images: Sequence[numpy.ndarray],
@@ -168,8 +174,6 @@ def of_temperatures(
     """A row for each photo and a column for each temperature: what is added at it."""
     from surgeon.analysis.figures.grids import Panel
 
-    if not takes_temperature(session):
-        raise SurgeonError(f"the bundle {session.bundle.path} takes no temperature", "Give one with soft gates")
     headings = ["photo", *[f"T = {value:g}" for value in values]]
     gate = session.manifest.recipe.gate
     what = "Excitation pullbacks" if gate == "soft" else f"{gate.capitalize()} gates, soft pools,"

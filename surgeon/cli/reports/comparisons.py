@@ -6,29 +6,24 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from surgeon.cli.reports import tables
+
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from surgeon.bundle.manifest import Comparison
+    from surgeon.cli.reports.tables import Fitted
 
 
-def table(lines: Sequence[Comparison]) -> Table:
-    """What was compared with autograd, how far apart they were (relative L2), and what is allowed."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+def table(lines: Sequence[Comparison]) -> Fitted:
+    """Each comparison with autograd: the quantity, the relative L2 error, and the tolerance."""
+    from rich.text import Text
 
-    report = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for heading in ("artifact", "quantity", "at"):
-        report.add_column(heading, overflow="fold")
-    for heading in ("error", "allowed"):
-        report.add_column(heading, justify="right", no_wrap=True)
-    report.add_column("")
-    last = ""
+    rows, last = [], ""
     for line in lines:
-        verdict = "[green]close[/]" if line.passed else "[bold red]OFF[/]"
+        verdict = Text("close", "green") if line.passed else Text("OFF", "bold red")
         name, last = "" if line.artifact == last else line.artifact, line.artifact
-        report.add_row(name, line.quantity, line.condition, f"{line.error:.1e}", f"{line.tolerance:.0e}", verdict)
-    return report
+        rows.append([name, line.quantity, line.condition, f"{line.error:.1e}", f"{line.tolerance:.0e}", verdict])
+    numbers = ("error", "allowed")
+    return tables.table("", ("artifact", "quantity", "at", *numbers, ""), rows, right=numbers)
 
 
 def summary(lines: Sequence[Comparison]) -> str:

@@ -1,4 +1,4 @@
-"""What `surgeon evaluate` found, as a table for people and as plain data for scripts."""
+"""The results of `surgeon evaluate`, as a table for people and as plain data for scripts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from surgeon.cli.reports.tables import table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,22 +23,18 @@ def show(
     console: Console, measured: Sequence[dict[str, Measured]], methods: Sequence[Method], settings: Settings
 ) -> None:
     """Print a row for each method: mean and standard error over photos, the best marked."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
     from rich.text import Text
 
     from surgeon.analysis.evaluate.evaluation import METRICS
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("method", overflow="fold")
     columns = summary(measured, methods)
-    for name, more in METRICS.items():
-        table.add_column(f"{name} {'↑' if more else '↓'}", justify="right", overflow="fold")
+    heads = [f"{name} {'↑' if more else '↓'}" for name, more in METRICS.items()]
+    rows = []
     for method in methods:
         style = "dim" if method.control else ""
         cells = [_cell(columns[name][method.name]) for name in METRICS]
-        table.add_row(Text(method.name, style), *(Text(text, shade or style) for text, shade in cells))
-    console.print(table)
+        rows.append([Text(method.name, style), *(Text(text, shade or style) for text, shade in cells)])
+    console.print(table("", ("method", *heads), rows, right=heads))
     legend = "1 photo. ↑ more is better, ↓ less. * best."
     if len(measured) > 1:
         legend = (
@@ -48,13 +46,15 @@ def show(
 
 
 def summary(measured: Sequence[dict[str, Measured]], methods: Sequence[Method]) -> dict[str, dict[str, Score]]:
-    """Each metric's standings, by metric and method."""
+    """The score of every method under every metric, by metric and method."""
     from surgeon.analysis.evaluate.evaluation import METRICS, rank_methods
 
     controls = [method.name for method in methods if method.control]
     return {
         metric: rank_methods(
-            {method.name: [one[method.name].values[metric] for one in measured] for method in methods}, more, controls
+            {method.name: [photo[method.name].values[metric] for photo in measured] for method in methods},
+            more,
+            controls,
         )
         for metric, more in METRICS.items()
     }
@@ -64,7 +64,7 @@ def described(settings: Settings, methods: Sequence[Method]) -> str:
     """Every parameter, in a line."""
     what = f"squares of {settings.square:.2g} sides" if settings.perturbation == "squares" else f"σ {settings.sigma:g}"
     smooth = [f"SmoothGrad of {m.facts['samples']}, σ {m.facts['level']:g}" for m in methods if "samples" in m.facts]
-    curve_points = [
+    parts = [
         f"map {settings.map}",
         f"curves in {settings.curve_points} parts",
         f"infidelity of {settings.perturbations} changes ({what})",
@@ -73,7 +73,7 @@ def described(settings: Settings, methods: Sequence[Method]) -> str:
         *smooth,
         f"seed {settings.seed}",
     ]
-    return "; ".join(curve_points) + ". Lengths in ranges of a pixel."
+    return "; ".join(parts) + ". Lengths in ranges of a pixel."
 
 
 def facts(
@@ -83,7 +83,7 @@ def facts(
     settings: Settings,
     device: str,
 ) -> dict[str, Any]:
-    """The whole of it: settings, each photo's numbers, and the means."""
+    """Settings, each photo's numbers, and the means."""
     from surgeon.analysis.evaluate.evaluation import METRICS
 
     measured = [result for _, _, result in results]
@@ -94,21 +94,21 @@ def facts(
         "metrics": {name: "more" if more else "less" for name, more in METRICS.items()},
         "methods": [{"name": method.name, "control": method.control, **method.facts} for method in methods],
         "summary": {
-            metric: {name: dataclasses.asdict(one) for name, one in row.items()}
+            metric: {name: dataclasses.asdict(score) for name, score in row.items()}
             for metric, row in summary(measured, methods).items()
         },
         "photos": [
             {
                 "photo": str(photo),
                 "target": {"index": target, "label": session.label(target)},
-                "methods": {name: one.values for name, one in found.items()},
+                "methods": {name: measures.values for name, measures in by_method.items()},
             }
-            for photo, target, found in results
+            for photo, target, by_method in results
         ],
     }
 
 
-def _cell(one: Score) -> tuple[str, str]:
+def _cell(score: Score) -> tuple[str, str]:
     """The text of a cell, and its colour."""
-    error = "" if one.error is None else f" ± {one.error:.3f}"
-    return f"{one.mean:.3f}{error} {MARKS[one.verdict]}", "bold green" if one.verdict == "best" else ""
+    error = "" if score.error is None else f" ± {score.error:.3f}"
+    return f"{score.mean:.3f}{error} {MARKS[score.verdict]}", "bold green" if score.verdict == "best" else ""

@@ -70,7 +70,8 @@ class Fitted:
             side: Literal["left", "right"] = "right" if column in self.right else "left"
             made.add_column(column, justify=side, overflow="fold", style=STYLES.get(column))
         for row in self.rows:
-            made.add_row(*[Text(printable(row[place])) for place in kept])
+            cells = [row[place] for place in kept]
+            made.add_row(*[cell if isinstance(cell, Text) else Text(printable(cell)) for cell in cells])
         return made
 
 
@@ -81,7 +82,10 @@ def table(
     right: Sequence[str] = (),
     spare: Sequence[str] = (),
 ) -> Fitted:
-    """A table under its title; headings are left out where every column's is blank; text is never taken for markup."""
+    """A table under its title; headings are left out where every column's is blank; text is never taken for markup.
+
+    A cell may be a styled `rich.text.Text`.
+    """
     return Fitted(title, columns, list(rows), right, spare)
 
 
