@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-PYTEST := $(BIN)/python -m pytest -q -n auto
+# One worker runs a whole file, so that what its tests share is made once.
+PYTEST := $(BIN)/python -m pytest -q -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv check test zoo sweep gpu-check demo app readme-pictures evaluate clean
+.PHONY: help venv check test integration zoo sweep gpu-check demo app readme-pictures evaluate clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,7 +21,10 @@ check: .venv/dev  ## lint, types and the fast tests
 	$(PYTEST)
 
 test: .venv/dev  ## the fast tests: what .ci/run calls
-	@$(PYTEST) 2>&1
+	@$(PYTEST) --durations=25 2>&1
+
+integration: .venv/dev  ## the tests that need npm, CMake, node or Chromium, and the README's conversions
+	$(PYTEST) -m "integration and not slow"
 
 zoo: .venv/dev  ## the slow tests: whole networks
 	$(PYTEST) -n 0 -m slow -s

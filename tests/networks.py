@@ -127,6 +127,42 @@ class Volume(nn.Module):
         return self.head(self.pool(torch.relu(self.conv(x))).mean((2, 3, 4)))
 
 
+class Blocks(nn.Module):
+    """Whole blocks of channels; a residual sum beside a strided convolution, and a clamped depthwise one."""
+
+    input_shape = (3, 17, 17)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU())
+        self.main = nn.Sequential(nn.Conv2d(32, 16, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1))
+        self.side = nn.Conv2d(32, 32, 1, stride=2)
+        self.last = nn.Sequential(nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.ReLU6())
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.main(x) + self.side(x)
+        return self.head((x + self.last(x)).mean((2, 3)))
+
+
+def blocks() -> nn.Module:
+    """`Blocks` as it is drawn, float32."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Blocks().eval()
+
+
+def stem() -> nn.Module:
+    """`Stem` in float32."""
+    return build(Stem).float()
+
+
+def functional() -> nn.Module:
+    """`Functional` in float32."""
+    return build(Functional).float()
+
+
 NETWORKS: dict[str, type[nn.Module]] = {
     network.__name__: network for network in (Stem, Functional, CeilPool, Clamps, Slopes, Line, Volume)
 }

@@ -1,14 +1,18 @@
-"""Sample nodes for every ONNX operator that can be imported, and models made of them."""
+"""Sample nodes for every ONNX operator that can be imported, models made of them, and ONNX Runtime's view of a file."""
 
 from __future__ import annotations
 
+import collections
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
+
+from surgeon.runtime.graphs import graphs
 
 Array = np.ndarray[Any, Any]
 
@@ -402,6 +406,22 @@ def saved(made: onnx.ModelProto, folder: Path, name: str = "net") -> Path:
     path = folder / f"{name}.onnx"
     onnx.save(made, path)
     return path
+
+
+def runtime(path: Path, x: Array) -> Any:
+    """The first output of the file `path` for `x` under ONNX Runtime."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: x})[0]
+
+
+def optimised(path: Path, scratch: Path) -> collections.Counter[str]:
+    """How often each operator occurs in what ONNX Runtime's CPU provider makes of `path`."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(scratch / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    made = onnx.load(scratch / "optimised.onnx", load_external_data=False)
+    return collections.Counter(node.op_type for graph in graphs(made.graph) for node in graph.node)
 
 
 def with_random_weights(light: onnx.ModelProto, side: int) -> onnx.ModelProto:

@@ -229,6 +229,7 @@ def console(file: Path, tmp_path: Path) -> list[str]:
     return [line.partition("CONSOLE")[2] for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 def test_a_browser_draws_the_page_and_modules_open(tmp_path: Path) -> None:
     file = tmp_path / "graph.html"
@@ -252,6 +253,7 @@ def test_a_browser_draws_the_page_and_modules_open(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 def test_a_browser_takes_names_for_text(tmp_path: Path) -> None:
     file = tmp_path / "graph.html"

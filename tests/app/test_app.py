@@ -382,6 +382,7 @@ LAYOUTS = [
 ]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("size", [(64, 48), (37, 91), (50, 50), (32, 32), (9, 170)])
 def test_photos_are_resized_as_pillow_does(size: tuple[int, int], in_node, tmp_path: Path) -> None:
     width, height = size
@@ -409,6 +410,7 @@ def test_photos_are_resized_as_pillow_does(size: tuple[int, int], in_node, tmp_p
         assert numpy.array_equal(numpy.array(found["input"], numpy.float32), expected.ravel()), layout
 
 
+@pytest.mark.integration
 def test_pictures_are_those_of_python(in_node) -> None:
     random = numpy.random.default_rng(0)
     clean, pullback = (random.uniform(-1, 1, (3, 6, 5)).astype(numpy.float32) for _ in range(2))
@@ -433,6 +435,7 @@ def test_pictures_are_those_of_python(in_node) -> None:
         assert numpy.array_equal(pixels[..., :3], numpy.asarray(expected))
 
 
+@pytest.mark.integration
 def test_links_settings_and_search(in_node) -> None:
     made = in_node(
         """
@@ -588,6 +591,7 @@ def digits_site(tmp_path_factory: pytest.TempPathFactory, archive: Path) -> Iter
         yield server
 
 
+@pytest.mark.integration
 def test_a_browser_draws_what_python_draws(browser, digits_site: Server, tmp_path: Path) -> None:
     visit = Visit(browser, digits_site.address)
     visit.status("Ready")
@@ -621,6 +625,7 @@ def test_a_browser_draws_what_python_draws(browser, digits_site: Server, tmp_pat
     visit.close()
 
 
+@pytest.mark.integration
 def test_wrong_files_get_messages_and_the_page_goes_on(browser, digits_site: Server, tmp_path: Path) -> None:
     text, corrupt, large, narrow = (tmp_path / name for name in ("text.png", "corrupt.png", "large.png", "narrow.png"))
     text.write_text("no picture")
@@ -656,6 +661,7 @@ ARRIVE = """([kind, bytes]) => {
 }"""
 
 
+@pytest.mark.integration
 def test_photos_arrive_by_drop_and_paste_and_keep_the_chosen_class(
     browser, digits_site: Server, tmp_path: Path
 ) -> None:
@@ -680,6 +686,7 @@ def test_photos_arrive_by_drop_and_paste_and_keep_the_chosen_class(
     visit.close()
 
 
+@pytest.mark.integration
 def test_a_link_restores_and_stop_stops(browser, digits_site: Server) -> None:
     link = "#model=digits&photo=digit&class=2&gates=hard&steps=1000&size=2.5&radius=none&T=0.7"
     visit = Visit(browser, digits_site.address, link, viewport={"width": 390, "height": 844})
@@ -700,6 +707,7 @@ def test_a_link_restores_and_stop_stops(browser, digits_site: Server) -> None:
     visit.close()
 
 
+@pytest.mark.integration
 def test_another_model_takes_what_is_on_its_way(browser, digits_site: Server, tmp_path: Path) -> None:
     """The photo that is being read, and the pictures that still stand there, under their names."""
     PIL.Image.new("RGB", (5000, 4000), "navy").save(tmp_path / "large.png")
@@ -725,6 +733,7 @@ def test_another_model_takes_what_is_on_its_way(browser, digits_site: Server, tm
     visit.close()
 
 
+@pytest.mark.integration
 def test_by_keyboard_alone(browser, digits_site: Server) -> None:
     visit = Visit(browser, digits_site.address)
     visit.status("Ready")
@@ -754,6 +763,7 @@ def test_by_keyboard_alone(browser, digits_site: Server) -> None:
     visit.close()
 
 
+@pytest.mark.integration
 def test_without_headers_it_runs_on_one_thread(browser, digits_site: Server) -> None:
     import functools
     import http.server
@@ -774,6 +784,7 @@ def test_without_headers_it_runs_on_one_thread(browser, digits_site: Server) -> 
         plain.shutdown()
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 def test_a_real_network_in_a_browser(browser, archive: Path, tmp_path: Path) -> None:
     """EfficientNet-Lite0 with its ImageNet weights, on a photo of scikit-image."""

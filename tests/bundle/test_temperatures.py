@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,17 +15,18 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.bundle.folder import Bundle, seal
+from surgeon.bundle.folder import Bundle
 from surgeon.bundle.manifest import GateSite, Manifest, Recipe
 from surgeon.bundle.temperatures import assign
 from surgeon.cli import group
-from surgeon.conversion.rewriting import rewrite, rewrite_program
+from surgeon.conversion.pullback import PullbackModule
 from surgeon.errors import SurgeonError
-from surgeon.exporting import export
 from surgeon.verify.oracle.reference import reference_pullback
 from surgeon.verify.verify import require, verify
+from tests import networks
 from tests.networks import Functional, Stem, build, example
-from tests.runtime.test_layout import Blocks, optimised
+from tests.onnx_nodes import optimised
+from tests.pullbacks import captured
 
 FIXED = (("*", 0.8), ("main.*", 0.2), ("relu_2", 1.5), ("mai?.*", 0.4))
 
@@ -53,7 +56,7 @@ def test_the_last_pattern_that_matches_counts() -> None:
 def test_a_pattern_that_does_nothing_is_refused(pattern: str, temperature: float, said: str) -> None:
     with pytest.raises(SurgeonError) as error:
         assign(((pattern, temperature),), gates("stem.2", "main.1"))
-    assert __import__("re").search(said, f"{error.value.message} {error.value.remedy}")
+    assert re.search(said, f"{error.value.message} {error.value.remedy}")
 
 
 def test_a_pattern_on_hard_gates_does_nothing() -> None:
@@ -84,22 +87,24 @@ def detours() -> nn.Module:
     return Detours().double().eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("how", ["fixed", "per-gate"])
-def test_each_gate_has_its_own(how: str) -> None:
+def test_each_gate_has_its_own() -> None:
+    """Fixed in the graph, and given for each gate."""
     module, x = detours(), torch.randn(3, 3, 9, 8, dtype=torch.float64)
     sites = [("act", 0.3), ("act", 0.9), ("pool", 0.5), ("", 2.0), ("", 0.7)]
-    nodes = [gate.node for gate in rewrite_program(module, x, Recipe())[1].gates]
-    assert len(nodes) == len(sites)
-    given = torch.tensor([value for _, value in sites], dtype=x.dtype)
+    graph = captured(module, x).captured
+    nodes = [gate.node for gate in PullbackModule(graph, Recipe()).gates]
     fixed = tuple((node, value) for node, (_, value) in zip(nodes, sites, strict=True))
-    recipe = Recipe(temperatures=fixed) if how == "fixed" else Recipe(temperature_input="per-gate")
-    graph = rewrite(module, x, recipe)
+    given = torch.tensor([value for _, value in sites], dtype=x.dtype)
     v = torch.randn(3, 4, dtype=x.dtype)
-    _, pulled = graph(x, v) if how == "fixed" else graph(x, v, given)
-    _, expected = reference_pullback(module, x, v, recipe=recipe, temperature=sites)
     _, shared = reference_pullback(module, x, v, recipe=Recipe(), temperature=0.7)
-    assert (pulled - expected).norm() < 1e-12 * expected.norm()
-    assert (shared - expected).norm() > 1e-2 * expected.norm()
+    for recipe, temperatures in (
+        (Recipe(temperatures=fixed), ()),
+        (Recipe(temperature_input="per-gate"), (given,)),
+    ):
+        _, pulled = PullbackModule(graph, recipe)(x, v, *temperatures)
+        _, expected = reference_pullback(module, x, v, recipe=recipe, temperature=sites)
+        assert (pulled - expected).norm() < 1e-12 * expected.norm()
+        assert (shared - expected).norm() > 1e-2 * expected.norm()
 
 
 def test_the_oracle_refuses_temperatures_of_another_network() -> None:
@@ -111,29 +116,16 @@ def test_the_oracle_refuses_temperatures_of_another_network() -> None:
         reference_pullback(module, x, v, recipe=Recipe(temperatures=(("relu", 1.0),)), temperature=1.0)
 
 
-def blocks() -> nn.Module:
-    torch.manual_seed(0)
-    module = Blocks().eval()
-    module.input_shape = (3, 17, 17)
-    return module
-
-
-def functional() -> nn.Module:
-    return build(Functional).float()
-
-
-RECIPES = {
-    "fixed": Recipe(temperatures=FIXED[1:]),
-    "all fixed": Recipe(temperatures=FIXED),
-    "per gate": Recipe(temperature_input="per-gate", temperatures=FIXED[1:]),
+RECIPES: dict[str, dict[str, Any]] = {
+    "fixed": {"temperatures": FIXED[1:]},
+    "all fixed": {"temperatures": FIXED},
+    "per gate": {"temperature_input": "per-gate", "temperatures": FIXED[1:]},
 }
 
 
 @pytest.fixture(scope="module", params=list(RECIPES))
-def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return export(
-        "tests.bundle.test_temperatures:blocks", tmp_path_factory.mktemp("own") / "blocks", RECIPES[request.param]
-    )
+def bundle(request: pytest.FixtureRequest, exported) -> Bundle:
+    return Bundle.open(exported(networks.blocks, formats=("onnx", "torchscript"), **RECIPES[request.param]))
 
 
 def test_bundles_are_verified_at_the_temperatures_they_state(bundle: Bundle, tmp_path: Path) -> None:
@@ -145,27 +137,31 @@ def test_bundles_are_verified_at_the_temperatures_they_state(bundle: Bundle, tmp
     ports = {port.name: port for port in manifest.artifacts["ascent.ts"].inputs}
     per_gate = manifest.recipe.temperature_input == "per-gate"
     assert ("temperature" in ports) == (per_gate or not every)
+    lines = verify(bundle.path, networks.blocks())
+    require(lines)
     if per_gate:
         assert ports["temperature"].shape == (4,)
         assert ports["temperature"].default == manifest.default_temperature == (0.3, 0.4, 1.5, 0.3)
-        assert "T per gate" in {line.condition.partition(", ")[2] for line in manifest.verification}
+        assert "T per gate" in {line.condition.partition(", ")[2] for line in lines}
     for artifact in ("pullback.onnx", "ascent.onnx"):
         assert optimised(bundle.path / artifact, tmp_path)["ReorderOutput"] in (3, 4, 0)
 
 
 @pytest.mark.parametrize("place", [1, 2])
-def test_verification_sees_a_temperature_at_the_wrong_gate(bundle: Bundle, place: int, tmp_path: Path) -> None:
+def test_verification_sees_a_temperature_at_the_wrong_gate(bundle: Bundle, place: int) -> None:
     gate = bundle.manifest.gates[place]
     changed = list(bundle.manifest.gates)
     changed[place] = dataclasses.replace(gate, temperature=1.2 * (gate.temperature or 0.3))
-    manifest = dataclasses.replace(bundle.manifest, gates=tuple(changed))
-    lines = verify(bundle.path, blocks(), manifest=manifest)
-    assert not all(line.passed for line in lines if line.quantity == "pullback")
+    artifacts = {name: bundle.manifest.artifacts[name] for name in ("pullback.onnx", "pullback.ts")}
+    manifest = dataclasses.replace(bundle.manifest, gates=tuple(changed), artifacts=artifacts)
+    lines = verify(bundle.path, networks.blocks(), manifest=manifest)
+    for name in artifacts:
+        assert not all(line.passed for line in lines if (line.artifact, line.quantity) == (name, "pullback"))
 
 
-def test_a_session_takes_one_number_or_one_for_each(tmp_path: Path) -> None:
-    bundle = export(functional(), tmp_path / "each", Recipe(temperature_input="per-gate"), input_shape=(3, 8, 9))
-    module, x = functional().double(), example(Functional)
+def test_a_session_takes_one_number_or_one_for_each(exported) -> None:
+    bundle = Bundle.open(exported(networks.functional, formats=("onnx", "torchscript"), temperature_input="per-gate"))
+    module, x = networks.functional().double(), example(Functional)
     v = torch.eye(5, dtype=x.dtype)[:3]
     names = [gate.module for gate in bundle.manifest.gates]
     assert names == ["", "module", ""]
@@ -184,7 +180,7 @@ def test_a_session_takes_one_number_or_one_for_each(tmp_path: Path) -> None:
             session.pullback(image, cotangent, wrong)
 
 
-def test_command(tmp_path: Path, digit_photo: Path) -> None:
+def test_command(tmp_path: Path, digit_photo: Path, exported) -> None:
     runner, made = CliRunner(), str(tmp_path / "made")
     command = ["export", "tests.digits:digits", "-o", made, "--formats", "onnx", "--json", "--temperature-input"]
     own = ["--temperature", "0.4", "--temperature", "features.2=0.9", "--temperature", "*.1?=2"]
@@ -200,11 +196,12 @@ def test_command(tmp_path: Path, digit_photo: Path) -> None:
         done = runner.invoke(group, [*run, *options], catch_exceptions=False)
         scores.append(json.loads(done.stdout)["photos"][0]["score"])
     assert scores[0] != scores[1]
-    figure = ["figure", "grid", made, str(digit_photo), "-o", str(tmp_path / "figure.png"), "--json"]
+    picture = [str(digit_photo), "-o", str(tmp_path / "figure.png"), "--json"]
+    figure = ["figure", "grid", made, *picture]
     assert "temperatures of their own" in runner.invoke(group, figure, catch_exceptions=False).stdout
     assert "(T = 0.4)" in runner.invoke(group, [*figure, "--temperature", "0.4"], catch_exceptions=False).stdout
-    runner.invoke(group, [*command, "scalar", *own], catch_exceptions=False)
-    refused = runner.invoke(group, figure)
+    fixed = exported("tests.digits:digits", temperatures=(("*", 0.4), ("features.2", 0.9)))
+    refused = runner.invoke(group, ["figure", "grid", str(fixed), *picture])
     assert isinstance(refused.exception, SurgeonError) and "fixes temperatures" in refused.exception.message
 
 
@@ -226,9 +223,7 @@ def test_old_manifests_have_one_temperature(digits_bundle: Path) -> None:
     assert manifest.gate_temperatures(0.7) == (0.7,) * 5
 
 
-def test_hard_pools_keep_their_place(tmp_path: Path) -> None:
-    recipe = Recipe(pool="hard", temperature_input="per-gate")
-    made = export(build(Stem).float(), tmp_path / "stem", recipe, input_shape=Stem.input_shape)
+def test_hard_pools_keep_their_place(exported) -> None:
+    made = Bundle.open(exported(networks.stem, check=True, pool="hard", temperature_input="per-gate"))
     assert [gate.rule for gate in made.manifest.gates] == ["soft", "hard"]
-    require(made.manifest.verification)
-    seal(made.path, made.manifest)
+    assert all(line.passed for line in made.manifest.verification)

@@ -166,6 +166,7 @@ def ppm(photo: Path, folder: Path) -> Path:
 # --- tests
 
 
+integration = pytest.mark.integration  # npm, CMake and a compiler
 PROGRAMS = ["node", "cpp", pytest.param("libtorch", marks=pytest.mark.slow)]  # libtorch's headers take half a minute
 
 
@@ -210,17 +211,20 @@ def check(command: Command, bundle: Path, photo: Path, target: int, folder: Path
     assert abs(levels).max() <= 1
 
 
+@integration
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_agrees_on_a_digit(program, digits_bundle, digit_photo, tmp_path, request):
     check(request.getfixturevalue(program), digits_bundle, digit_photo, 3, tmp_path)
 
 
 @pytest.mark.slow
+@integration
 @pytest.mark.parametrize("program", ["node", "cpp", "libtorch"])
 def test_agrees_on_a_cat(program, lite0, cat, tmp_path, request):
     check(request.getfixturevalue(program), lite0, cat, 1, tmp_path)
 
 
+@integration
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_refuses_a_class_that_is_not_there(program, digits_bundle, digit_photo, tmp_path, request):
     *command, _ = request.getfixturevalue(program)(digits_bundle, digit_photo, 3, tmp_path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -13,10 +13,12 @@ from torch.autograd import Function
 from torch.utils.checkpoint import checkpoint
 
 from surgeon.bundle.manifest import Recipe
-from surgeon.conversion.rewriting import explicit_graph, rewrite, rewrite_program
+from surgeon.conversion.pullback import PullbackModule
+from surgeon.conversion.rewriting import CapturedNetwork, rewrite
 from surgeon.errors import ConversionError, SurgeonError
 from surgeon.verify.oracle.reference import reference_pullback
 from surgeon.verify.verify import relative_error
+from tests.pullbacks import captured
 
 
 class Around(nn.Module):
@@ -151,21 +153,41 @@ def built(function: Callable[[Tensor], Tensor]) -> tuple[nn.Module, Tensor]:
     return Around(function).double().eval(), torch.randn(3, 3, 6, 6, dtype=torch.float64)
 
 
+class Beside(nn.Module):
+    """All functions side by side, each between layers of its own: [N, 3, 6, 6] -> [N, 3 for each]."""
+
+    def __init__(self, functions: Sequence[Callable[[Tensor], Tensor]]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(Around(function) for function in functions)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([part(x) for part in self.parts], 1)
+
+
+@pytest.fixture(scope="module")
+def beside() -> tuple[nn.Module, Tensor, CapturedNetwork]:
+    torch.manual_seed(0)
+    module, x = Beside([function for function, _ in GATES.values()]).double().eval(), torch.randn(3, 3, 6, 6).double()
+    return module, x, captured(module, x)
+
+
+@pytest.mark.parametrize(
+    "recipe", [Recipe(temperature_input="per-gate"), Recipe(gate="guided")], ids=["soft", "guided"]
+)
 @pytest.mark.parametrize("name", GATES)
-def test_gates_behind_other_calls_are_seen_by_both(name: str) -> None:
-    function, gates = GATES[name]
-    module, x = built(function)
-    g = torch.randn(3, 3, dtype=torch.float64)
-    for recipe in (Recipe(temperature_input="per-gate"), Recipe(gate="guided")):
-        program, pullback = rewrite_program(module, torch.zeros_like(x), recipe)
-        assert len(pullback.gates) == gates
-        temperatures = torch.linspace(0.4, 0.9, gates, dtype=torch.float64)
-        each = [(gate.module, t) for gate, t in zip(pullback.gates, temperatures.tolist(), strict=True)]
-        soft = recipe.gate == "soft"
-        output, expected = reference_pullback(module, x, g, recipe=recipe, temperature=each if soft else 1.0)
-        found, pulled = explicit_graph(program)(x, g, *([temperatures] if soft else []))
-        assert torch.equal(output, module(x)) and torch.allclose(found, output)
-        assert relative_error(pulled, expected) < 1e-12
+def test_gates_behind_other_calls_are_seen_by_both(beside, name: str, recipe: Recipe) -> None:
+    module, x, network = beside
+    place, pullback = list(GATES).index(name), PullbackModule(network.captured, recipe)
+    assert [gate.module == f"parts.{place}" for gate in pullback.gates].count(True) == GATES[name][1]
+    g = torch.zeros(3, 3 * len(GATES), dtype=torch.float64)
+    g[:, 3 * place : 3 * place + 3] = torch.randn(3, 3, dtype=torch.float64)
+    temperatures = torch.linspace(0.4, 0.9, len(pullback.gates), dtype=torch.float64)
+    each = [(gate.module, t) for gate, t in zip(pullback.gates, temperatures.tolist(), strict=True)]
+    soft = recipe.gate == "soft"
+    output, expected = reference_pullback(module, x, g, recipe=recipe, temperature=each if soft else 1.0)
+    found, pulled = pullback(x, g, *([temperatures] if soft else []))
+    assert torch.equal(output, module(x)) and torch.allclose(found, output)
+    assert relative_error(pulled, expected) < 1e-12
 
 
 REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {

@@ -21,6 +21,7 @@ from surgeon.errors import ConversionError, SurgeonError, VerificationError
 from surgeon.exporting import export
 from surgeon.network.inputs import example
 from surgeon.network.sources import resolve
+from surgeon.verify.verify import verify
 
 SHAPE = (3, 8, 8)
 
@@ -146,32 +147,38 @@ def test_another_shape_is_still_said_as_it_was() -> None:
         rewrite(Net(), torch.zeros(2, 4, 8, 8))
 
 
+def normed() -> nn.Module:
+    """Its weight is no leaf: it is computed from two parameters."""
+    return Net(plain(lambda: nn.utils.weight_norm(nn.Conv2d(3, 4, 3)))).eval()
+
+
 @pytest.mark.filterwarnings("ignore:The tensor attribute self")  # torch.export's, of what the hook assigns
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_weight_norm_of_old(precision: str, tmp_path: Path) -> None:
-    module = Net(plain(lambda: nn.utils.weight_norm(nn.Conv2d(3, 4, 3))))
+def test_weight_norm_of_old(tmp_path: Path) -> None:
+    """Copied when it is resolved, and in both precisions as it is verified."""
+    module = normed()
     weight = module.conv.weight
     assert not weight.is_leaf
-    bundle = export(module, tmp_path / "out", Recipe(precision=precision), formats=("onnx",))
+    bundle = export(module, tmp_path / "out", Recipe(), formats=("onnx",))
     assert bundle.manifest.verification and module.conv.weight is weight
-    source = resolve(module)
-    source = dataclasses.replace(source, module=Net(plain(lambda: nn.utils.weight_norm(nn.Conv2d(3, 4, 3)))).eval())
-    export(source, tmp_path / "again", Recipe(precision=precision), formats=("onnx",))
+    source = dataclasses.replace(resolve(module), module=normed())
+    half = export(source, tmp_path / "again", Recipe(precision="fp16"), formats=("onnx",))
+    assert half.manifest.verification
 
 
-def test_a_network_without_numbers(tmp_path: Path) -> None:
+def test_a_network_without_numbers(tmp_path: Path, exported) -> None:
     module = Net()
     with torch.no_grad():
         module.head.weight[0, 0] = float("nan")
     with pytest.raises(VerificationError, match=r"output is not finite: head\.weight holds NaN"):
         export(module, tmp_path / "out", formats=("onnx",))
+    assert not (tmp_path / "out").exists()
 
     class Root(Net):
         def forward(self, x: Any) -> Tensor:
             return super().forward(x) + (x.sum((1, 2, 3)) * 0).sqrt()[:, None]
 
     with pytest.raises(VerificationError, match="gradient is not finite"):
-        export(Root(), tmp_path / "out", formats=("onnx",))
+        verify(exported(Net), Root().eval())
 
 
 def test_autocast_in_the_forward(tmp_path: Path) -> None:

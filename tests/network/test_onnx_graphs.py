@@ -19,8 +19,8 @@ from surgeon.errors import ConversionError, SurgeonError
 from surgeon.network.importer.onnx_file import import_onnx
 from surgeon.verify.oracle.reference import reference_pullback
 from surgeon.verify.verify import relative_error
-from tests.network.test_importer import HARD, SOFT, pullback, random, runtime
-from tests.onnx_nodes import e, f, i, model, saved, w
+from tests.onnx_nodes import e, f, i, model, runtime, saved, w
+from tests.pullbacks import HARD, SOFT, captured, pullback, random
 
 node = helper.make_node
 WEIGHT, SLOPES = w(4, 3, 3, 3), w(4, 1, 1)
@@ -43,46 +43,60 @@ def imported(tmp_path: Path, made: onnx.ModelProto, x: Tensor) -> nn.Module:
 
 
 class Gated(nn.Module):
-    """The same network in PyTorch."""
+    """A network with these gates side by side behind one convolution, in PyTorch."""
 
-    def __init__(self, gate: Any) -> None:
+    def __init__(self, *gates: Any) -> None:
         super().__init__()
-        self.gate = gate
+        self.gates = gates
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.gate(F.conv2d(x, torch.from_numpy(WEIGHT).to(x.dtype)))
+        z = F.conv2d(x, torch.from_numpy(WEIGHT).to(x.dtype))
+        return torch.cat([gate(z) for gate in self.gates], 1)
 
 
 FUSED = {"domain": "com.microsoft"}
-GATES: list[tuple[list[onnx.NodeProto], int, Any]] = [
-    ([CONV, node("Max", ["z", "zero"], ["out"])], 13, F.relu),
-    ([CONV, node("Max", ["zero1", "z"], ["out"])], 9, F.relu),
-    ([CONV, node("Max", ["z", "zero4"], ["out"])], 13, F.relu),
-    ([CONV, node("Identity", ["zero"], ["o"]), node("Max", ["o", "z"], ["out"])], 13, F.relu),
-    ([CONV, node("Clip", ["z", "zero"], ["out"])], 13, F.relu),
-    ([CONV, node("Clip", ["z"], ["out"], min=0.0, max=6.0)], 9, F.relu6),
-    ([CONV, node("Clip", ["z", "zero", "six"], ["out"])], 13, F.relu6),
-    ([CONV, node("ThresholdedRelu", ["z"], ["out"], alpha=0.0)], 13, F.relu),
-    ([CONV, node("LeakyRelu", ["z"], ["out"], alpha=0.2)], 13, lambda z: F.leaky_relu(z, 0.2)),
-    ([CONV, node("PRelu", ["z", "slopes"], ["out"])], 13, lambda z: F.prelu(z, torch.tensor(SLOPES).flatten().to(z))),
-    ([node("FusedConv", ["x", "weight"], ["out"], activation="Relu", **FUSED)], 13, F.relu),
-    (
-        [node("FusedConv", ["x", "weight"], ["out"], activation="Clip", activation_params=[0.0, 6.0], **FUSED)],
-        13,
-        F.relu6,
-    ),
-]  # fmt: skip
+GATES: dict[int, list[tuple[list[onnx.NodeProto], Any]]] = {
+    9: [
+        ([node("Max", ["zero1", "z"], ["out"])], F.relu),
+        ([node("Clip", ["z"], ["out"], min=0.0, max=6.0)], F.relu6),
+    ],
+    13: [
+        ([node("Max", ["z", "zero"], ["out"])], F.relu),
+        ([node("Max", ["z", "zero4"], ["out"])], F.relu),
+        ([node("Identity", ["zero"], ["o"]), node("Max", ["o", "z"], ["out"])], F.relu),
+        ([node("Clip", ["z", "zero"], ["out"])], F.relu),
+        ([node("Clip", ["z", "zero", "six"], ["out"])], F.relu6),
+        ([node("ThresholdedRelu", ["z"], ["out"], alpha=0.0)], F.relu),
+        ([node("LeakyRelu", ["z"], ["out"], alpha=0.2)], lambda z: F.leaky_relu(z, 0.2)),
+        ([node("PRelu", ["z", "slopes"], ["out"])], lambda z: F.prelu(z, torch.tensor(SLOPES).flatten().to(z))),
+        ([node("FusedConv", ["x", "weight"], ["out"], activation="Relu", **FUSED)], F.relu),
+        (
+            [node("FusedConv", ["x", "weight"], ["out"], activation="Clip", activation_params=[0.0, 6.0], **FUSED)],
+            F.relu6,
+        ),
+    ],
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("nodes", "opset", "gate"), GATES, ids=[f"{g[0][-1].op_type}-{n}" for n, g in enumerate(GATES)]
-)
-def test_gates_in_files_are_soft(tmp_path: Path, nodes: list[onnx.NodeProto], opset: int, gate: Any) -> None:
-    x, v = random(3, 3, 6, 6), random(3, 4, 4, 4, seed=1)
+@pytest.mark.parametrize("opset", GATES)
+def test_gates_in_files_are_soft(tmp_path: Path, opset: int) -> None:
+    """Every spelling of a gate side by side in one file."""
+    nodes = [CONV]
+    for place, (spelled, _) in enumerate(GATES[opset]):
+        spelled[-1].output[0] = f"out{place}"
+        nodes += spelled
+    nodes += [node("Concat", [nodes[-1].output[0] for nodes, _ in GATES[opset]], ["out"], axis=1)]
+    x, count = random(3, 3, 6, 6), len(GATES[opset])
     module = imported(tmp_path, net(nodes, (3, 6, 6), CONSTANTS, opset=opset), x)
-    output, expected = reference_pullback(Gated(gate).eval(), x, v, recipe=SOFT, temperature=0.3)
-    assert relative_error(module.double()(x), output) < 1e-7  # LeakyRelu keeps its slope in float32
-    assert relative_error(pullback(module, x, v, SOFT), expected) < 1e-7
+    network = captured(module, x)
+    for place, (_, gate) in enumerate(GATES[opset]):
+        v = torch.zeros(3, 4 * count, 4, 4, dtype=torch.float64)
+        own = v[:, 4 * place : 4 * place + 4]
+        own.copy_(random(3, 4, 4, 4, seed=1))
+        output, expected = reference_pullback(Gated(gate).eval(), x, own, recipe=SOFT, temperature=0.3)
+        returned = module(x)[:, 4 * place : 4 * place + 4]
+        assert relative_error(returned, output) < 1e-7  # LeakyRelu keeps its slope in float32
+        assert relative_error(pullback(network, x, v, SOFT), expected) < 1e-7
 
 
 def test_the_larger_of_two_computed_values_is_no_gate(tmp_path: Path) -> None:
@@ -94,26 +108,43 @@ def test_the_larger_of_two_computed_values_is_no_gate(tmp_path: Path) -> None:
     assert relative_error(pullback(module, x, torch.ones(2, 4, 4, 4).double(), HARD), expected) < 1e-12
 
 
+PLACES = ((4, 30), (4, 5, 6), (4, 5, 3, 2))
 GLOBAL_POOLS: dict[str, tuple[int, Any]] = {
-    "GlobalMaxPool": (17, lambda axes: node("GlobalMaxPool", ["x"], ["p"])),
-    "axes": (17, lambda axes: node("ReduceMax", ["x"], ["p"], axes=[2, 3, 4][:axes])),
-    "axes-dropped": (13, lambda axes: node("ReduceMax", ["x"], ["p"], axes=[2, -1, -2][:axes], keepdims=0)),
-    "input": (18, lambda axes: node("ReduceMax", ["x", "last"], ["p"])),
-    "input-dropped": (20, lambda axes: node("ReduceMax", ["x", "last"], ["p"], keepdims=0)),
+    "GlobalMaxPool": (17, lambda axes: node("GlobalMaxPool", [f"x{axes}"], [f"p{axes}"])),
+    "axes": (17, lambda axes: node("ReduceMax", [f"x{axes}"], [f"p{axes}"], axes=[2, 3, 4][:axes])),
+    "axes-dropped": (
+        13,
+        lambda axes: node("ReduceMax", [f"x{axes}"], [f"p{axes}"], axes=[2, -1, -2][:axes], keepdims=0),
+    ),
+    "input": (18, lambda axes: node("ReduceMax", [f"x{axes}", f"last{axes}"], [f"p{axes}"])),
+    "input-dropped": (20, lambda axes: node("ReduceMax", [f"x{axes}", f"last{axes}"], [f"p{axes}"], keepdims=0)),
 }
 
 
+class Pools(nn.Module):
+    """The largest of all places of one, two and three dimensions, in PyTorch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pools = (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)
+        maps = [x.reshape(len(x), *shape) for shape in PLACES]
+        return torch.cat([pool(each, 1).flatten(1) for pool, each in zip(pools, maps, strict=True)], 1)
+
+
 @pytest.mark.parametrize(("opset", "largest"), GLOBAL_POOLS.values(), ids=GLOBAL_POOLS)
-@pytest.mark.parametrize("axes", [1, 2, 3])
-def test_the_largest_of_all_places_is_a_soft_pool(tmp_path: Path, opset: int, largest: Any, axes: int) -> None:
-    shape, last = (4, *(5, 3, 2)[:axes]), i(-1, -2, -3)[:axes]
-    nodes = [largest(axes), node("Flatten", ["p"], ["out"])]
-    x, v = random(3, *shape), random(3, 4, seed=1)
-    module = imported(tmp_path, net(nodes, shape, {"last": last}, opset=opset), x)
-    pool = (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)[axes - 1]
-    reference = nn.Sequential(pool(1), nn.Flatten()).eval()
-    _, expected = reference_pullback(reference, x, v, recipe=SOFT, temperature=0.3)
-    assert relative_error(pullback(module, x, v, SOFT), expected) < 1e-12
+def test_the_largest_of_all_places_is_a_soft_pool(tmp_path: Path, opset: int, largest: Any) -> None:
+    nodes, constants = [], {}
+    for axes, shape in enumerate(PLACES, 1):
+        constants |= {f"last{axes}": i(-1, -2, -3)[:axes], f"shape{axes}": i(0, *shape)}
+        nodes += [node("Reshape", ["x", f"shape{axes}"], [f"x{axes}"]), largest(axes)]
+        nodes += [node("Flatten", [f"p{axes}"], [f"flat{axes}"])]
+    nodes += [node("Concat", ["flat1", "flat2", "flat3"], ["out"], axis=1)]
+    x = random(3, 120)
+    network = captured(imported(tmp_path, net(nodes, (120,), constants, opset=opset), x), x)
+    for axes in range(3):
+        v = torch.zeros(3, 12, dtype=torch.float64)
+        v[:, 4 * axes : 4 * axes + 4] = random(3, 4, seed=1)
+        _, expected = reference_pullback(Pools().eval(), x, v, recipe=SOFT, temperature=0.3)
+        assert relative_error(pullback(network, x, v, SOFT), expected) < 1e-12
 
 
 def branch(nodes: list[onnx.NodeProto], output: str) -> onnx.GraphProto:
@@ -217,25 +248,25 @@ HALVED += [
 HALVED += [node("Concat", ["nc", "hw"], ["size"], axis=0)]
 ASYMMETRIC = {"coordinate_transformation_mode": "asymmetric"}
 ANY_SIZE: dict[str, list[onnx.NodeProto]] = {
-    "nearest": [
+    "resizings": [
         node("Resize", ["r", "", "twice"], ["a"]),
         node("Resize", ["a", "", "smaller"], ["b"]),
-        node("Resize", ["b", "", "twice"], ["y"], nearest_mode="ceil", **ASYMMETRIC),
+        node("Resize", ["b", "", "twice"], ["c"], nearest_mode="ceil", **ASYMMETRIC),
+        node("Resize", ["c", "", "smaller"], ["d"], mode="linear"),
+        node("Resize", ["d", "", "twice"], ["y"], mode="linear", **ASYMMETRIC),
     ],
-    "to-another-size": [*HALVED, node("Resize", ["half", "", "", "size"], ["y"], nearest_mode="floor", **ASYMMETRIC)],
-    "to-its-own-size": [node("Shape", ["r"], ["s"]), node("Resize", ["r", "", "", "s"], ["y"], mode="linear")],
-    "linear": [
-        node("Resize", ["r", "", "twice"], ["a"], mode="linear", **ASYMMETRIC),
-        node("Resize", ["a", "", "smaller"], ["y"], mode="linear"),
+    "to-sizes": [
+        *HALVED,
+        node("Resize", ["half", "", "", "size"], ["a"], nearest_mode="floor", **ASYMMETRIC),
+        node("Shape", ["a"], ["own"]),
+        node("Resize", ["a", "", "", "own"], ["y"], mode="linear"),
     ],
-    "paddings": [
+    "windows": [
         node("Pad", ["r", "sides"], ["a"], mode="reflect"),
         node("Pad", ["a", "sides"], ["b"], mode="edge"),
-        node("Pad", ["b", "sides"], ["y"], mode="wrap"),
-    ],
-    "pools": [
-        node("MaxPool", ["r"], ["a"], kernel_shape=[3, 2], strides=[2, 2], auto_pad="SAME_UPPER"),
-        node("MaxPool", ["a"], ["y"], kernel_shape=[2, 3], strides=[2, 1], auto_pad="SAME_LOWER"),
+        node("Pad", ["b", "sides"], ["c"], mode="wrap"),
+        node("MaxPool", ["c"], ["d"], kernel_shape=[3, 2], strides=[2, 2], auto_pad="SAME_UPPER"),
+        node("MaxPool", ["d"], ["y"], kernel_shape=[2, 3], strides=[2, 1], auto_pad="SAME_LOWER"),
     ],
     "blocks": [node("SpaceToDepth", ["r"], ["y"], blocksize=2)],
 }

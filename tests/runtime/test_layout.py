@@ -3,64 +3,22 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
 from onnx import NodeProto, TensorProto, helper
-from torch import Tensor, nn
 
-import surgeon
-from surgeon.bundle.manifest import Recipe
 from surgeon.runtime.tuning.blocked import keep_blocked
-
-
-class Blocks(nn.Module):
-    """Whole blocks of channels; a residual sum beside a strided convolution, and a clamped depthwise one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU())
-        self.main = nn.Sequential(nn.Conv2d(32, 16, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1))
-        self.side = nn.Conv2d(32, 32, 1, stride=2)
-        self.last = nn.Sequential(nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.ReLU6())
-        self.head = nn.Linear(32, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        x = self.main(x) + self.side(x)
-        return self.head((x + self.last(x)).mean((2, 3)))
+from tests import networks
+from tests.onnx_nodes import optimised
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    torch.manual_seed(0)
-    module, folder = Blocks().eval(), tmp_path_factory.mktemp("layouts")
-    for layout in ("blocked", "plain"):
-        surgeon.export(module, folder / layout, Recipe(layout=layout), input_shape=(3, 17, 17), formats=["onnx"])
-    return {layout: folder / layout for layout in ("blocked", "plain")}
-
-
-def optimised(path: Path, scratch: Path) -> collections.Counter[str]:
-    """How often each operator occurs in what ONNX Runtime's CPU provider makes of `path`."""
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(scratch / "optimised.onnx")
-    options.log_severity_level = 3
-    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return collections.Counter(
-        node.op_type for node in nodes(onnx.load(scratch / "optimised.onnx", load_external_data=False).graph)
-    )
-
-
-def nodes(graph: onnx.GraphProto) -> Iterator[NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            yield from nodes(attribute.g)
+def bundles(exported) -> dict[str, Path]:
+    return {layout: exported(networks.blocks, layout=layout) for layout in ("blocked", "plain")}
 
 
 @pytest.mark.parametrize("artifact", ["pullback.onnx", "ascent_step.onnx", "ascent.onnx"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 from pathlib import Path
@@ -16,11 +17,13 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
 import surgeon
+from surgeon.bundle.folder import Bundle
 from surgeon.bundle.manifest import Recipe
 from surgeon.runtime import tuning
 from surgeon.runtime.graphs import graphs
 from surgeon.runtime.providers import CPU, open_session
 from surgeon.runtime.tuning.graph_rewriter import GraphRewriter
+from tests import networks
 
 RANDOM = np.random.default_rng(0)
 
@@ -172,6 +175,8 @@ def test_convolutions_of_few_outputs(k: int, out: int, padding: int) -> None:
 class Blocks(nn.Sequential):
     """A normalisation before its ReLU, as in a DenseNet, a pool, a strided convolution and a clamped depthwise one."""
 
+    input_shape = (3, 32, 32)
+
     def __init__(self) -> None:
         super().__init__(
             *(nn.Conv2d(3, 128, 3, padding=1), nn.ReLU(), nn.Conv2d(128, 128, 3, padding=1), nn.MaxPool2d(2)),
@@ -181,12 +186,14 @@ class Blocks(nn.Sequential):
         self[4].running_mean.normal_(generator=torch.Generator().manual_seed(0))  # type: ignore[union-attr]
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def blocks() -> nn.Module:
     torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("tuned") / "blocks"
-    surgeon.export(Blocks().eval(), path, Recipe(), input_shape=(3, 32, 32), formats=["onnx"])
-    return path
+    return Blocks().eval()
+
+
+@pytest.fixture(scope="module")
+def bundle(exported) -> Path:
+    return exported(blocks)
 
 
 def test_every_pass_applies_to_a_bundle_in_its_loop_too(bundle: Path) -> None:
@@ -257,25 +264,25 @@ def test_a_session_serves_every_temperature(bundle: Path) -> None:
         session.pullback(x, cotangent, temperature=0)
 
 
-def test_files_may_be_written_tuned(tmp_path: Path, bundle: Path) -> None:
-    torch.manual_seed(0)
-    written = surgeon.export(
-        Blocks().eval(), tmp_path / "tuned", Recipe(layout="tuned"), input_shape=(3, 32, 32), formats=["onnx"]
-    )
-    assert all(line.error < 1e-4 for line in written.manifest.verification)
+def test_files_may_be_written_tuned(exported, bundle: Path) -> None:
+    path = exported(blocks, check=True, layout="tuned")
+    written = Bundle.open(path)
+    assert written.manifest.verification and all(line.error < 1e-4 for line in written.manifest.verification)
     names = {step.__name__ for step in tuning.PASSES} - {"scale_by_constants"}
     assert names | {"broadcast_scale"} <= {name for name, count in written.manifest.passes.items() if count}
     for name in ("pullback.onnx", "ascent_step.onnx", "ascent.onnx"):
-        found = onnx.load(tmp_path / "tuned" / name, load_external_data=False)
+        found = onnx.load(path / name, load_external_data=False)
         assert not names & set(tuning.tune(found, 0.3))  # there is nothing left but the temperature
     x = RANDOM.uniform(-1, 1, (2, 3, 32, 32)).astype(np.float32)
     cotangent = RANDOM.standard_normal((2, 4)).astype(np.float32)
-    one, other = (surgeon.load(path).pullback(x, cotangent).pullback for path in (tmp_path / "tuned", bundle))
+    one, other = (surgeon.load(path).pullback(x, cotangent).pullback for path in (path, bundle))
     assert np.linalg.norm(one - other) <= 1e-5 * np.linalg.norm(other)
 
 
 class Steep(nn.Sequential):
     """Convolutions wide enough to be rewritten, and gates that are functions, which the scope "modules" leaves hard."""
+
+    input_shape = (3, 32, 32)
 
     def __init__(self) -> None:
         super().__init__(nn.Conv2d(3, 128, 3, padding=1), nn.ReLU(), nn.Conv2d(128, 128, 3, padding=1))
@@ -284,22 +291,37 @@ class Steep(nn.Sequential):
         return torch.relu(super().forward(x)).amax((2, 3))
 
 
-@pytest.mark.parametrize(
-    "recipe", [Recipe(gate_scope="modules"), Recipe(gate="hard", pool="soft"), Recipe(gate="hard")]
-)
-def test_the_forward_pass_stays_where_a_gate_jumps(recipe: Recipe, tmp_path: Path) -> None:
+def steep() -> nn.Module:
     torch.manual_seed(0)
-    surgeon.export(Steep().eval(), tmp_path / "b", recipe, input_shape=(3, 32, 32), formats=["onnx"])
-    found = onnx.load(tmp_path / "b" / "pullback.onnx", load_external_data=False)
-    assert tuning.tune(found, 0.3)[FEWER] == 1  # the backward one
+    return Steep().eval()
 
 
-@pytest.mark.parametrize("gate", ["soft", "hard"])
-def test_halves_are_run_as_they_are(gate: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    recipe = Recipe(gate=gate, precision="fp16")
-    surgeon.export(Blocks().eval(), tmp_path / "b", recipe, input_shape=(3, 32, 32), formats=["onnx"])
-    assert tuning.tuned(tmp_path / "b" / "pullback.onnx", 0.3) is None
+def with_facts(found: ModelProto, **changes: Any) -> ModelProto:
+    """`found`, which says this of itself instead."""
+    (entry,) = [prop for prop in found.metadata_props if prop.key == "surgeon"]
+    entry.value = json.dumps(json.loads(entry.value) | changes)
+    return found
+
+
+def test_the_forward_pass_stays_where_a_gate_jumps(exported) -> None:
+    found = onnx.load(exported(steep, gate_scope="modules") / "pullback.onnx", load_external_data=False)
+    (entry,) = [prop.value for prop in found.metadata_props if prop.key == "surgeon"]
+    rules = [gate["rule"] for gate in json.loads(entry)["gates"]]
+    assert "hard" in rules and "soft" in rules
+    for given, times in ((rules, 1), (["hard"] * len(rules), 1), (["soft"] * len(rules), 2)):
+        changed = with_facts(copy.deepcopy(found), gates=[{"rule": rule} for rule in given])
+        assert tuning.tune(changed, 0.3)[FEWER] == times  # one is the backward pass
+
+
+def test_halves_are_run_as_they_are(exported, tmp_path: Path) -> None:
+    path = exported(blocks, precision="fp16") / "pullback.onnx"
+    assert tuning.tuned(path, 0.3) is None
+    found = onnx.load(path)
+    assert "surgeon" in [prop.key for prop in found.metadata_props]
+    onnx.save(with_facts(found, gates=[{"rule": "hard"}]), tmp_path / "hard.onnx")
+    assert tuning.tuned(tmp_path / "hard.onnx", 0.3) is None
+    onnx.save(with_facts(found, recipe={"precision": "fp32"}), tmp_path / "single.onnx")
+    assert tuning.tuned(tmp_path / "single.onnx", 0.3) is not None  # it is the precision that keeps it
 
 
 def test_bundles_of_links(bundle: Path, tmp_path: Path) -> None:
@@ -336,10 +358,11 @@ def test_a_picture_beside_what_is_pulled_back_to(tmp_path: Path) -> None:
     assert all(line.passed for line in written.manifest.verification)
 
 
-def test_a_session_of_a_bundle_without_onnx(tmp_path: Path) -> None:
-    surgeon.export(Blocks().eval(), tmp_path / "b", input_shape=(3, 32, 32), formats=["torchscript"])
+def test_a_session_of_a_bundle_without_onnx(exported) -> None:
+    session = surgeon.load(exported(networks.stem, formats=("torchscript",), gate="hard", pool="hard"))
+    image = np.zeros((1, *networks.Stem.input_shape), np.float32)
     with pytest.raises(surgeon.SurgeonError, match=r"pullback\.onnx"):
-        surgeon.load(tmp_path / "b").pullback(np.zeros((1, 3, 32, 32), np.float32), np.ones((1, 4), np.float32))
+        session.pullback(image, np.ones((1, 5), np.float32))
 
 
 def test_files_of_others_and_on_other_processors_are_run_as_they_are(

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,20 +17,15 @@ from torch import Tensor, nn
 
 import surgeon
 from surgeon.bundle.folder import Bundle, seal
-from surgeon.bundle.manifest import Comparison, Recipe
+from surgeon.bundle.manifest import Comparison
 from surgeon.cli import group
 from surgeon.errors import ProviderError, SurgeonError, VerificationError
-from surgeon.exporting import export
 from surgeon.network.sources import Source, resolve
 from surgeon.verify.cases import cases
 from surgeon.verify.verify import _CaseResult, relative_error, require, verify
 from tests import networks
 
-NETWORK = "tests.verify.test_verify:stem"
-
-
-def stem() -> nn.Module:
-    return networks.build(networks.Stem).float()
+NETWORK = "tests.networks:stem"
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +34,13 @@ def source() -> Source:
 
 
 @pytest.fixture(scope="module")
-def bundle(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("verify") / "stem"
-    export(source, folder, Recipe(), check=False)
-    return folder
+def bundle(exported) -> Path:
+    return exported(NETWORK, formats=("onnx", "torchscript"))
 
 
 @pytest.fixture
-def copied(bundle: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(bundle, tmp_path / "stem"))
+def copied(bundle: Path, copied) -> Path:
+    return copied(bundle)
 
 
 def altered(folder: Path, **changes: object) -> Path:
@@ -119,9 +113,8 @@ def test_another_default_temperature_or_margin_fails(copied: Path, source: Sourc
     assert {line.quantity for line in off} >= {"perturbed"}
 
 
-def test_hard_gates_pass(source: Source, tmp_path: Path) -> None:
-    made = export(source, tmp_path / "hard", Recipe(gate="hard", pool="hard"), formats=("torchscript",), check=False)
-    lines = verify(made.path, source.module)
+def test_hard_gates_pass(source: Source, exported) -> None:
+    lines = verify(exported(networks.stem, formats=("torchscript",), gate="hard", pool="hard"), source.module)
     require(lines)
     assert "T" not in lines[0].condition
 
@@ -131,7 +124,7 @@ class Chaotic(nn.Module):
 
     def __init__(self, turn: Tensor | None = None) -> None:
         super().__init__()
-        self.stem, self.turn = stem(), turn
+        self.stem, self.turn = networks.stem(), turn
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.sin(3e3 * self.stem(x))
@@ -149,7 +142,7 @@ def test_what_rounding_explains_passes(tmp_path: Path) -> None:
 
 
 def test_rounding_explains_nothing_in_float32_alone(tmp_path: Path) -> None:
-    module = Chaotic(torch.eye(stem().head.out_features)).eval()  # no buffer: float32 whatever the network is
+    module = Chaotic(torch.eye(networks.stem().head.out_features)).eval()  # no buffer: float32 whatever the network is
     with pytest.raises(VerificationError, match="comparisons with autograd failed"):
         surgeon.export(module, tmp_path / "chaotic", formats=("onnx",), input_shape=networks.Stem.input_shape)
 
@@ -178,7 +171,7 @@ def test_files_that_do_not_run_are_named(copied: Path, source: Source) -> None:
 
 
 def test_a_dead_network_proves_nothing(bundle: Path) -> None:
-    dead = stem()
+    dead = networks.stem()
     dead.head.weight.zero_()
     with pytest.raises(VerificationError, match="zero everywhere"):
         verify(bundle, dead)
@@ -225,7 +218,7 @@ def test_a_device_that_is_not_there(bundle: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_command_without_torch(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    monkeypatch.setitem(sys.modules, "torch", None)
     result = CliRunner().invoke(group, ["verify", str(bundle)])
     assert isinstance(result.exception, SurgeonError)
     assert "torch is not installed" in result.exception.message
