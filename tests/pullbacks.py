@@ -13,8 +13,8 @@ SOFT, HARD = Recipe(), Recipe(gate="hard")
 
 
 def captured(module: nn.Module, x: Tensor, recipe: Recipe = SOFT) -> CapturedNetwork:
-    """`module` in float64, captured with zeros in place of the first two samples of `x`."""
-    return capture_network(module.double(), torch.zeros_like(x[:2]), recipe)
+    """`module` in float64, captured with two samples of zeros, shaped as those of `x`."""
+    return capture_network(module.double(), x.new_zeros(2, *x.shape[1:]), recipe)
 
 
 def pullback(network: nn.Module | CapturedNetwork, x: Tensor, v: Tensor, recipe: Recipe) -> Tensor:

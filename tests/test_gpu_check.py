@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from tests import cuda_graphs, gpu_check
 from tests.gpu_check import Variant
 
-TINY = "tests.analysis.test_benchmark:tiny"
+TINY = "tests.tiny_network:tiny"
 
 
 def test_a_variant_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,9 +24,10 @@ from surgeon.verify.oracle import reference as oracle
 from tests import cuda_graphs
 from tests.digits import digits
 from tests.networks import NETWORKS, build
-from tests.tiny_bundle import SIDE, Tiny, write_tiny
+from tests.tiny_bundle import SIDE, write_tiny
+from tests.tiny_network import tiny
 
-TINY = "tests.analysis.test_benchmark:tiny"
+TINY = "tests.tiny_network:tiny"
 RECIPES = {
     "soft": Recipe(),
     "both edges": Recipe(edges="both"),
@@ -35,17 +36,6 @@ RECIPES = {
     "deconvnet": Recipe(gate="deconvnet", pool="hard"),
     "hard": Recipe(gate="hard", pool="hard"),
 }
-
-
-def tiny(hidden: int = 16) -> nn.Module:
-    """The network of `tests.tiny_bundle`, in torch."""
-    weights = Tiny()
-    network = nn.Sequential(
-        nn.Flatten(), nn.Linear(3 * SIDE * SIDE, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, 5, bias=False)
-    )
-    network.load_state_dict({"1.weight": torch.tensor(weights.first.T), "3.weight": torch.tensor(weights.second.T)})
-    network.input_shape = (3, SIDE, SIDE)
-    return network.eval()
 
 
 def other() -> nn.Module:

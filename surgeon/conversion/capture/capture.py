@@ -23,7 +23,7 @@ from torch.fx import GraphModule, Node
 import surgeon
 from surgeon.conversion.capture.any_size import require_any_size
 from surgeon.conversion.capture.custom_functions import called_functions, require_own_derivatives
-from surgeon.conversion.capture.decompositions import DECOMPOSITIONS, EvenChunks, GlobalPools
+from surgeon.conversion.capture.decompositions import DECOMPOSITIONS, EvenChunks, GlobalPools, operators_listed_once
 from surgeon.conversion.capture.nodes import qualified
 from surgeon.conversion.rules import PRESERVED_OPS
 from surgeon.errors import ConversionError, SurgeonError, first_line
@@ -129,6 +129,7 @@ def record(module: nn.Module, *examples: Tensor, dynamic_size: bool = False) -> 
         with (
             evaluating(module),
             silent_torch(),
+            operators_listed_once(),
             EvenChunks(),
             GlobalPools(),
             same_batch(module),
