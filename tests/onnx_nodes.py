@@ -410,7 +410,9 @@ def saved(made: onnx.ModelProto, folder: Path, name: str = "net") -> Path:
 
 def runtime(path: Path, x: Array) -> Any:
     """The first output of the file `path` for `x` under ONNX Runtime."""
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return session.run(None, {session.get_inputs()[0].name: x})[0]
 
 
