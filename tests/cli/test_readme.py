@@ -72,10 +72,6 @@ LINES = [
     for line in block.text.splitlines()
 ]
 COMMANDS = [(page, line) for page, line in LINES if line.startswith("surgeon ")]
-NEW = "set-temperature" not in surgeon.cli.COMMANDS
-if NEW:  # until these commands are there
-    NOT_YET = re.compile(r"surgeon (set-temperature|figure (grid|steps|temperatures|units))")
-    COMMANDS = [(page, line) for page, line in COMMANDS if not NOT_YET.match(line)]
 
 
 def needs_torch(text: str) -> bool:
@@ -169,10 +165,9 @@ def test_every_block_is_tested() -> None:
 
 def test_finds_what_it_should() -> None:
     assert len(PROGRAMS) >= 8
-    assert len({line for _, line in COMMANDS if runs(line)}) >= (9 if NEW else 15)
+    assert len({line for _, line in COMMANDS if runs(line)}) >= 15
 
 
-@pytest.mark.skipif(NEW, reason="set-temperature is not there yet")
 def test_readme_lists_every_command() -> None:
     listed = re.findall(r"^\| `surgeon ([\w-]+)", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert set(listed) == set(surgeon.cli.COMMANDS)
