@@ -1,4 +1,4 @@
-"""What a page of the site may load and do: the same in its meta tag and in the server's headers."""
+"""The content security policy of the site: the same in its meta tag and in the server's headers."""
 
 from __future__ import annotations
 

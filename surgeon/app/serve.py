@@ -16,7 +16,7 @@ HOST = "127.0.0.1"
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """A server of `folder` at 127.0.0.1 and `port` (0: any that is free).
+    """A server of `folder` at 127.0.0.1 and `port` (0: any free one).
 
     Raises SurgeonError where the folder is no site, or the port is taken.
     """
@@ -38,11 +38,11 @@ class Server(http.server.ThreadingHTTPServer):
         return f"http://{HOST}:{self.server_address[1]}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that turned away is no error."""
+        """Ignore it: a browser that closed the connection is no error."""
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
-    """Files of the server's folder alone: no listings, no way out by `..` or links, no other host's name."""
+    """Serves files of the folder alone: no listings, no way out by `..` or links, no other host's name."""
 
     server: Server
     protocol_version = "HTTP/1.1"
@@ -60,32 +60,32 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
     }
 
     def send_head(self) -> Any:
-        """As the base class does, once the request is known to be for a file of the folder."""
+        """As the base class does, for files of the folder."""
         if not self._is_for_us():
             return self.send_error(HTTPStatus.FORBIDDEN)
         path = Path(self.translate_path(self.path))
         try:
-            found = path.resolve().is_relative_to(self.server.folder) and path.is_file()
-        except (OSError, ValueError):  # no name of a file at all
-            found = False
-        return super().send_head() if found else self.send_error(HTTPStatus.NOT_FOUND)
+            served = path.resolve().is_relative_to(self.server.folder) and path.is_file()
+        except (OSError, ValueError):  # not a file name at all
+            served = False
+        return super().send_head() if served else self.send_error(HTTPStatus.NOT_FOUND)
 
     def translate_path(self, path: str) -> str:
         """The file that `path` names in the folder."""
         self.directory = str(self.server.folder)
-        found = super().translate_path(path)
-        return str(Path(found) / "index.html") if urllib.parse.urlsplit(path).path == "/" else found
+        file = super().translate_path(path)
+        return str(Path(file) / "index.html") if urllib.parse.urlsplit(path).path == "/" else file
 
     def _is_for_us(self) -> bool:
-        """Whether the request names this machine: another name that leads here is somebody else's page, looking in."""
+        """Whether the request names this machine: under any other name, a foreign page could read along."""
         port = self.server.server_address[1]
         return self.headers.get("Host") in {f"{name}:{port}" for name in (HOST, "localhost")}
 
     def end_headers(self) -> None:
-        """The policy goes with every answer."""
+        """Add the policy to every answer."""
         for name, value in HEADERS.items():
             self.send_header(name, value)
         super().end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""

@@ -1,4 +1,4 @@
-"""The site on disk: the page, its runtime, and of each bundle what a browser needs of it. Written beside, then renamed.
+"""The site on disk: the page, its runtime, and each bundle's part for browsers. Written beside, then renamed.
 
 index.html and its modules   as they are in surgeon/app/page
 runtime/                     onnxruntime-web, and its licence
@@ -32,11 +32,11 @@ from surgeon.runtime.pictures import to_picture
 from surgeon.runtime.session import Session, load
 
 MARK = "surgeon-site.json"
-"""By which a site is known: a name that no other tool gives a file, since what is in the folder is replaced."""
+"""The file that marks a site, by a name that no other tool uses: a folder with it may be replaced."""
 
 STEP = "ascent_step.onnx"
 LIMITS = {"steps": (1, 1000), "step_size": (1, None), "radius": (10, None), "temperature": (0.01, None)}
-"""What the page lets a user choose; a default beyond them widens them."""
+"""The ranges of the page's dials; a default beyond them widens them."""
 
 
 def write_site(
@@ -49,8 +49,8 @@ def write_site(
 ) -> None:
     """Write the site of `bundles` into `destination`, with `photos` as examples.
 
-    Raises SurgeonError, and leaves what was there, where a bundle cannot be run by the page, a photo cannot be read, or
-    the runtime cannot be had.
+    Raises SurgeonError, and leaves the folder as it was, where the page cannot run a bundle, a photo cannot be read, or
+    the runtime cannot be fetched.
     """
     sessions = [load(bundle) for bundle in bundles]
     for session in sessions:
@@ -100,7 +100,7 @@ def require_fit(session: Session) -> None:
 
 
 def facts(session: Session) -> dict[str, Any]:
-    """What the page needs to know of a bundle: a part of its manifest, and the names of its classes."""
+    """The bundle's facts for the page: a part of its manifest, and the names of its classes."""
     manifest = session.manifest
     recipe, image = manifest.recipe, _image(session)
     takes = {port.name: port for port in manifest.artifacts[STEP].inputs}
@@ -108,7 +108,7 @@ def facts(session: Session) -> dict[str, Any]:
     per_gate = list(own) if isinstance(own, tuple) else None
     defaults = {**dataclasses.asdict(manifest.defaults), "temperature": 1.0 if per_gate else own}
     defaults["radius"] = defaults["radius"] if math.isfinite(defaults["radius"]) else None
-    # As in `surgeon figure`: gates whose T is fixed, or of another kind, are made hard by no temperature.
+    # As in `surgeon figure grid`: no temperature makes gates hard whose T is fixed, or that are of another kind.
     hardens = own is not None and recipe.gate == "soft" and not (recipe.temperatures and not per_gate)
     return {
         "model": dataclasses.asdict(manifest.model),
@@ -126,14 +126,14 @@ def facts(session: Session) -> dict[str, Any]:
 
 
 def unique(names: Sequence[str]) -> list[str]:
-    """Each name as letters that no address needs to escape; numbered where two would be one."""
-    found: list[str] = []
+    """Each name in letters that need no escape in an address, numbered where two would be equal."""
+    chosen: list[str] = []
     for name in names:
         plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "unnamed"
-        taken = {one.casefold() for one in found}
+        taken = {other.casefold() for other in chosen}
         numbered = (plain if number == 1 else f"{plain}-{number}" for number in range(1, len(names) + 2))
-        found.append(next(one for one in numbered if one.casefold() not in taken))
-    return found
+        chosen.append(next(candidate for candidate in numbered if candidate.casefold() not in taken))
+    return chosen
 
 
 def _image(session: Session) -> Image:
@@ -158,7 +158,7 @@ def _weights(session: Session) -> list[str]:
 def _write_step(session: Session, place: Path) -> None:
     """The step and its weights, in `place`.
 
-    Its inputs lose their defaults: onnxruntime-web takes no value for an input that has one.
+    Its inputs lose their defaults: onnxruntime-web accepts no value for an input with a default.
     """
     model = onnx.load(session.bundle.path / STEP, load_external_data=False)
     names = {port.name for port in model.graph.input}
@@ -171,7 +171,7 @@ def _write_step(session: Session, place: Path) -> None:
 
 
 def _write_page(folder: Path, title: str) -> None:
-    """The page's files as they are, but for title and policy in index.html."""
+    """The page's files, with title and policy filled into index.html."""
     for entry in files("surgeon.app").joinpath("page").iterdir():
         if entry.name == "index.html":
             text = entry.read_text(encoding="utf-8")

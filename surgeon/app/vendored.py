@@ -1,4 +1,8 @@
-"""onnxruntime-web, which the site carries along: from the npm registry, the user's cache, or a copy that is there."""
+"""onnxruntime-web, which every site contains: from the npm registry, the user's cache, or a local copy.
+
+`pooch` would fetch and cache it in half the lines, but brings requests and its dependencies for one file, and the
+checks of a local copy and the one-line errors would stay.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ from surgeon.errors import SurgeonError
 
 VERSION = "1.30.0"
 INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
-"""Of the registry's tarball, as a lock file of npm has it."""
+"""The hash of the registry's tarball, as in npm's lock files."""
 
 FILES = (
     "ort.wasm.bundle.min.mjs",
@@ -29,18 +33,18 @@ FILES = (
 _ARCHIVE = f"onnxruntime-web-{VERSION}.tgz"
 _REGISTRY = "https://registry.npmjs.org/"
 _GIVE = "Give a copy of it with --runtime FILE.tgz or --runtime FOLDER"
-_SECONDS = 60  # without a byte, and the registry counts as away
+_SECONDS = 60  # without a byte, after which the registry counts as away
 _BLOCK = 1 << 20
 
 Tick = Callable[[int, int | None], None]
-"""Told how many bytes are here, and how many there are if that is known."""
+"""Called with the number of bytes fetched, and of all bytes where that is known."""
 
 
 def runtime(given: Path | None, tick: Tick = lambda done, total: None) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of each of FILES, from `given` (the tarball, or a folder that it was unpacked to), or the cache.
 
-    Where the cache has none, it is fetched from the npm registry first. Raises SurgeonError, before the first file,
-    where it can be had in no way, is another version, or is not what was pinned.
+    Where the cache is empty, the tarball is fetched from the npm registry first. Raises SurgeonError, before the first
+    file, where it cannot be fetched, is another version, or has another hash.
     """
     if given is not None and given.is_dir():
         yield from _of_folder(given)
@@ -50,7 +54,7 @@ def runtime(given: Path | None, tick: Tick = lambda done, total: None) -> Iterat
     with tarfile.open(archive) as packed:
         for name in FILES:
             file = packed.extractfile(f"package/dist/{name}")
-            assert file is not None  # the integrity says so
+            assert file is not None  # by the hash
             yield name, file.read()
 
 
@@ -89,7 +93,7 @@ def _integrity(digest: bytes) -> str:
 
 
 def _cached(tick: Tick) -> Path:
-    """The tarball in the user's cache, fetched if it is not there."""
+    """The tarball in the user's cache, fetched if it is missing."""
     path = cache() / _ARCHIVE
     if not path.is_file():
         _fetch(path, tick)
@@ -110,7 +114,7 @@ def address() -> str:
 
 
 def _fetch(path: Path, tick: Tick) -> None:
-    """Fetch the tarball to `path`; nothing is left there unless it is whole and right."""
+    """Fetch the tarball to `path`; leaves nothing there unless it is complete and has the pinned hash."""
     url = address()
     if urllib.parse.urlsplit(url).scheme != "https":
         raise SurgeonError(f"the npm registry {url} is not reached by https", _GIVE)

@@ -75,7 +75,7 @@ def group() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave the process with its exit code; an error is one line on standard error."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # an arrow, or an odd file name, must not end a run on an old terminal
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an arrow or an odd file name must not end a run on an old terminal
         sys.stdout.reconfigure(errors="replace")
     sys.exit(invoke(arguments))
 
@@ -95,13 +95,13 @@ def invoke(arguments: list[str] | None = None) -> int:
     except SurgeonError as error:
         _say("error", _ended(error.message), _ended(error.remedy))
         return error.exit_code
-    except MemoryError as error:  # numpy's says how much it wanted
+    except MemoryError as error:  # numpy's message has the size
         _say("error", _ended(f"there is not enough memory: {error}".removesuffix(": ")), "Ask for less.")
         return 1
     except (click.Abort, KeyboardInterrupt):
         _say("interrupted", "nothing was written.", "")
         return 130
-    except BrokenPipeError:  # whoever read the output has had enough; Python would say so again at exit
+    except BrokenPipeError:  # the reader of the output left; Python would report it again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return code if isinstance(code, int) else 0

@@ -29,7 +29,7 @@ Examples:
     metavar="FILE",
     help="An example photo; again for more.",
 )
-@click.option("--title", default="surgeon", show_default=True, help="What stands at the top of the page.")
+@click.option("--title", default="surgeon", show_default=True, help="The heading of the page.")
 @click.option(
     "--runtime",
     type=click.Path(exists=True, path_type=Path),
@@ -55,18 +55,17 @@ def command(
 ) -> None:
     """Write a site in which a browser runs ascents with BUNDLEs: choose a photo and a class, and watch.
 
-    It needs nothing but a web server, not even one that can compute: photos stay in the browser, which runs
-    ascent_step.onnx by onnxruntime-web, on its GPU where it lets pages, else on the CPU. onnxruntime-web is fetched
-    from the npm registry once, or taken from --runtime. Any static host will do; one that sends the headers of
-    `surgeon app --serve` (COOP and COEP) gets threads as well.
+    Any static web server can host it: photos stay in the browser, which runs ascent_step.onnx by onnxruntime-web, on
+    the GPU where it gives pages access, else on the CPU. onnxruntime-web is fetched from the npm registry once, or
+    taken from --runtime. A host that sends the headers of `surgeon app --serve` (COOP and COEP) gives the page threads.
 
-    Without a BUNDLE, --serve serves the site that is there.
+    Without a BUNDLE, --serve serves the existing site.
     """
     from surgeon.app import Server, write_site
     from surgeon.cli import screen
 
     if not bundles and not serve:
-        raise click.UsageError("Name a BUNDLE for a site of it, or give --serve for the site that is there.")
+        raise click.UsageError("Name a BUNDLE for a site of it, or give --serve for the existing site.")
     if not bundles and photos:
         raise click.UsageError("Photos go into a site as it is written: name its BUNDLE, too.")
     if bundles:
@@ -86,7 +85,7 @@ def command(
 
 
 def _tell(output: Path, address: str | None, quiet: bool, as_json: bool) -> None:
-    """Where the site is; its address even where all is `quiet`, since nobody could guess the port."""
+    """Print the site's place; its address even where `quiet`, since nobody could guess the port."""
     from surgeon.cli import screen
 
     if as_json:

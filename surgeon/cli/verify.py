@@ -38,8 +38,8 @@ def command(
 ) -> None:
     r"""Check the files of BUNDLE against its manifest, then run its artifacts against PyTorch's autograd.
 
-    The network is built again from what the manifest says of it; a weights file is known by name only, so give its
-    place with --weights. Exit code 3 where an artifact is off by more than its tolerance.
+    The network is built again from the manifest, which knows a weights file by name only: give its place with
+    --weights. Exit code 3 where an artifact is off by more than its tolerance.
 
     \b
     surgeon verify exported/lite0
@@ -75,7 +75,7 @@ def _compare(
     quiet: bool,
     **where: Any,
 ) -> None:
-    """Append to `lines` each comparison as it is made; `where` is on what device."""
+    """Append each comparison to `lines` as it is made; `where` is the device and its provider's options."""
     from surgeon.cli import screen
 
     try:
@@ -92,9 +92,9 @@ def _compare(
     with screen.progress(quiet) as bar:
         task = bar.add_task("", total=len(names))
 
-        def told(line: Comparison) -> None:
-            what = f"{line.artifact} {line.quantity}, {line.condition}"
-            bar.update(task, description=what, completed=names.index(line.artifact))
+        def note(line: Comparison) -> None:
+            description = f"{line.artifact} {line.quantity}, {line.condition}"
+            bar.update(task, description=description, completed=names.index(line.artifact))
             lines.append(line)
 
         verify(
@@ -103,7 +103,7 @@ def _compare(
             manifest=bundle.manifest,
             tolerance=tolerance,
             **where,
-            progress=told,
+            progress=note,
         )
 
 

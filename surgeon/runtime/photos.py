@@ -5,25 +5,23 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy
 import PIL.Image
 import PIL.ImageOps
 
 from surgeon.bundle.manifest import Image
+from surgeon.bundle.scalars import shape_text
 from surgeon.bundle.units import Array
 from surgeon.errors import SurgeonError
 
 if TYPE_CHECKING:
-    import numpy
-    import PIL.Image
-
     from surgeon.runtime.session import Session
 
 
-SMALLEST = 8  # pixels: a photo with a shorter side has nothing to show
-LONGEST = 20  # a side longer than this many shorter sides is refused: resizing would need memory without bound
+SMALLEST = 8  # pixels: a photo with a shorter side shows nothing
+LONGEST = 20  # shorter sides: a longer side is refused, since resizing would need unbounded memory
 _FILTERS = {
     "nearest": PIL.Image.Resampling.NEAREST,
     "bilinear": PIL.Image.Resampling.BILINEAR,
@@ -32,16 +30,16 @@ _FILTERS = {
 
 
 def load_photo(path: str | Path, image: Image, native: bool = False) -> Array:
-    """The photo at `path` as f32 [C, H, W] in `image.range`, resized and cropped as the manifest's Image says.
+    """The photo at `path` as f32 [C, H, W] in `image.range`, resized and cropped by the manifest's Image.
 
-    With `native` it keeps its own size instead. Turned upright by its EXIF orientation; transparency is laid over
-    white; of an animation the first picture is taken. Raises SurgeonError, naming the file, where it is missing,
+    With `native` it keeps its own size instead. It is turned upright by its EXIF orientation, transparency is laid over
+    white, and an animation counts as its first picture. Raises SurgeonError, with the file's name, where it is missing,
     unreadable, no picture, too small or too elongated.
     """
     if image.channels not in (1, 3):
         raise SurgeonError(f"the network takes {image.channels} channels, and a photo has 3", "Run it from Python")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # large; Pillow refuses the dangerous
+        warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # only large; Pillow refuses the dangerous
         photo = _read(Path(path))
     shorter, longer = sorted(photo.size)
     if shorter < SMALLEST:
@@ -69,7 +67,7 @@ def fit(photo: PIL.Image.Image, image: Image) -> PIL.Image.Image:
     if photo.width == photo.height:
         return photo.resize(size, method)
     scale = max(image.resize / min(photo.size), image.width / photo.width, image.height / photo.height)
-    # Downwards, as torchvision does, but for the rounding error of a side that is meant to be hit exactly.
+    # Rounded down as in torchvision, with a margin for a side that should be hit exactly but for rounding.
     width, height = int(photo.width * scale + 1e-6), int(photo.height * scale + 1e-6)
     left, top = round((width - image.width) / 2), round((height - image.height) / 2)
     return photo.resize((width, height), method).crop((left, top, left + image.width, top + image.height))
@@ -89,7 +87,7 @@ def _read(path: Path) -> PIL.Image.Image:
         raise SurgeonError(f"{path} is not a picture that can be read", "Give a JPEG, PNG or the like") from error
     except PIL.Image.DecompressionBombError as error:
         raise SurgeonError(f"the photo {path} has too many pixels", "Make it smaller first") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # whatever Pillow's decoders say of damaged files
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # Pillow's decoders raise any of these
         raise SurgeonError(f"the photo {path} cannot be read ({error})", "See that the file is whole") from error
 
 
@@ -108,13 +106,13 @@ def _flatten(photo: PIL.Image.Image) -> PIL.Image.Image:
     return photo.convert("RGB")
 
 
-def image_of(session: Session) -> Any:
-    """How the bundle takes photos; raises SurgeonError where its input is no picture."""
-    from surgeon.bundle.scalars import shape_text
-
+def image_of(session: Session) -> Image:
+    """The bundle's `Image`: size, range and filter of its photos; raises SurgeonError where its input is no picture."""
     if session.manifest.image is None:
         shape = next(iter(session.manifest.artifacts.values())).inputs[0].shape
-        turned = len(shape) == 4 and shape[-1] in (1, 3)
-        remedy = "Export it with --preprocess none, which turns photos inside" if turned else "Run it from Python"
+        channels_last = len(shape) == 4 and shape[-1] in (1, 3)
+        remedy = "Run it from Python"
+        if channels_last:
+            remedy = "Export it with --preprocess none, which turns photos inside"
         raise SurgeonError(f"the input of {session.bundle.path} is not a picture, but {shape_text(shape)}", remedy)
     return session.manifest.image

@@ -15,16 +15,16 @@ from surgeon.errors import SurgeonError
 
 
 def to_picture(values: Array, image: Image) -> PIL.Image.Image:
-    """The input `values` [C, H, W] in `image.range` as a picture; what lies in the margin beyond is cut."""
+    """The input `values` [C, H, W] in `image.range` as a picture; values beyond the range are clipped."""
     low, high = image.range
     return _picture((values - low) / (high - low))
 
 
 def difference(clean: Array, perturbed: Array, clip: float = 0.0) -> PIL.Image.Image:
-    """What was added to the input, min-max scaled over the whole picture, as in the paper; grey where nothing was.
+    """The change of the input, min-max scaled over the whole picture, as in the paper; grey where nothing changed.
 
-    `clip` is the percentage of values at either end of the range that is cut first: a few extreme pixels leave the
-    others little contrast.
+    `clip` is the percentage of values at either end of the range that is cut first, since a few extreme pixels leave
+    the others little contrast.
     """
     delta = numpy.asarray(perturbed - clean, numpy.float64)
     low, high = (float(end) for end in numpy.percentile(delta, (clip, 100 - clip)))
@@ -47,7 +47,7 @@ def _picture(values: Array) -> PIL.Image.Image:
 
 
 def format_of(path: Path) -> str:
-    """Pillow's name of the format that the path's ending stands for; raises SurgeonError where it stands for none."""
+    """Pillow's name of the format of the path's ending; raises SurgeonError for an unknown ending."""
     format = PIL.Image.registered_extensions().get(path.suffix.lower())
     if format is None or format not in PIL.Image.SAVE:
         raise SurgeonError(f"{path} has no ending that names a picture format", "Choose .png or .jpg")
@@ -55,9 +55,9 @@ def format_of(path: Path) -> str:
 
 
 def save(picture: PIL.Image.Image, path: Path) -> None:
-    """Write `picture` beside `path` in the format that its ending names, then rename it.
+    """Write `picture` beside `path` in the format of its ending, then rename it.
 
-    Raises SurgeonError, and leaves nothing, where the ending names no format or the file cannot be written.
+    Raises SurgeonError, and leaves nothing, where the ending is unknown or the file cannot be written.
     """
     format = format_of(path)
     with replacing(path) as partial:

@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions on the execution provider that was asked for, and on no other. Torch-free."""
+"""ONNX Runtime sessions on the requested execution provider, and on no other. Torch-free."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 class _Provider(NamedTuple):
-    """One of ONNX Runtime's: its options unless others are given, where its values lie, what it needs, what is behind.
+    """An execution provider of ONNX Runtime: its default options, the memory of its values, and the libraries it needs.
 
-    A node that the provider does not take goes to the one `fallback` it, a device's name.
+    Nodes that it does not take go to the device `fallback`, where there is one.
     """
 
     name: str
@@ -52,8 +52,8 @@ _COMPLAINT = re.compile(r'(?:Unknown|Failed to parse) provider option:? "[^"]*"|
 class Device:
     """Where artifacts run: a name of DEVICES, and options for ONNX Runtime's provider on top of surgeon's own.
 
-    Raises SurgeonError for a device that nobody knows, OptionError for options where the provider takes none; whether
-    it takes these is known when a session is opened.
+    Raises SurgeonError for an unknown device, OptionError for options where the provider takes none. A provider refuses
+    an unknown option when a session is opened.
     """
 
     name: str
@@ -75,29 +75,29 @@ class Device:
 
     @property
     def memory(self) -> str:
-        """Where its values lie, "cpu" or "cuda", as ONNX Runtime and PyTorch have it."""
+        """The memory of its values, "cpu" or "cuda", as ONNX Runtime and PyTorch name it."""
         return _PROVIDERS[self.name].memory
 
     @property
     def index(self) -> int:
-        """Which of several GPUs it is."""
-        told = self.options.get("device_id", "0")
-        return int(told) if told.isdecimal() else 0  # ONNX Runtime refuses the rest
+        """The number of the GPU, where there are several."""
+        number = self.options.get("device_id", "0")
+        return int(number) if number.isdecimal() else 0  # ONNX Runtime refuses the rest
 
     @property
     def options(self) -> dict[str, str]:
-        """All that the provider is told."""
+        """All options of the provider."""
         return {**_PROVIDERS[self.name].options, **{key: str(value) for key, value in self.given.items()}}
 
     @property
     def chain(self) -> dict[str, dict[str, str]]:
-        """The providers by name, each with its options: first the one that was asked for, then what is behind it."""
+        """The providers by name, each with its options: the requested one, then its fallback."""
         fallback = _PROVIDERS[self.name].fallback
         return {self.provider: self.options, **(Device(fallback).chain if fallback else {})}
 
     @property
     def captures(self) -> bool:
-        """Whether runs are captured in CUDA graphs, which hold no control flow."""
+        """Whether runs are captured in CUDA graphs, which cannot hold control flow."""
         return any(self._is_on(key) for key in _GRAPHS)
 
     @property
@@ -143,10 +143,10 @@ def open_session(
 
     settings, on_cpu = onnxruntime.SessionOptions(), device.name == "cpu"
     settings.log_severity_level = _ERRORS_ONLY
-    # A pullback keeps every pre-activation until its gate is passed. The static plan for reusing buffers copes badly:
-    # without it DenseNet121 at batch 8 peaks at 1.4 GB where it took 2.6 GB, and is 4% faster.
+    # A pullback keeps every pre-activation until its gate is passed, and the static plan for reusing buffers handles
+    # that badly: without the plan DenseNet121 at batch 8 peaks at 1.4 GB instead of 2.6 GB, and is 4% faster.
     settings.enable_mem_reuse = False
-    # Its record of the first run takes one block for all of the second, beside what the first took: half as much again.
+    # From a record of the first run it allocates one block for all of the second, beside the first: half as much again.
     settings.enable_mem_pattern = False
     if trace is not None:
         settings.enable_profiling, settings.profile_file_prefix = True, str(trace)
@@ -204,28 +204,28 @@ def _cut(path: Path, outputs: Sequence[str]) -> ModelProto:
     return model
 
 
-def _not_loaded(path: Path, device: Device, told: str) -> SurgeonError:
-    """What went wrong, by what ONNX Runtime says of it."""
-    if device.name != "cpu" and "Please install" in told:  # TensorRT's way; CUDA is left out of the session instead
+def _not_loaded(path: Path, device: Device, message: str) -> SurgeonError:
+    """The error for a `message` of ONNX Runtime about loading `path`."""
+    if device.name != "cpu" and "Please install" in message:  # TensorRT's; without CUDA the session merely lacks it
         return _no_provider(device)
-    if complaint := _COMPLAINT.search(told):
+    if complaint := _COMPLAINT.search(message):
         given = ", ".join(f"{key}={value}" for key, value in device.options.items())
         return OptionError(
             f"{device.provider} does not take the options {given} ({complaint[0]})",
-            "ONNX Runtime's documentation of the provider lists what it takes",
+            "ONNX Runtime's documentation of the provider lists its options",
         )
-    if device.captures and "graph capture" in told:
+    if device.captures and "graph capture" in message:
         return OptionError(
-            f"{path.name} cannot be captured in a CUDA graph ({' '.join(told.rpartition(' : ')[2].split())})",
+            f"{path.name} cannot be captured in a CUDA graph ({' '.join(message.rpartition(' : ')[2].split())})",
             "Leave enable_cuda_graph out",
         )
-    return SurgeonError(f"ONNX Runtime cannot load {path} ({told})")
+    return SurgeonError(f"ONNX Runtime cannot load {path} ({message})")
 
 
 def _weights_folder(model: ModelProto, folder: Path) -> Path:
-    """Where the weights beside an artifact are, and are named so in `model`: they may be links to another folder.
+    """The folder of the weights beside an artifact, links resolved; their names in `model` are changed to match.
 
-    ONNX Runtime follows links from a file that it reads itself, and takes them for an escape from a folder it is given.
+    ONNX Runtime follows a link beside a file that it reads itself, but refuses one that leads out of a given folder.
     """
     entries = (entry for _, tensor in stored_outside(model) for entry in tensor.external_data)
     places = [entry for entry in entries if entry.key == "location"]
@@ -236,10 +236,10 @@ def _weights_folder(model: ModelProto, folder: Path) -> Path:
 
 
 def _return_memory() -> None:
-    """Give back what loading took and has freed, such as weights in a layout that no kernel wants.
+    """Return freed memory to the system, such as weights in a layout that no kernel uses.
 
-    The C library keeps it otherwise, beside what ONNX Runtime then takes in pieces of its own: of ResNet50's pullback,
-    a quarter of the peak. Only glibc has, and needs, a call for it.
+    Otherwise the C library keeps it, beside the pieces that ONNX Runtime then allocates: a quarter of the peak of
+    ResNet50's pullback. Only glibc has, and needs, a call for it.
     """
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):
@@ -247,7 +247,7 @@ def _return_memory() -> None:
 
 
 def require_provider(device: Device) -> None:
-    """Raise ProviderError unless ONNX Runtime lists the provider of `device`; whether it loads is known later."""
+    """Raise ProviderError unless ONNX Runtime lists the provider of `device`; loading it may still fail later."""
     import onnxruntime
 
     if not set(device.chain) <= set(onnxruntime.get_available_providers()):
@@ -263,7 +263,7 @@ def _no_provider(device: Device) -> ProviderError:
 
 @contextlib.contextmanager
 def _quiet(onnxruntime: Any) -> Iterator[None]:
-    """Keep ONNX Runtime's account of a missing CUDA off the screen: `_no_provider` says it in a line."""
+    """Keep ONNX Runtime's account of a missing CUDA off the screen: `_no_provider` has it in one line."""
     if hasattr(onnxruntime, "preload_dlls"):
         with contextlib.redirect_stdout(io.StringIO()):
             onnxruntime.preload_dlls()  # finds the CUDA and cuDNN of torch's own packages

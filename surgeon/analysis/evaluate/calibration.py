@@ -1,27 +1,27 @@
 """Choosing the temperature of a bundle from photos, by running its artifacts. Torch-free.
 
-**The argument**, made before anything was tried. A pullback is meant to be evidence of what a network sees in a photo.
-T = 0 gives the ordinary gradient, which changes from one region of linearity to the next; at T = infinity every gate is
-a half and every pool an average, and the pullback is that of one linear network, the same at every photo. Between the
-two, what is wanted of evidence can be measured without looking at it:
+**The argument**, made before any trial. A pullback is meant as evidence of what a network sees in a photo. T = 0 gives
+the ordinary gradient, which changes from one region of linearity to the next; at T = infinity every gate is a half and
+every pool an average, and the pullback is that of one linear network, the same at every photo. Between the two, four
+properties of good evidence can be measured without looking at it:
 
-- *stability*. The photo moved by some pixels, or with a little noise on it, is the same photo to anyone, so the
-  pullback should be the same: the cosine between the photo's and that of each version, moved back, where they overlap.
-  It rises with T, and alone would choose T = infinity.
+- *stability*. A photo moved by some pixels, or with a little noise on it, shows the same thing, so its pullback should
+  be the same: the cosine between the photo's pullback and that of each version, moved back, where they overlap. It
+  rises with T, and alone would choose T = infinity.
 - *targets*. Pullbacks towards different classes should differ: 1 - the cosine between two of them at one photo. An
   explanation that is the same for every class explains none.
-- *photos*. Pullbacks at different photos towards one class should differ: 1 - their cosine. What does not depend on the
-  photo is no evidence of what is seen in it. It falls to 0 as T grows.
-- *gain*. Going along the pullback should do what it says: the rise of the objective per unit of L2 moved, over an
-  ascent with the bundle's own steps and not over an infinitesimal one, where the gradient wins by its definition. Of
-  each photo it is put in relation to the largest that any temperature gave.
+- *photos*. Pullbacks at different photos towards one class should differ: 1 - their cosine. A pullback that does not
+  depend on the photo is no evidence of its content. It falls to 0 as T grows.
+- *gain*. A step along the pullback should raise the objective: the rise per unit of L2 moved, over an ascent with the
+  bundle's own steps and not over an infinitesimal one, where the gradient wins by its definition. Each photo's gain is
+  divided by the largest that any temperature gave.
 
 Each is a mean over the photos of a number in [0, 1] (negative cosines and gains count as 0). They are multiplied, since
-to fail at one is to fail, and the largest product is chosen. No weights, and nothing that could be fitted to a picture;
-the strip of pictures is there for a person to overrule the choice.
+a failure at one is a failure, and the largest product is chosen. There are no weights, so nothing can be fitted to a
+picture; the strip of pictures lets a person overrule the choice.
 
-With a temperature for each gate, T_l = t * s_l with s_l the standard deviation of what enters gate l, over all units
-and photos: what is near a threshold is then said in the gate's own units. t is chosen by the same numbers.
+With a temperature for each gate, T_l = t * s_l, where s_l is the standard deviation of gate l's input, over all units
+and photos: each gate's threshold is then as wide in its own units. t is chosen by the same numbers.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from surgeon.errors import SurgeonError
 from surgeon.runtime.session import Session
 
 MOVED = 0.02
-"""By how much of the shorter side a photo is moved, to an odd number of pixels: strides of two hide even ones."""
+"""A photo's move, as a share of its shorter side, made an odd number of pixels: strides of two hide even ones."""
 
 NOISE = 0.02
 """Standard deviation of the noise, as a share of the value range."""
 
 CLOSE = 0.95
-"""Products from this share of the largest up are told as nearly as good."""
+"""Products from this share of the largest up are reported as nearly as good."""
 
 
 _SET = "Choose T yourself: `surgeon set-temperature`"
@@ -53,7 +53,7 @@ _SET = "Choose T yourself: `surgeon set-temperature`"
 
 @dataclass(frozen=True)
 class Candidate:
-    """A temperature that is tried: `factor` itself for all gates, or that times each gate's own scale."""
+    """A temperature to try: `factor` for all gates, or `factor` times each gate's own scale."""
 
     factor: float
     temperature: float | tuple[float, ...]
@@ -81,7 +81,7 @@ class Tried:
 
     @property
     def product(self) -> float:
-        """What the largest of is chosen."""
+        """The number whose largest is chosen."""
         return self.stability * self.targets * self.photos * self.gain
 
 
@@ -118,16 +118,16 @@ def require(session: Session, photos: int, per_gate: bool) -> None:
 def grid(lowest: float, highest: float, count: int) -> list[float]:
     """`count` numbers from `lowest` to `highest`, evenly spaced by logarithm, to two digits or as many as they need."""
     values = numpy.geomspace(lowest, highest, count)
-    found: set[float] = set()
+    rounded: set[float] = set()
     for digits in range(2, 17):
-        found = {float(f"{value:.{digits}g}") for value in values}
-        if len(found) == count:
+        rounded = {float(f"{value:.{digits}g}") for value in values}
+        if len(rounded) == count:
             break
-    return sorted(found)
+    return sorted(rounded)
 
 
 def scales(session: Session, images: Sequence[Array], tick: Callable[[], None] = lambda: None) -> tuple[float, ...]:
-    """Of each of the manifest's gates, the standard deviation of what enters it, over all units and `images` [C, H, W].
+    """The standard deviation of each gate's input, in the manifest's order, over all units and `images` [C, H, W].
 
     1 where nothing varies, and for gates and pools that are not soft, which read no temperature. Raises SurgeonError
     for a bundle without its gates' outputs.
@@ -140,14 +140,14 @@ def scales(session: Session, images: Sequence[Array], tick: Callable[[], None] =
             before = values[f"{PRE_ACTIVATION}/{node}"].astype(numpy.float64)
             sums[node] += (before.size, before.sum(), numpy.square(before).sum())
         tick()
-    found = {}
+    deviations = {}
     for node, (count, total, squares) in sums.items():
-        found[node] = math.sqrt(max(squares / count - (total / count) ** 2, 0.0))
-    return tuple(found.get(gate.node, 0.0) or 1.0 for gate in session.manifest.gates)
+        deviations[node] = math.sqrt(max(squares / count - (total / count) ** 2, 0.0))
+    return tuple(deviations.get(gate.node, 0.0) or 1.0 for gate in session.manifest.gates)
 
 
 def best_two(session: Session, image: Array) -> tuple[int, int]:
-    """The two classes that the network finds most probable in `image` [C, H, W]; raises SurgeonError if it has one."""
+    """The network's two most probable classes for `image` [C, H, W]; raises SurgeonError if it has one class."""
     if session.classes < 2:
         raise SurgeonError("the network has one class, and pullbacks towards two are compared", _SET)
     output = session.output(image[None])[0]
@@ -191,20 +191,20 @@ def look(
 
 def judged(candidates: Sequence[Candidate], seen: Sequence[Sequence[Seen]]) -> list[Tried]:
     """The criteria of each candidate, from what `look` returned of it."""
-    largest = [max(max(one.rise for one in photo), 0.0) for photo in zip(*seen, strict=True)]
+    largest = [max(max(trial.rise for trial in photo), 0.0) for photo in zip(*seen, strict=True)]
     tried = []
     for candidate, photos in zip(candidates, seen, strict=True):
-        gains = [max(one.rise, 0.0) / most if most else 0.0 for one, most in zip(photos, largest, strict=True)]
+        gains = [max(photo.rise, 0.0) / most if most else 0.0 for photo, most in zip(photos, largest, strict=True)]
         stability, targets, others = (
-            float(numpy.mean([getattr(one, name) for one in photos])) for name in ("stability", "targets", "photos")
+            float(numpy.mean([getattr(photo, name) for photo in photos])) for name in ("stability", "targets", "photos")
         )
         tried.append(Tried(candidate, stability, targets, others, float(numpy.mean(gains))))
     return tried
 
 
 def choose(tried: Sequence[Tried]) -> Tried | None:
-    """The one with the largest product; None where none is above zero."""
-    best = max(tried, key=lambda one: one.product)
+    """The trial with the largest product; None where no product is above zero."""
+    best = max(tried, key=lambda trial: trial.product)
     return best if best.product > 0 else None
 
 
@@ -214,10 +214,10 @@ def _stability(session: Session, image: Array, target: int, pullback: Array, can
     by = max(1, round(MOVED * min(height, width))) | 1
     moves = [(by, by), (-by, by), (0, 0)]
     versions = numpy.stack([_moved(image, *move) for move in moves[:2]] + [_noisy(session, image)])
-    found = session.pullback(versions, session.one_hot([target] * len(moves)), candidate.temperature).pullback
+    pulled = session.pullback(versions, session.one_hot([target] * len(moves)), candidate.temperature).pullback
     inside = (slice(None), slice(by, height - by), slice(by, width - by))
-    back = [numpy.roll(one, (-down, -right), axis=(1, 2)) for one, (down, right) in zip(found, moves, strict=True)]
-    return float(numpy.mean([_alike(pullback[inside], one[inside]) for one in back]))
+    back = [numpy.roll(moved, (-down, -right), axis=(1, 2)) for moved, (down, right) in zip(pulled, moves, strict=True)]
+    return float(numpy.mean([_alike(pullback[inside], version[inside]) for version in back]))
 
 
 def _moved(image: Array, down: int, right: int) -> Array:
@@ -237,6 +237,6 @@ def _noisy(session: Session, image: Array) -> Array:
 
 
 def _alike(a: Array, b: Array) -> float:
-    """The cosine, 0 where it is negative or there is none: a pullback that vanishes is like nothing."""
-    found = cosine(a, b)
-    return max(found, 0.0) if not math.isnan(found) else 0.0
+    """The cosine; 0 where it is negative, or undefined since a pullback vanishes."""
+    angle = cosine(a, b)
+    return max(angle, 0.0) if not math.isnan(angle) else 0.0

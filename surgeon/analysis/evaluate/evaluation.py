@@ -157,14 +157,14 @@ class Score:
 
 
 def rank_methods(values: Mapping[str, Sequence[float]], more: bool, controls: Sequence[str] = ()) -> dict[str, Score]:
-    """What each method's `values`, one for each photo in the same order, come to; `more` says whether more is better.
+    """Scores of the methods, from their `values`, one for each photo in the same order; `more`: whether more is better.
 
-    Photos differ more than methods do, so methods are compared photo by photo. `controls` take no part in that.
+    Photos differ more than methods do, so methods are compared photo by photo. `controls` are not compared.
     """
     means = {name: float(numpy.mean(row)) for name, row in values.items()}
     compared = [name for name in values if name not in controls and not math.isnan(means[name])]
     best = (max if more else min)(compared, key=lambda name: means[name]) if compared else None
-    found = {}
+    scores = {}
     for name, row in values.items():
         verdict = ""
         if name == best:
@@ -172,8 +172,8 @@ def rank_methods(values: Mapping[str, Sequence[float]], more: bool, controls: Se
         elif best is not None and name in compared and len(row) > 1:
             apart = numpy.subtract(row, values[best])
             verdict = "close" if abs(float(apart.mean())) <= 2 * _error(apart) else ""
-        found[name] = Score(means[name], _error(row) if len(row) > 1 else None, verdict)
-    return found
+        scores[name] = Score(means[name], _error(row) if len(row) > 1 else None, verdict)
+    return scores
 
 
 def _error(values: Any) -> float:

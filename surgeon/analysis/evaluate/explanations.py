@@ -36,12 +36,12 @@ def pullbacks(name: str, session: Session, temperature: float | None, tick: Tick
 
     def explain(photos: Array, classes: Sequence[int]) -> Array:
         cotangent = session.one_hot(classes)
-        found = []
+        pulled = []
         for at in range(0, len(photos), BATCH):
             piece = slice(at, at + BATCH)
-            found.append(session.pullback(photos[piece], cotangent[piece], temperature).pullback)
-            tick(len(found[-1]))
-        return numpy.concatenate(found)
+            pulled.append(session.pullback(photos[piece], cotangent[piece], temperature).pullback)
+            tick(len(pulled[-1]))
+        return numpy.concatenate(pulled)
 
     recipe = session.manifest.recipe
     facts = {"bundle": str(session.bundle.path), "gate": recipe.gate, "pool": recipe.pool, "temperature": temperature}
@@ -57,11 +57,11 @@ def smoothgrad(name: str, inner: Method, samples: int, level: float, seed: int) 
 
     def explain(photos: Array, classes: Sequence[int]) -> Array:
         drawn = numpy.random.default_rng(seed).standard_normal((samples, *photos.shape[1:]), numpy.float32)
-        found = []
-        for photo, wanted in zip(photos, classes, strict=True):
+        means = []
+        for photo, index in zip(photos, classes, strict=True):
             sigma = numpy.float32(level) * (photo.max() - photo.min())
-            found.append(inner.explain(photo + sigma * drawn, [wanted] * samples).mean(axis=0))
-        return numpy.stack(found)
+            means.append(inner.explain(photo + sigma * drawn, [index] * samples).mean(axis=0))
+        return numpy.stack(means)
 
     return Method(name, explain, samples * inner.passes, {**inner.facts, "samples": samples, "level": level})
 
@@ -80,11 +80,11 @@ def network(session: Session, tick: Tick) -> Callable[[Array], Array]:
     """The network itself, photos f32 [N, C, H, W] to its outputs [N, K]."""
 
     def run(photos: Array) -> Array:
-        found = []
+        outputs = []
         for at in range(0, len(photos), BATCH):
             piece = photos[at : at + BATCH]
-            found.append(session.output(piece))
+            outputs.append(session.output(piece))
             tick(len(piece))
-        return numpy.concatenate(found)
+        return numpy.concatenate(outputs)
 
     return run

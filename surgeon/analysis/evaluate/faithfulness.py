@@ -1,7 +1,7 @@
-"""How faithful an explanation is to its network: the field's measures, each with the paper that defines it.
+"""Measures of how faithful an explanation is to its network, each with the paper that defines it.
 
-Torch-free, plain numpy, and each on one photo: a photo, an explanation of it and a change of it are [C, H, W]; a map is
-[H, W], one number for each pixel.
+Torch-free, plain numpy, each for one photo: a photo, an explanation and a change of it are [C, H, W]; a map is [H, W],
+one number for each pixel.
 
 Petsiuk, Das, Saenko: RISE, BMVC 2018, arXiv 1806.07421. Yeh, Hsieh, Suggala, Inouye, Ravikumar: On the (In)fidelity and
 Sensitivity of Explanations, NeurIPS 2019, arXiv 1901.09392. Sixt, Granz, Landgraf: When Explanations Lie, ICML 2020,
@@ -42,7 +42,7 @@ MAPS: Mapping[str, Callable[[Array, Array], Array]] = {
 """How explanations [..., C, H, W] of photos of that shape become maps [..., H, W].
 
 abs: the sum over channels of |g|. max: the largest |g| (Simonyan et al. 2014, section 3.1). product: the sum of x * g,
-with its sign: what the linear model says that the pixel gives, x being counted from 0, which is mid-grey in [-1, 1].
+with its sign: the pixel's contribution in the linear model, counted from x = 0, which is mid-grey in [-1, 1].
 """
 
 
@@ -70,7 +70,7 @@ def area(curve: Array) -> float:
 
 
 def blur(photo: Array, radius: int = BLUR_RADIUS, sigma: float = BLUR_SIGMA) -> Array:
-    """`photo` [C, H, W] under a Gaussian of `sigma` pixels, cut at `radius`; its edge pixels go on beyond the edge."""
+    """`photo` [C, H, W] under a Gaussian of `sigma` pixels, cut at `radius`; the edge pixels are repeated beyond it."""
     offsets = numpy.arange(-radius, radius + 1)
     weights = numpy.exp(-0.5 * (offsets / sigma) ** 2)
     weights /= weights.sum()
@@ -92,19 +92,19 @@ def infidelity(explanation: Array, changes: Array, drops: Array) -> float:
     methods differ in scale and nobody reads it. Divided here by the mean of drop^2, which is what an explanation of
     zeros gets, so that photos with large logits do not outvote the others. 0 where nothing drops.
     """
-    said = numpy.tensordot(changes.astype(numpy.float64), explanation.astype(numpy.float64), axes=3)
+    predicted = numpy.tensordot(changes.astype(numpy.float64), explanation.astype(numpy.float64), axes=3)
     drops = drops.astype(numpy.float64)
-    power, size = float(said @ said), float(drops @ drops)
+    power, size = float(predicted @ predicted), float(drops @ drops)
     if size == 0:
         return 0.0
-    scale = float(said @ drops) / power if power else 0.0
-    return float(numpy.square(scale * said - drops).sum()) / size
+    scale = float(predicted @ drops) / power if power else 0.0
+    return float(numpy.square(scale * predicted - drops).sum()) / size
 
 
 def squares(photo: Array, grey: Array, count: int, side: int, random: numpy.random.Generator) -> Array:
     """Changes [count, C, H, W] that turn a square of `side` pixels, anywhere inside, into `grey` [C, 1, 1].
 
-    Yeh et al. 2019, section 2, "square removal": what they take for photos.
+    Yeh et al. 2019, section 2, "square removal": their changes of photos.
     """
     height, width = photo.shape[1:]
     changes = numpy.zeros((count, *photo.shape), photo.dtype)
@@ -148,10 +148,10 @@ def class_sensitivity(map: Array, others: Array) -> float:
     nothing in common is 0.64 for Gaussian noise. Noise reaches 1, so that a high value is needed and does not suffice:
     read it beside `max_sensitivity`. A map that is the same everywhere counts as saying the same of all classes.
     """
-    centred = [(one - one.mean()).reshape(-1) for one in (map.astype(numpy.float64), *others.astype(numpy.float64))]
-    lengths = [float(numpy.linalg.norm(one)) for one in centred]
-    found = []
-    for one, length in zip(centred[1:], lengths[1:], strict=True):
-        scale = lengths[0] * length
-        found.append(float(centred[0] @ one) / scale if scale else 1.0)
-    return 1 - sum(found) / len(found)
+    maps = (map.astype(numpy.float64), *others.astype(numpy.float64))
+    first, *rest = [(values - values.mean()).reshape(-1) for values in maps]
+    correlations = []
+    for other in rest:
+        scale = float(numpy.linalg.norm(first)) * float(numpy.linalg.norm(other))
+        correlations.append(float(first @ other) / scale if scale else 1.0)
+    return 1 - sum(correlations) / len(correlations)

@@ -1,16 +1,16 @@
-"""What the gates of a network do at a photo, in numbers: from the outputs of `gates.onnx`. Torch-free.
+"""Numbers of a network's gates at a photo, from the outputs of `gates.onnx`. Torch-free.
 
-Of each gate, over all its units:
+For each gate, over all its units:
 
-    z/T           what enters it, counted from the edge where it opens (a ReLU6's lower one), over its temperature
+    z/T           its input, counted from the edge where it opens (a ReLU6's lower one), over its temperature
     near          the share of units with |z/T| < `near`, where soft and hard gates differ most
     open          the share with z > 0
     |soft - hard| the mean difference of the two gates; a hard one is 1[z > 0], shut at z = 0 (and, in a ReLU6, at 6)
     cosine        between the cotangents that arrive at its output under soft gates and under hard ones, pulled back
-                  from the same cotangent at the network's output: 1 where nothing above has turned the pullback yet
+                  from the same cotangent at the network's output: 1 where no layer above has turned the pullback
 
 A soft max pool has no z, and its cosine is that at its own output. At the input, the cosine is between the excitation
-pullback and the ordinary gradient. Under hard gates every soft gate and pool is hard; all others are as they are.
+pullback and the ordinary gradient. "Under hard gates" every soft gate and pool is hard; all others stay the same.
 """
 
 from __future__ import annotations
@@ -61,23 +61,23 @@ def statistics(
 ) -> PhotoStatistics:
     """The numbers of one photo, from what `Session.gates` returns at `temperature` (None: the bundle's default)."""
     temperatures = manifest.gate_temperatures(temperature)
-    found = []
-    for gate, own in zip(manifest.gates, temperatures, strict=True):
+    numbers = []
+    for gate, gate_temperature in zip(manifest.gates, temperatures, strict=True):
         if not gate.soft:
             continue
         turned = cosine(values[f"{SOFT}/{gate.node}"], values[f"{HARD}/{gate.node}"])
-        one = GateStatistics(gate.node, gate.module, gate.kind, own, None, None, None, None, turned)
+        statistic = GateStatistics(gate.node, gate.module, gate.kind, gate_temperature, None, None, None, None, turned)
         if gate.kind == "gate":
             z = values[f"{PRE_ACTIVATION}/{gate.node}"].astype(numpy.float64).ravel()
-            one = dataclasses.replace(
-                one,
-                quantiles=tuple(float(q) for q in numpy.quantile(z / own, QUANTILES)),
-                near=float((numpy.abs(z / own) < near).mean()),
+            statistic = dataclasses.replace(
+                statistic,
+                quantiles=tuple(float(q) for q in numpy.quantile(z / gate_temperature, QUANTILES)),
+                near=float((numpy.abs(z / gate_temperature) < near).mean()),
                 open=float((z > 0).mean()),
                 gap=float(values[f"{GATE_GAP}/{gate.node}"]),
             )
-        found.append(one)
-    return PhotoStatistics(tuple(found), cosine(values["pullback"], values["gradient"]))
+        numbers.append(statistic)
+    return PhotoStatistics(tuple(numbers), cosine(values["pullback"], values["gradient"]))
 
 
 def mean(photos: Sequence[PhotoStatistics]) -> PhotoStatistics:
@@ -87,20 +87,20 @@ def mean(photos: Sequence[PhotoStatistics]) -> PhotoStatistics:
     """
     gates = []
     for alike in zip(*(photo.gates for photo in photos), strict=True):
-        first = dataclasses.replace(alike[0], cosine=_mean([one.cosine for one in alike]))
+        first = dataclasses.replace(alike[0], cosine=_mean([photo.cosine for photo in alike]))
         if first.quantiles is not None:
-            rows = [one.quantiles for one in alike if one.quantiles is not None]
+            rows = [photo.quantiles for photo in alike if photo.quantiles is not None]
             first = dataclasses.replace(
                 first,
                 quantiles=tuple(_mean(column) for column in zip(*rows, strict=True)),
-                **{name: _mean([getattr(one, name) for one in alike]) for name in ("near", "open", "gap")},
+                **{name: _mean([getattr(photo, name) for photo in alike]) for name in ("near", "open", "gap")},
             )
         gates.append(first)
     return PhotoStatistics(tuple(gates), _mean([photo.cosine for photo in photos]))
 
 
 def cosine(a: Array, b: Array) -> float:
-    """Of the angle between two tensors of one shape, taken as vectors; nan where one of them is zero."""
+    """The cosine of the angle between two tensors of one shape, as vectors; nan where one of them is zero."""
     x, y = (value.astype(numpy.float64).ravel() for value in (a, b))
     # Scaled first: cotangents deep in a network may be so small that their squares vanish.
     lengths = [float(numpy.abs(vector).max(initial=0.0)) for vector in (x, y)]

@@ -1,4 +1,4 @@
-"""The pictures that a figure shows of one photo: along its steps, its temperatures, its classes and units."""
+"""The cells of a figure for one photo: along steps, temperatures, classes and units."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Tick = Callable[[], None]
 Settings = dict[str, Any]
-"""What `Session.steps` takes: steps, step_size, radius, temperature."""
+"""The settings of `Session.steps`: steps, step_size, radius, temperature."""
 
 
 def of_photo(session: Session, image: numpy.ndarray, caption: str = "") -> Cell:
@@ -37,7 +37,7 @@ def climbed(
     named: bool,
     tick: Tick,
 ) -> list[Cell]:
-    """What was added for each class or unit of `row`, in one batch; its probability or value before and after.
+    """The change that an ascent adds for each class or unit of `row`, in one batch, over its probability or value.
 
     `own` is framed; captions have names where columns have none (`named`).
     """
@@ -56,13 +56,13 @@ def climbed(
 def after_steps(
     session: Session, image: numpy.ndarray, target: Target, numbers: Sequence[int], settings: Settings, tick: Tick
 ) -> list[Cell]:
-    """The photo after so many steps towards `target`, and what the network thinks of it then."""
-    found = {}
+    """The photo after so many steps towards `target`, over its probability or value then."""
+    states = {}
     for step in session.steps(image[None], cotangents(session, [target], image), **{**settings, "steps": numbers[-1]}):
         if step.number in numbers:
-            found[step.number] = of_photo(session, step.perturbed[0], _standing(step, 0, target))
+            states[step.number] = of_photo(session, step.perturbed[0], _standing(step, 0, target))
         tick()
-    return [found[number] for number in numbers]
+    return [states[number] for number in numbers]
 
 
 def at_temperatures(
@@ -74,7 +74,7 @@ def at_temperatures(
     clip: float,
     tick: Tick,
 ) -> list[Cell]:
-    """What is added towards `target` at each temperature."""
+    """The change that an ascent towards `target` adds at each temperature."""
     return [
         cell
         for value in values
@@ -85,7 +85,7 @@ def at_temperatures(
 def of_units(
     session: Session, image: numpy.ndarray, units: Sequence[Target], settings: Settings, clip: float, tick: Tick
 ) -> tuple[list[Cell], list[Cell]]:
-    """Of each class or unit its pullback at the photo, and what its ascent adds."""
+    """The pullback of each class or unit at the photo, and the change that its ascent adds."""
     from surgeon.analysis.figures.grids import Cell
     from surgeon.runtime.pictures import difference, heat
 
@@ -100,20 +100,20 @@ def of_units(
 def strongest(session: Session, image: numpy.ndarray, count: int) -> dict[str, list[Target]]:
     """The `count` classes or channels with the largest outputs for `image`, of each layer, strongest first.
 
-    A channel counts by the sum over its map, which is what its ascent climbs.
+    A channel counts by the sum over its map, the objective of its ascent.
     """
     import numpy
 
     output = session.output(image[None])
     if session.has_classes:
         return {"the output": [int(index) for index in numpy.argsort(-output[0], kind="stable")[:count]]}
-    found: dict[str, list[Target]] = {}
+    by_layer: dict[str, list[Target]] = {}
     for layer, values in session.split(output).items():
         sums = values[0].reshape(len(values[0]), -1).sum(axis=1) if values.ndim > 1 else values
         order = numpy.argsort(-sums, kind="stable")[:count]
         many = len(session.layers) > 1
-        found[layer] = [(layer, int(channel)) if many else (int(channel),) for channel in order]
-    return found
+        by_layer[layer] = [(layer, int(channel)) if many else (int(channel),) for channel in order]
+    return by_layer
 
 
 def name(session: Session, target: Target) -> str:
@@ -125,7 +125,7 @@ def name(session: Session, target: Target) -> str:
 def _ends(
     session: Session, image: numpy.ndarray, targets: Sequence[Target], settings: Settings, tick: Tick
 ) -> tuple[AscentState, AscentState]:
-    """Where the ascents from `image` towards each of `targets` begin and end."""
+    """The first and last states of the ascents from `image` towards `targets`, as one batch."""
     import numpy
 
     start = numpy.repeat(image[None], len(targets), axis=0)

@@ -1,4 +1,4 @@
-"""The gates' numbers in order of depth, as a plot. Needs matplotlib, which is imported when it is needed."""
+"""A plot of the gates' numbers in order of depth, by matplotlib, which is imported when it is needed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BLUE, _RED, _GREY = "#2b6ca3", "#c8452d", "#6b6b6b"
 
 
 def draw(path: Path, found: PhotoStatistics, title: str, near: float) -> None:
-    """Write three panels to `path`: z/T, shares of the units, and how far the pullback has turned.
+    """Write three panels to `path`: z/T, shares of the units, and the angle by which the pullback has turned.
 
     Raises SurgeonError as `plots.require` does, and where the file cannot be written.
     """

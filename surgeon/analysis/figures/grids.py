@@ -45,7 +45,7 @@ class Panel:
     rows: Sequence[Sequence[Cell]]
 
 
-# --- what is drawn where
+# --- marks and their places
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def _shorten(text: str, size: int, width: int) -> str:
 
 
 def drawable(text: str) -> str:
-    """`text` in the letters that Pillow's own font has: accents go, what is not Latin becomes a question mark."""
+    """`text` in the letters of Pillow's own font: without accents, and a question mark for each letter beyond Latin."""
     letters = (letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
     return "".join(letters).encode("ascii", "replace").decode("ascii")
 
@@ -241,7 +241,7 @@ def _svg_picture(mark: Shown) -> str:
 
 
 def _writable(text: str) -> str:
-    """`text` without what XML has no place for, such as control characters."""
+    """`text` without characters that XML forbids, such as control characters."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
@@ -249,7 +249,7 @@ def _writable(text: str) -> str:
 
 
 def require_format(path: Path) -> None:
-    """Raise SurgeonError where the path's ending names neither SVG nor a format of pictures."""
+    """Raise SurgeonError unless the path's ending names SVG or a format of pictures."""
     if path.suffix.lower() != ".svg":
         pictures.format_of(path)
 

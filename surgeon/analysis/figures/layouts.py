@@ -1,4 +1,4 @@
-"""The kinds of figures: what stands in the columns of each, over which titles, and what it costs."""
+"""The kinds of figures: the columns, titles and cost of each."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ALMOST_ZERO = 1e-6
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of several photos, to be drawn photo by photo; panels of one title are one panel (`joined`)."""
+    """A figure of several photos, to be drawn photo by photo; `joined` makes one panel of those with one title."""
 
     draw: Callable[[int, Tick], list[Panel]]  # of a photo, by its place
     footer: str
@@ -36,12 +36,12 @@ class Figure:
 
 
 def joined(drawn: Sequence[Sequence[Panel]]) -> list[Panel]:
-    """The panels of several photos: those of one title beneath each other."""
-    found: dict[str, Panel] = {}
+    """The panels of several photos, rows of one title beneath each other."""
+    by_title: dict[str, Panel] = {}
     for panel in (panel for panels in drawn for panel in panels):
-        above = found.get(panel.title)
-        found[panel.title] = replace(above, rows=[*above.rows, *panel.rows]) if above else panel
-    return list(found.values())
+        above = by_title.get(panel.title)
+        by_title[panel.title] = replace(above, rows=[*above.rows, *panel.rows]) if above else panel
+    return list(by_title.values())
 
 
 # --- classes: the paper's grid, and that of ordinary gradients beneath it
@@ -80,7 +80,7 @@ def of_classes(
         ]
 
     last = "" if extra is None else f" Last column: a random class ({name(session, extra)})."
-    shown = "the class's probability before and after. Framed: the class that the network sees in the photo."
+    shown = "the class's probability before and after. Framed: the photo's most probable class."
     if not session.has_classes:
         where = " and ".join(session.manifest.recipe.at) or "the output"
         shown = f"the unit's score at {where} before and after."
@@ -228,10 +228,10 @@ def of_units(
         f"Above: the pullback at the photo, zero being mid-grey. Beneath: what {_pace(session, settings)} add to the "
         f"photo, {_scaled(clip)}, and {_of_what(session)} before and after."
     )
-    most = max(len(units) for found in strongest for units in found.values())
+    most = max(len(units) for layers in strongest for units in layers.values())
     rows = sum(2 * -(-len(units) // columns) for units in strongest[0].values())
     ticks = len(strongest[0]) * (_count(session, settings) + 1)
-    facts = [{"strongest": found} for found in strongest]
+    facts = [{"strongest": layers} for layers in strongest]
     return Figure(draw, text, 1 + min(columns, most), rows, ticks, facts)
 
 
@@ -239,16 +239,16 @@ def of_units(
 
 
 def upper_title(session: Session, settings: Settings) -> str:
-    """What pictures of this bundle show, and at which temperature."""
+    """The title of this bundle's pictures: its gates, and their temperature."""
     manifest, gate = session.manifest, session.manifest.recipe.gate
     pairs = zip(manifest.gates, manifest.gate_temperatures(settings["temperature"]), strict=True)
-    found = {temperature for one, temperature in pairs if one.soft}
-    told = f"T = {next(iter(found)):g}" if len(found) == 1 else "gates with temperatures of their own"
-    if gate == "soft" and found:
-        return f"Excitation pullbacks ({told})"
-    if gate in ("soft", "hard") and not found:
+    temperatures = {temperature for site, temperature in pairs if site.soft}
+    which = f"T = {next(iter(temperatures)):g}" if len(temperatures) == 1 else "gates with temperatures of their own"
+    if gate == "soft" and temperatures:
+        return f"Excitation pullbacks ({which})"
+    if gate in ("soft", "hard") and not temperatures:
         return "Ordinary gradients (hard gates)" if gate == "hard" else "Ordinary gradients (no gate is soft)"
-    return f"{gate.capitalize()} gates" + (f", soft pools ({told})" if found else "")
+    return f"{gate.capitalize()} gates" + (f", soft pools ({which})" if temperatures else "")
 
 
 def _prefixed(cell: Cell, text: str) -> Cell:

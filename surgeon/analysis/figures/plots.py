@@ -1,4 +1,4 @@
-"""Plots of what was measured, by matplotlib, which is an optional extra. Torch-free."""
+"""Plots of evaluations, by matplotlib, which is an optional extra. Torch-free."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _STYLE: Any = {
 
 
 def require(path: Path) -> None:
-    """Raise SurgeonError where matplotlib is missing, or `path` has no ending that it is asked to write here."""
+    """Raise SurgeonError where matplotlib is missing, or the ending of `path` is none of FORMATS."""
     if path.suffix.lower() not in FORMATS:
         raise SurgeonError(f"{path} has no ending of a plot", f"Choose {', '.join(FORMATS)}")
     try:
@@ -59,7 +59,7 @@ def evaluation(measured: Sequence[dict[str, Measured]], methods: Sequence[Method
 
 def _curves(axes: Axes, name: str, measured: Sequence[dict[str, Measured]], methods: Sequence[Method]) -> None:
     for method, colour in zip(methods, _colours(methods), strict=True):
-        rows = numpy.stack([one[method.name].curves[name] for one in measured])
+        rows = numpy.stack([photo[method.name].curves[name] for photo in measured])
         share, mean = numpy.linspace(0, 1, rows.shape[1]), rows.mean(axis=0)
         axes.plot(share, mean, color=colour, label=method.name, linestyle="--" if method.control else "-")
         if len(rows) > 1:
@@ -73,12 +73,12 @@ def _curves(axes: Axes, name: str, measured: Sequence[dict[str, Measured]], meth
 
 
 def _bars(axes: Axes, name: str, measured: Sequence[dict[str, Measured]], methods: Sequence[Method]) -> None:
-    values = {method.name: [one[method.name].values[name] for one in measured] for method in methods}
-    found = rank_methods(values, METRICS[name])
+    values = {method.name: [photo[method.name].values[name] for photo in measured] for method in methods}
+    scores = rank_methods(values, METRICS[name])
     places = numpy.arange(len(methods))
-    errors = [one.error or 0 for one in found.values()]
-    axes.barh(places, [one.mean for one in found.values()], xerr=errors, color=_colours(methods), height=0.7)
-    axes.set_yticks(places, list(found))
+    errors = [score.error or 0 for score in scores.values()]
+    axes.barh(places, [score.mean for score in scores.values()], xerr=errors, color=_colours(methods), height=0.7)
+    axes.set_yticks(places, list(scores))
     axes.invert_yaxis()
     axes.set(title=name, xlabel=_better(name))
 
@@ -88,4 +88,4 @@ def _better(name: str) -> str:
 
 
 def _colours(methods: Sequence[Method]) -> list[str]:
-    return [_CONTROL if one.control else _COLOURS[at % len(_COLOURS)] for at, one in enumerate(methods)]
+    return [_CONTROL if method.control else _COLOURS[at % len(_COLOURS)] for at, method in enumerate(methods)]
