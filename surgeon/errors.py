@@ -1,4 +1,4 @@
-"""The one family of errors that surgeon raises on purpose; the command line turns them into one line each."""
+"""The errors that surgeon raises on purpose; the command line prints each as one line."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ T = TypeVar("T")
 
 
 class SurgeonError(Exception):
-    """Something named went wrong, and the user can act on it.
+    """An error that the user can act on.
 
-    `message` names what is wrong, `remedy` says what to do about it; `exit_code` is what the command line ends with.
+    `message` names the fault and `remedy` the next thing to do; the command line ends with `exit_code`.
     """
 
     exit_code = 1
@@ -26,19 +26,19 @@ class SurgeonError(Exception):
 
 
 class VerificationError(SurgeonError):
-    """An artifact does not compute what autograd computes, within its tolerance."""
+    """An artifact deviates from autograd by more than its tolerance."""
 
     exit_code = 3
 
 
 class ConversionError(SurgeonError):
-    """A network, or one operator of it, cannot be rewritten; the message names the node and its source module."""
+    """A network or one of its operators cannot be rewritten; the message names the node and its source module."""
 
     exit_code = 4
 
 
 class UnknownOperators(ConversionError):
-    """A file holds operators that cannot be imported: of each, the names of its nodes, and why."""
+    """A file holds operators that cannot be imported: `nodes` and `reasons` by operator."""
 
     def __init__(self, message: str, remedy: str, nodes: dict[str, list[str]], reasons: dict[str, str]) -> None:
         super().__init__(message, remedy)
@@ -46,25 +46,25 @@ class UnknownOperators(ConversionError):
 
 
 class ProviderError(SurgeonError):
-    """The execution provider that was asked for is not there; nothing falls back to another one."""
+    """The requested execution provider is not available; surgeon never falls back to another."""
 
     exit_code = 5
 
 
 class OptionError(SurgeonError):
-    """The execution provider does not take an option that it was given, or cannot run this artifact with it."""
+    """The execution provider does not know an option, or cannot run this artifact with it."""
 
 
 class Interrupted(SurgeonError):
-    """Ctrl-C after a part was done."""
+    """Ctrl-C, after part of the work was done."""
 
     exit_code = 130
 
 
 def collect_until_interrupt(work: Iterable[T], before: int = 0) -> tuple[list[T], bool]:
-    """What `work` yields, and whether Ctrl-C cut it short.
+    """The items of `work` until it ends or is interrupted by Ctrl-C, and whether it was interrupted.
 
-    Where nothing is done yet, nor was `before`, KeyboardInterrupt goes on its way.
+    KeyboardInterrupt is raised again if there is no item yet, and `before`, the number of earlier ones, is 0.
     """
     done: list[T] = []
     try:

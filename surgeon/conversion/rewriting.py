@@ -155,16 +155,17 @@ def _arguments(
 
 
 def _refuse_static(captured: Captured) -> None:
-    """Raise ConversionError for adaptive max pooling to cells, which have one form for the traced size alone."""
+    """Raise ConversionError for adaptive max pooling to several cells, which is decomposed for one size only."""
     for node in captured.graph.graph.nodes:
         if "adaptive_max" in str(node.target) and node.op == "call_function" and set(node.args[1]) != {1}:
             raise ConversionError(f"{where(node)} has cells of other sizes at another height and width", REMEDY)
 
 
 def _read_sizes_of_output(program: ExportedProgram) -> None:
-    """Read no size of the cotangent, which ascents compute from the output: an earlier value has the same.
+    """Replace sizes that are read from the cotangent by the same sizes of an earlier value.
 
-    It is the input, or the first that is computed, since the network itself may ask for that size before its output.
+    Ascents compute the cotangent from the output, after the network may have read that size. The earlier value is the
+    input, or the first computed one that has the size.
     """
     graph, names = program.graph, program.graph_signature.user_inputs
     image, cotangent = (node for name in names[:2] for node in graph.nodes if node.name == name)
@@ -185,12 +186,12 @@ def _read_sizes_of_output(program: ExportedProgram) -> None:
 def rewrite(module: nn.Module, example: Example, recipe: Recipe | None = None) -> GraphModule:
     """The explicit pullback graph of `module`: (input, cotangent, temperature, …) -> (output, pullback).
 
-    `example` is an input, [N, …] floating point; the batch of the result is dynamic. Of a tuple of tensors, as the
-    module takes them, the first is what is pulled back to; the graph takes those of the others that the output depends
-    on behind the temperature. Under `recipe`s without soft gates
-    and pools the temperature is left out; under `temperature_input="per-gate"` it has one entry for each. The graph
-    calls no autograd; each node's `meta["custom"]["surgeon"]` names the forward node, the source module and the role
-    (forward or backward). Raises ConversionError as `PullbackModule` does.
+    `example` is an input, [N, …] floating point; the batch of the result is dynamic. It may be a tuple of tensors, the
+    module's arguments: the first is differentiated, and the graph takes the others that the output depends on after the
+    temperature. Under recipes without soft gates and pools there is no temperature; under
+    `temperature_input="per-gate"` it has one entry per gate. The graph calls no autograd; each node's
+    `meta["custom"]["surgeon"]` names the forward node, the source module and the role (forward or backward). Raises
+    ConversionError as `PullbackModule` does.
     """
     examples = tensors(example)
     batch = len(examples[0])

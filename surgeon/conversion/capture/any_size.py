@@ -1,4 +1,4 @@
-"""Whether a program recorded with free height and width computes what the network does at other sizes."""
+"""Checks that a program recorded with free height and width computes the network's values at other sizes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from surgeon.errors import ConversionError
 from surgeon.network.sizes import REMEDY, is_symbolic
 
 _STEPS = ((1, 3), (0, 1), (1, 0), (2, 6), (7, 5), (16, 32), (32, 32))
-"""What is added to height and width: sizes of every parity, and multiples of 16 and 32 for those that halve."""
-_SMALLEST = 8  # pixels: what is shown of a photo, too, begins there
+"""Added to height and width: every parity, and multiples of 16 and 32 for networks that halve repeatedly."""
+_SMALLEST = 8  # pixels; also the smallest size of a photo
 _TOLERANCE = 1e-4
 
 
@@ -37,25 +37,25 @@ def _outputs(
         try:
             with torch.no_grad():
                 output = network(example.new_zeros(shape))
-        except (RuntimeError, ValueError, ConversionError):  # the network does not take this size, whoever runs it
+        except (RuntimeError, ValueError, ConversionError):  # the network does not take this size
             continue
         yield shape, output
 
 
 def require_any_size(program: ExportedProgram, original: nn.Module, network: nn.Module, example: Tensor) -> None:
-    """Raise ConversionError where `program`, recorded from `original` at `example`, computes something else elsewhere.
+    """Raise ConversionError where `program`, recorded from `original` at `example`, is wrong at other sizes.
 
-    `original` is `network` or its pullback, which also takes a cotangent and, if `program` does, a temperature. Which
-    comparisons of sizes torch.export decided as it recorded, it says: where they come out the same the program holds,
-    and where one does not (often one of strides, which means nothing) values are compared. That is done at a few sizes,
-    and wherever a comparison turns out otherwise nearest to the example.
+    `original` is `network` or its pullback, which also takes a cotangent and, if `program` does, a temperature.
+    torch.export lists the size comparisons that it decided while recording. At sizes where all of them have the same
+    result the program is right. Where one differs (often a comparison of strides, which is harmless), values are
+    compared. Both are done at a few sizes, and at the sizes nearest to the example where a comparison changes.
     """
     comparisons = Comparisons(program)
     recorded = program.module(check_guards=False)
     generator = torch.Generator().manual_seed(0)
 
     def compare(size: tuple[int, ...], output: Tensor) -> None:
-        # Of a network that returns several tensors no pullback is taken, and no cotangent is needed.
+        # A network that returns several tensors has no pullback here, and needs no cotangent.
         shapes = comparisons.shapes(size, output.shape if isinstance(output, Tensor) else ())
         failed = comparisons.failed(shapes)
         values = [torch.rand(shape, generator=generator).to(example.dtype) for shape in shapes]
@@ -75,16 +75,16 @@ def require_any_size(program: ExportedProgram, original: nn.Module, network: nn.
         compared: list[frozenset[str]] = []
         for point, failed in points:
             if any(failed <= more for more in compared):
-                continue  # they came out otherwise together with others, and nothing else was computed
+                continue  # compared already, together with other comparisons that change
             for size, output in _outputs(network, example, [point]):
                 compare(size, output)
                 compared.append(failed)
 
 
 class Comparisons:
-    """The comparisons of sizes that torch.export decided as it recorded `program`, to be asked for other sizes.
+    """The size comparisons that torch.export decided while it recorded `program`, evaluated for other sizes.
 
-    torch.export writes them as lines of Python, in which L['input'].size() is the shape of an input.
+    torch.export writes them as Python expressions, in which L['input'].size() is the shape of an input.
     """
 
     def __init__(self, program: ExportedProgram) -> None:
@@ -98,21 +98,21 @@ class Comparisons:
         self._bounds = [int(upper) for upper in uppers if upper.is_Integer]  # and not infinite
 
     def shapes(self, input: Sequence[int], output: Sequence[int]) -> list[tuple[int, ...]]:
-        """Of each input of the program: the network's input, the cotangent, the temperature, or the first of them."""
+        """The shapes of the program's inputs: the network's input and, if it has them, cotangent and temperature."""
         later = [tuple(map(int, value.shape)) for value in self._inputs[2:]]
         return [tuple(input), tuple(output), *later][: len(self._inputs)]
 
     def failed(self, shapes: Sequence[Any]) -> frozenset[str]:
-        """The comparisons that come out otherwise for `shapes` than they were recorded."""
+        """The comparisons with another result for `shapes` than recorded."""
         return frozenset(text for text, code in self._codes if self._fails(code, shapes))
 
     def turning_points(
         self, batch: int, channels: int, height: int, width: int
     ) -> Iterator[list[tuple[tuple[int, int], frozenset[str]]]]:
-        """The nearest sizes at which a comparison comes out otherwise, with all that do: another height, width or both.
+        """The nearest (height, width) at which a comparison changes, with all comparisons that change there.
 
-        A list for smaller and one for larger ones each, the smallest first. Looked for from _SMALLEST to four times the
-        size; beyond, only at an upper bound.
+        One list each for smaller and larger heights, widths and both, the smallest first. The search goes from
+        _SMALLEST to four times the size; beyond that, only upper bounds are tried.
         """
         sides = [*range(_SMALLEST, 1 + max(4 * max(height, width), 256)), *(bound + 1 for bound in self._bounds)]
         for line in ([(s, width) for s in sides], [(height, s) for s in sides], [(s, s) for s in sides]):
@@ -124,25 +124,25 @@ class Comparisons:
                 yield [(size, failed[size]) for size in sorted(set(nearest.values()))]
 
     def _symbolic(self, shape: tuple[int, ...]) -> list[tuple[Any, ...]]:
-        """As `shapes`, with the sizes of the cotangent as formulas have them; None for one that has no formula."""
+        """As `shapes`, with the cotangent's sizes computed from their formulas; None for a size without a formula."""
         pairs = zip(self._inputs[0].shape, shape, strict=True)
         known = {size.node.expr: value for size, value in pairs if is_symbolic(size)}
 
         def value(size: Any) -> int | None:
             if not is_symbolic(size):
                 return int(size)
-            found = size.node.expr.subs(known)
-            return int(found) if found.is_Integer else None
+            computed = size.node.expr.subs(known)
+            return int(computed) if computed.is_Integer else None
 
-        return [shape, *(tuple(map(value, given.shape)) for given in self._inputs[1:])]
+        return [shape, *(tuple(map(value, port.shape)) for port in self._inputs[1:])]
 
     def _fails(self, code: CodeType, shapes: Sequence[Any]) -> bool:
         named = collections.defaultdict(lambda: shapes[0], zip(self._names, shapes, strict=True))
         try:
             return not eval(code, {"torch": torch, "math": math, "shapes": named})
-        except TypeError:  # of a size that is not known
+        except TypeError:  # a size is not known
             return False
-        except ArithmeticError:  # of a size that the network does not take
+        except ArithmeticError:  # the network does not take the size
             return True
 
 
@@ -150,10 +150,10 @@ def _agree(recorded: nn.Module, original: nn.Module, values: list[Tensor]) -> bo
     with torch.no_grad():
         expected, _ = pytree.tree_flatten(original(*(value.clone() for value in values)))
         try:
-            found, _ = pytree.tree_flatten(recorded(*values))
-        except RuntimeError:  # of shapes that do not fit
+            computed, _ = pytree.tree_flatten(recorded(*values))
+        except RuntimeError:  # shapes do not fit
             return False
     return all(
-        one.shape == other.shape and (one - other).norm() <= _TOLERANCE * other.norm()
-        for one, other in zip(found, expected, strict=True)
+        value.shape == right.shape and (value - right).norm() <= _TOLERANCE * right.norm()
+        for value, right in zip(computed, expected, strict=True)
     )

@@ -1,4 +1,4 @@
-"""What depends on no input, computed once: masks and positions of windows, standardised weights, gathered biases."""
+"""Constant folding: masks and positions of windows, standardised weights, gathered biases are computed once."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 LARGEST = 2**20
-"""Elements of a value that may grow out of smaller ones, as by expansion: it is stored."""
+"""Largest number of elements of a folded value that is larger than its inputs, since files store it."""
 
 
 def fold_constants(graph: GraphModule) -> int:
-    """f(w) = c, where w are parameters and buffers: the value takes the place of the operators that make it."""
+    """f(w) = c for parameters and buffers w: the value replaces the operators that compute it."""
     fixed: dict[Node, Any] = {}
     for node in graph.graph.nodes:
         if node.op == "get_attr":
@@ -29,7 +29,7 @@ def fold_constants(graph: GraphModule) -> int:
         if node.op == "get_attr" or not isinstance(value, Tensor) or all(user in fixed for user in node.users):
             continue
         name = f"constant_{node.name}"
-        # A view would keep, and store, the whole of what it looks at; and a parameter is never to be written to.
+        # A clone: a view would store its whole base, and a parameter must never be overwritten.
         graph.register_buffer(name, value.detach().clone())
         with graph.graph.inserting_before(node):
             read = graph.graph.get_attr(name)
@@ -41,7 +41,7 @@ def fold_constants(graph: GraphModule) -> int:
 
 
 def _is_fixed(node: Node, fixed: dict[Node, Any]) -> bool:
-    """Whether `node` depends on nothing but what is `fixed`, is the same at every run, and may be stored."""
+    """Whether `node` depends only on `fixed` values, is the same at every run, and is small enough to store."""
     if node.op != "call_function" or not all(argument in fixed for argument in node.all_input_nodes):
         return False
     if node.target is operator.getitem:
@@ -51,9 +51,9 @@ def _is_fixed(node: Node, fixed: dict[Node, Any]) -> bool:
         return False
     values = value if isinstance(value, (tuple, list)) else [value]
     sizes = [item.numel() for item in values if isinstance(item, Tensor) and _is_known(item.shape)]
-    given = [fixed[argument] for argument in node.all_input_nodes]
-    most = max([LARGEST, *(item.numel() for item in given if isinstance(item, Tensor))])
-    return bool(sizes) and max(sizes) <= most
+    inputs = [fixed[argument] for argument in node.all_input_nodes]
+    largest = max([LARGEST, *(item.numel() for item in inputs if isinstance(item, Tensor))])
+    return bool(sizes) and max(sizes) <= largest
 
 
 def _is_known(shape: torch.Size) -> bool:

@@ -1,6 +1,6 @@
-"""Passes over graphs: `optimise` over the captured forward, before its pullback is written, `optimise_pullback` after.
+"""Passes over graphs: `optimise` on the captured forward pass, `optimise_pullback` on the recorded pullback.
 
-Two ordered lists; each pass keeps every value, up to rounding, and says how often it applied.
+Each is an ordered list. Every pass preserves all values, up to rounding, and returns how often it applied.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from surgeon.conversion.rules.registry import aten
 Pass = Callable[[GraphModule], int]
 
 LOWEST, LOWEST_HALF = -1e30, -3e4
-"""Below every value of a network in float32 and in float16, and far enough from infinity to be divided by T."""
+"""Below every value of a network in float32 and in float16, and still finite when divided by T."""
 
 
 def optimise(graph: GraphModule) -> dict[str, int]:
-    """Apply all passes to `graph`, in place; how often each one applied, by name."""
+    """Apply all passes to `graph` in place; return how often each applied, by name."""
     applied = {step.__name__: step(graph) for step in PASSES}
     graph.graph.eliminate_dead_code()
     graph.graph.lint()
@@ -35,7 +35,7 @@ def optimise(graph: GraphModule) -> dict[str, int]:
 
 
 def optimise_pullback(program: ExportedProgram) -> dict[str, int]:
-    """Apply PULLBACK_PASSES to the recorded pullback, in place; how often each one applied, by name."""
+    """Apply PULLBACK_PASSES to the recorded pullback in place; return how often each applied, by name."""
     applied = {step.__name__: step(program) for step in PULLBACK_PASSES}
     program.graph.eliminate_dead_code()
     program.graph.lint()
@@ -44,9 +44,9 @@ def optimise_pullback(program: ExportedProgram) -> dict[str, int]:
 
 
 def drop_identities(graph: GraphModule) -> int:
-    """clone(x) = x; dropout in evaluation mode = x; an adaptive pool to the size that x has = x.
+    """clone(x) = x; dropout in evaluation mode = x; an adaptive pool to the size of x = x.
 
-    A view may have needed the copy, which lays a permuted tensor out anew; reshape copies where it has to.
+    A view may have relied on a clone that made a permuted tensor contiguous; reshape copies where it has to.
     """
     count = 0
     for node in list(graph.graph.nodes):
@@ -63,9 +63,9 @@ def drop_identities(graph: GraphModule) -> int:
 
 
 def fold_batch_norm(graph: GraphModule) -> int:
-    """BN(conv(x, w, b)) = conv(x, s w, s (b - mean) + beta) with s = gamma / sqrt(var + eps), where only BN reads conv.
+    """BN(conv(x, w, b)) = conv(x, s w, s (b - mean) + beta) with s = gamma / sqrt(var + eps), if only BN reads conv.
 
-    Folded in float64 and rounded once. A batch norm after anything else stays.
+    Folded in float64 and rounded once. A batch norm after any other operator stays.
     """
     count = 0
     for node in list(graph.graph.nodes):
@@ -109,7 +109,7 @@ def fold_batch_norm(graph: GraphModule) -> int:
 
 
 def fold_padding(graph: GraphModule) -> int:
-    """conv(pad(x, p), padding q) = conv(x, padding p + q), where p is zeros, as many on both sides of each axis."""
+    """conv(pad(x, p), padding q) = conv(x, padding p + q) for zeros, equally many on both sides of each axis."""
     count = 0
     for node in list(graph.graph.nodes):
         if node.target is not aten.convolution.default or node.args[6]:  # transposed
@@ -129,7 +129,7 @@ def fold_padding(graph: GraphModule) -> int:
 
 
 def bound_padding(graph: GraphModule) -> int:
-    """max_pool(pad(x, -inf)) = max_pool(pad(x, c)) for a c below every x: softened, the former is 0 times infinity."""
+    """max_pool(pad(x, -inf)) = max_pool(pad(x, c)) for a c below every x: a soft pool would compute 0 × infinity."""
     count = 0
     for node in graph.graph.find_nodes(op="call_function", target=aten.constant_pad_nd.default):
         if node.args[2:] == (float("-inf"),) and all(_is_max_pool(user) for user in node.users):
@@ -139,16 +139,20 @@ def bound_padding(graph: GraphModule) -> int:
 
 
 def _is_max_pool(node: Node) -> bool:
-    if node.target in (aten.unsqueeze.default, aten.view.default, aten.reshape.default):  # of a pool in one dimension
+    if node.target in (
+        aten.unsqueeze.default,
+        aten.view.default,
+        aten.reshape.default,
+    ):  # around a one-dimensional pool
         return all(_is_max_pool(user) for user in node.users)
     return node.target in (aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default)
 
 
 def share_concatenations(graph: GraphModule) -> int:
-    """cat(a, b, c) = cat(cat(a, b), c) where cat(a, b) is there already, as in a DenseNet's blocks.
+    """cat(a, b, c) = cat(cat(a, b), c) if cat(a, b) exists already, as in a DenseNet's blocks.
 
-    The pullback then adds the cotangents of all later concatenations before it cuts them once, where it would otherwise
-    cut each of them into all its pieces.
+    The pullback then adds the cotangents of all later concatenations and splits the sum once. Otherwise it would split
+    each of them into all its pieces.
     """
     count = 0
     seen: dict[tuple[tuple[Node, ...], int], Node] = {}
@@ -167,9 +171,9 @@ def share_concatenations(graph: GraphModule) -> int:
 
 
 def fold_scales(program: ExportedProgram) -> int:
-    """s * (a * conv(g, w)) = a * conv(g, s w), for a constant s per channel: a batch norm's scale behind a gate.
+    """s * (a * conv(g, w)) = a * conv(g, s w) for a constant s per channel: a batch norm's scale after a gate.
 
-    The product s w is constant too, so a runtime computes it when it loads.
+    The product s w is constant too, and a runtime computes it when it loads the file.
     """
     graph, count = program.graph, 0
     varying = _varying(program)
@@ -206,13 +210,13 @@ PASSES: tuple[Pass, ...] = (
 
 
 def _varying(program: ExportedProgram) -> set[Node]:
-    """The nodes that depend on what the caller gives."""
-    given = set(program.graph_signature.user_inputs)
-    found: set[Node] = set()
+    """The nodes that depend on the program's inputs."""
+    inputs = set(program.graph_signature.user_inputs)
+    varying: set[Node] = set()
     for node in program.graph.nodes:
-        if node.name in given or found.intersection(node.all_input_nodes):
-            found.add(node)
-    return found
+        if node.name in inputs or not varying.isdisjoint(node.all_input_nodes):
+            varying.add(node)
+    return varying
 
 
 def _recorded(graph: Graph, target: OpOverload, arguments: tuple[Any, ...], like: Node) -> Node:
@@ -224,9 +228,9 @@ def _recorded(graph: Graph, target: OpOverload, arguments: tuple[Any, ...], like
 
 
 def _move_before(node: Node, place: Node) -> None:
-    """Move `node`, a constant, and what it is computed from, to the front of `place`, unless it stands there already.
+    """Move `node`, a constant, and the nodes it depends on before `place`, unless they stand there already.
 
-    What stands earlier may have readers there: a scale that the forward pass computes and multiplies by, say.
+    Nodes further ahead stay: other nodes may read them there, as a scale that the forward pass multiplies by.
     """
     if place < node:
         place.prepend(node)

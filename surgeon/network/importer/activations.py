@@ -1,4 +1,4 @@
-"""Activations. The gated ones go to the torch functions that the rules know as gates."""
+"""Activations. Gated ones call the torch functions that have gate rules."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def thresholded_relu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
 
 @operator("Shrink")
 def shrink(x: Tensor, *, bias: float = 0.0, lambd: float = 0.5) -> Tensor:
-    """Zero in [-lambd, lambd], and beyond it `bias` closer to zero."""
+    """Zero in [-lambd, lambd]; outside, x moved by `bias` towards zero."""
     return torch.where(x.abs() > lambd, x - bias * torch.sign(x), 0.0)
 
 
 @operator("PRelu")
 def prelu(x: Tensor, slope: Tensor) -> Tensor:
-    """One slope, or one along an axis: PyTorch has them on axis 1, so that any other is moved there; or a choice."""
+    """One slope, or slopes along an axis, which is moved to axis 1 for PyTorch; other shapes become a `where`."""
     if slope.numel() == 1:
         return F.prelu(x, slope.reshape(1))
     sizes = [1] * (x.dim() - slope.dim()) + list(slope.shape)
@@ -76,7 +76,7 @@ def prelu(x: Tensor, slope: Tensor) -> Tensor:
 
 @operator("HardSigmoid")
 def hard_sigmoid(x: Tensor, *, alpha: float = 0.2, beta: float = 0.5) -> Tensor:
-    """max(0, min(1, alpha x + beta)), in terms of torch's, which has 1/6 and 1/2; a clamp would look like a gate."""
+    """max(0, min(1, alpha x + beta)) by torch's hardsigmoid, x / 6 + 1/2; a clamp would be taken for a gate."""
     if abs(alpha - 1 / 6) < 1e-6 and beta == 0.5:
         return F.hardsigmoid(x)
     return F.hardsigmoid(x * (6 * alpha) + (6 * beta - 3))
@@ -103,7 +103,7 @@ def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
 
 
 def softmax_like(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`function` along an axis; before opset 13 along all axes from it on, taken as one."""
+    """`function` along an axis; before opset 13 over all axes from it on, flattened."""
 
     def along(x: Tensor, *, axis: int | None = None, context: Context) -> Tensor:
         if context.opset >= 13:

@@ -1,4 +1,4 @@
-"""Whether an imported network computes what ONNX Runtime makes of its file, for each sample on its own."""
+"""Checks that an imported network computes what ONNX Runtime computes, and each sample independently."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from surgeon.errors import ConversionError, SurgeonError, first_line
 from surgeon.network.importer.registry import Numbers
 
 TOLERANCE = 1e-3
-"""Largest distance (L2), relative to how much the output varies, beyond what rounding explains."""
+"""Largest L2 distance beyond rounding, relative to the output's variation."""
 
 ROUNDING = 10
-"""ONNX Runtime may be this many times as far away as the network in float32 is from itself in float64."""
+"""Allowed distance from ONNX Runtime, as a multiple of the network's distance between float32 and float64."""
 
 HALF_TOLERANCE = 1e-2
-"""For files in half precision, relative to the output as a whole: halves round its offset by as much."""
+"""The same for files in half precision, relative to the whole output, whose offset is rounded, too."""
 
 APART = 1e-9
-"""In float64: largest distance of a sample's output from that of the sample alone, relative as TOLERANCE is."""
+"""Largest distance in float64 of a sample's output in a batch from its output alone, relative as TOLERANCE is."""
 
 _ROUNDED = {torch.float32: 2.0**-22, torch.float64: 1e-12}
-"""The least that rounding may explain, relative to the output as a whole."""
+"""The least allowance for rounding, relative to the whole output."""
 
 _ELEMENTS = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
 
@@ -72,7 +72,7 @@ def require_agreement(
 
 @contextmanager
 def _in_float64(network: nn.Module) -> Iterator[None]:
-    """For the time being the network's numbers are float64; they are float32 again afterwards, the very same."""
+    """The network's weights as float64 inside the context; afterwards the original float32 ones again."""
     network.double()
     try:
         yield
@@ -91,7 +91,7 @@ def _require_apart(path: Path, network: nn.Module, values: Sequence[Tensor]) -> 
         allowed = APART * _variation(together) + _ROUNDED[torch.float64] * _norm(together)
         for place in (slice(0, 1), slice(-1, None)):
             alone, among = network(*(value[place] for value in wide)).numpy(), together[place]
-            # An axis of one sample may be squeezed, which it is not where the batch is free.
+            # A batch of one may be squeezed, which does not happen with a free batch.
             if alone.size != among.size or _distance(alone.reshape(among.shape), among) > allowed:
                 raise ConversionError(
                     f"{path.name} mixes the samples of a batch: the output of one depends on the others",
@@ -105,7 +105,7 @@ def _runtime_output(path: Path, given: dict[str, Any], output_name: str) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
-    # As the file is written: what the optimiser does to it is not asked here, and takes time.
+    # Without the optimiser, which takes time and whose result is not tested here.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -119,7 +119,7 @@ def _runtime_output(path: Path, given: dict[str, Any], output_name: str) -> Any:
 
 
 def _distance(found: Numbers, expected: Numbers) -> float:
-    """L2 distance; infinite where one is finite and the other is not."""
+    """L2 distance; infinite if a value is finite on one side only."""
     if not np.array_equal(np.isfinite(found), np.isfinite(expected)):
         return float("inf")
     return _distance_where_finite(found, expected)
@@ -135,6 +135,6 @@ def _norm(values: Numbers) -> float:
 
 
 def _variation(values: Numbers) -> float:
-    """L2 norm of what is left when the mean is taken off: an offset is none of it."""
+    """L2 norm of the deviation from the mean."""
     finite = values[np.isfinite(values)].astype(np.float64)
     return float(np.linalg.norm(finite - finite.mean())) if finite.size else 0.0

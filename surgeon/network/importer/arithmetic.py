@@ -69,7 +69,7 @@ def mod(a: Tensor, b: Tensor, *, fmod: int = 0) -> Tensor:
 
 @operator("Max")
 def maximum(*inputs: Value, context: Context) -> Tensor:
-    """With zeros it is a ReLU, a gate, and is called so."""
+    """max(x, 0) is called as a ReLU, so that it is a gate."""
     data = [value for value in inputs if isinstance(value, Tensor)]
     numbers = [value for value in inputs if not isinstance(value, Tensor)]
     zero = [value.size == 1 and not value.any() and value.ndim <= data[0].dim() for value in numbers]
@@ -101,7 +101,7 @@ def where(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 @operator("Cast")
 def cast(x: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up", context: Context) -> Tensor:
-    """Floating-point values are in the precision that the network runs in, whichever is named."""
+    """Casts to any floating-point type cast to the precision that the network runs in."""
     whole: dict[int, torch.dtype] = {
         **{TensorProto.UINT8: torch.uint8, TensorProto.INT8: torch.int8, TensorProto.INT32: torch.int32},
         **{TensorProto.INT64: torch.int64, TensorProto.BOOL: torch.bool},

@@ -1,4 +1,4 @@
-"""Networks that torch.export saved: `.pt2` files."""
+"""Networks saved by torch.export: `.pt2` files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def import_program(
     input: str | None = None,
     extra_inputs: Shapes | None = None,
 ) -> Imported:
-    """The network in the `.pt2` file `path`: tensors with a dynamic batch to one tensor.
+    """The network in the `.pt2` file `path`, from tensors with a dynamic batch to one tensor.
 
     `output`, `input_shape`, `input` and `extra_inputs` are as in `import_onnx`. Raises SurgeonError for a damaged file,
     and ConversionError where it holds something else, or was exported with a fixed batch or in training mode.
@@ -68,7 +68,7 @@ def _read(path: Path) -> ExportedProgram:
 
 
 def _foreign(path: Path) -> str:
-    """What `path` is, where it is plainly something else; else nothing."""
+    """What `path` is instead, if that is plain; else ""."""
     if not zipfile.is_zipfile(path):
         return "no zip archive, or not the whole of one"
     with zipfile.ZipFile(path) as archive:
@@ -87,7 +87,7 @@ def _value(program: ExportedProgram, name: str) -> Any:
 
 
 def _extra_port(path: Path, name: str, value: Any, stated: Any) -> tuple[tuple[int, ...], str]:
-    """Shape and dtype of an input beside the one that is pulled back to; `stated` is None where nothing is said."""
+    """Shape and dtype of an extra input; `stated` is the user's, or None."""
     dtype = str(getattr(value, "dtype", None)).removeprefix("torch.")
     wanted = None if stated is None else stated_shape(path.name, name, stated, dtype)
     return _shape(path, name, value, wanted, f"--extra-input {name}=SHAPE"), dtype
@@ -112,7 +112,7 @@ def _shape(path: Path, name: str, value: Any, wanted: tuple[int, ...] | None, op
 
 
 def _refuse_training(path: Path, program: ExportedProgram) -> None:
-    """Dropout and batch norms behave otherwise in training; both say in an argument which it is."""
+    """Raise ConversionError where an argument of dropout or a batch norm sets training mode."""
     flags = {aten.dropout.default: 2, aten.batch_norm.default: 5, aten.instance_norm.default: None}
     for node in program.graph.nodes:
         place = flags.get(node.target)
@@ -123,7 +123,7 @@ def _refuse_training(path: Path, program: ExportedProgram) -> None:
 
 
 def _plain(program: ExportedProgram, output: int) -> GraphModule:
-    """The program as a plain graph module, without run-time guards, that returns one tensor."""
+    """The program as a plain graph module that returns one tensor, without run-time guards."""
     unlifted = program.module(check_guards=False)
     graph = unlifted.graph
     graph.set_codegen(CodeGen())

@@ -1,4 +1,4 @@
-"""Arithmetic on numbers that are known beforehand, so that shapes computed in the file keep the batch open."""
+"""Arithmetic on numbers known at capture, so that shapes computed in the file keep the batch free."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _whole(*values: Numbers) -> bool:
 
 
 def _quotient(a: Any, b: Any) -> Any:
-    """Of whole numbers, towards zero; Python's goes down."""
+    """Integer division rounds towards zero; Python's rounds down."""
     return a // b if (a < 0) == (b < 0) else -(-a // b)
 
 
@@ -118,7 +118,7 @@ def _real(number: Any) -> Any:
     if not isinstance(number, torch.SymInt):
         return float(number)
     real = torch.sym_float(number)
-    real.whole = number  # type: ignore[attr-defined]  # torch.export would not find the way back
+    real.whole = number  # type: ignore[attr-defined]  # torch.export could not recover the integer
     return real
 
 
@@ -182,7 +182,7 @@ def expand(x: Numbers, target: Numbers) -> Any:
 
 @folded("Range")
 def range_(start: Numbers, limit: Numbers, delta: Numbers) -> Value:
-    """A tensor where its length depends on the batch."""
+    """Numbers; a tensor if the length depends on the batch."""
     first, last, step = start.item(), limit.item(), delta.item()
     if any(isinstance(number, torch.SymInt) for number in (first, last, step)):
         return torch.arange(first, last, step)

@@ -1,4 +1,4 @@
-"""Operators of ONNX Runtime's own domain, into which it fuses what ONNX says in several: its gates stay gates."""
+"""Fused operators of ONNX Runtime's own domain; gates inside them stay gates."""
 
 from __future__ import annotations
 

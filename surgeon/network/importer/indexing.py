@@ -1,4 +1,4 @@
-"""Picking values by indices, and putting some in their place."""
+"""Gather, scatter, and selection of values by indices."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def gather_elements(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
 
 @operator("GatherND")
 def gather_nd(x: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
-    """`indices` [batch..., ..., k] index the first k axes after `batch_dims` ones, which both have."""
+    """`indices` [batch..., ..., k] index the first k axes after the `batch_dims` axes that both share."""
     return x[_places(x, indices, batch_dims)]
 
 
 def _places(x: Tensor, indices: Tensor, batch_dims: int = 0) -> tuple[Tensor, ...]:
-    """An index for each axis of x that is indexed, broadcast against the others."""
+    """One index per indexed axis of x; they broadcast against each other."""
     leading = [
         torch.arange(x.shape[axis]).reshape([-1 if axis == i else 1 for i in range(indices.dim() - 1)])
         for axis in range(batch_dims)
@@ -40,7 +40,7 @@ def _places(x: Tensor, indices: Tensor, batch_dims: int = 0) -> tuple[Tensor, ..
 
 @operator("ScatterND")
 def scatter_nd(x: Tensor, indices: Tensor, updates: Tensor, *, reduction: str = "none") -> Tensor:
-    """`updates` in the places that `indices` [..., k] have among the first k axes."""
+    """x with `updates` at `indices` [..., k] into the first k axes."""
     _require_sum(reduction)
     return x.index_put(_places(x, indices), updates, accumulate=reduction == "add")
 
@@ -67,7 +67,7 @@ def top_k(
     largest: int = 1,
     sorted: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Values and indices. How many is an attribute before opset 10, and an input since."""
+    """Values and indices. k is an attribute before opset 10, and an input since."""
     (length,) = required(count, None if k is None else [k])
     return torch.topk(x, int(length), axis, bool(largest), True)
 

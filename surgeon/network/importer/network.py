@@ -1,4 +1,4 @@
-"""An ONNX graph as a module: its nodes are called one by one, each a small module that bears the node's name."""
+"""An ONNX graph as a module: it calls its nodes in order, each a small module of the node's name."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from surgeon.network.importer.registry import (
 )
 
 KNOWN_SIZE = 64
-"""Floating-point constants up to this size are known to operators that ask for numbers: edges, scales, ratios."""
+"""Floating-point constants up to this size are available as numbers: edges, scales, ratios."""
 
 
 @dataclass(frozen=True)
 class ImportedGraph:
-    """What of a file is needed for one output: nodes in order, and constants by name."""
+    """The part of a file that one output depends on: nodes in order, and constants by name."""
 
     nodes: Sequence[NodeProto]
     constants: Mapping[str, Numbers]
-    inputs: Sequence[str]  # what is pulled back to first
+    inputs: Sequence[str]  # the differentiated one first
     output: str
     opset: int
-    fixed: int | None  # the batch that the file is written for; None where it is free
+    fixed: int | None  # the batch that the file fixes; None where it is free
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One side of an If: names of its calls, and of what it returns."""
+    """One side of an If: names of its calls and of its outputs."""
 
     calls: Sequence[str]
     outputs: Sequence[str]
@@ -61,7 +61,7 @@ class NodeModule(nn.Module):
             for attribute in node.attribute
             if attribute.type != AttributeProto.GRAPH
         }
-        self.branches: dict[bool, Branch] = {}  # of an If
+        self.branches: dict[bool, Branch] = {}  # both sides of an If
         for names in (self.inputs, self.outputs):
             while names and not names[-1]:
                 names.pop()
@@ -71,17 +71,17 @@ class NodeModule(nn.Module):
         if unknown:
             raise ConversionError(f"the attribute {unknown[0]}", "Leave it out")
         options = {"context": context} if operator.contextual else {}
-        found = operator.call(*arguments, **self.attributes, **options)
-        return found if isinstance(found, tuple) else (found,)
+        returned = operator.call(*arguments, **self.attributes, **options)
+        return returned if isinstance(returned, tuple) else (returned,)
 
 
 class OnnxNetwork(nn.Module):
     """forward(input [N, …], the graph's other inputs) -> the chosen output of `graph`, by plain torch calls.
 
-    Weights are parameters (statistics of batch norms buffers), under the file's names with other signs than ASCII's
-    letters, digits and underscores replaced. Whole numbers, and what the file computes from them and from shapes, stay
-    numbers, so that N stays dynamic under torch.export. Raises ConversionError that names the node where one cannot be
-    called.
+    Weights are parameters and statistics of batch norms buffers, under the file's names, with characters other than
+    ASCII letters, digits and underscores replaced. Integers, and values that the file computes from them and from
+    shapes, stay numbers, so that N stays dynamic under torch.export. The forward raises ConversionError with the name
+    of a node that cannot be computed.
     """
 
     def __init__(self, graph: ImportedGraph) -> None:
@@ -89,7 +89,7 @@ class OnnxNetwork(nn.Module):
         self._graph_inputs, self._graph_output = tuple(graph.inputs), graph.output
         self._opset, self._fixed = graph.opset, graph.fixed
         self._numbers: dict[str, Numbers] = {}
-        self._names: dict[str, str] = {}  # of a constant in the file -> of the parameter or buffer
+        self._names: dict[str, str] = {}  # constant in the file -> parameter or buffer
         statistics = {name for node in graph.nodes if node.op_type == "BatchNormalization" for name in node.input[3:]}
         for name, value in graph.constants.items():
             floating = value.dtype.kind == "f"
@@ -105,7 +105,7 @@ class OnnxNetwork(nn.Module):
         self._calls = self._added(graph.nodes)
 
     def _added(self, nodes: Iterable[NodeProto]) -> list[str]:
-        """The names under which `nodes`, and those in their branches, become calls of this module."""
+        """Add `nodes`, and those in their branches, as calls of this module; return the calls' names."""
         calls = []
         for node in nodes:
             if node.op_type == "Constant":
@@ -117,7 +117,7 @@ class OnnxNetwork(nn.Module):
         return calls
 
     def _free_name(self, name: str) -> str:
-        """`name` as an attribute of this module that is not taken yet."""
+        """An unused attribute name for `name`."""
         plain = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_") or "value"
         plain = plain if not plain[0].isdigit() else f"_{plain}"
         while hasattr(self, plain) or keyword.iskeyword(plain):
@@ -125,7 +125,7 @@ class OnnxNetwork(nn.Module):
         return plain
 
     def called(self, name: str) -> NodeModule | None:
-        """The node that the file calls `name`, or the one whose single output is a tensor of that name."""
+        """The node called `name`, or the node whose single output is called so."""
         calls = [part for part in self.children() if isinstance(part, NodeModule)]
         named = [call for call in calls if call.title == name]
         return next(iter([*named, *(call for call in calls if call.outputs == [name])]), None)
@@ -142,9 +142,9 @@ class OnnxNetwork(nn.Module):
     def _run(
         self, calls: Sequence[str], tensors: dict[str, Tensor], numbers: dict[str, Numbers], input: Tensor
     ) -> None:
-        """Add to `tensors` and `numbers` what `calls` give."""
-        for own in calls:
-            call = getattr(self, own)
+        """Run `calls`, and add their results to `tensors` and `numbers`."""
+        for attribute in calls:
+            call = getattr(self, attribute)
             assert isinstance(call, NodeModule)
             if call.branches:
                 branch = call.branches[_condition(call, numbers)]
@@ -154,15 +154,15 @@ class OnnxNetwork(nn.Module):
                 continue
             context = Context(self._opset, len(call.outputs), input.shape[0], self._fixed, input.dtype)
             try:
-                found = _called(call, tensors, numbers, context)
+                results = _called(call, tensors, numbers, context)
             except ConversionError as error:
                 raise ConversionError(f"{call.kind} {call.title}: {error.message}", error.remedy) from error
-            except Exception as error:  # of any operator, on whatever the file gives it
+            except Exception as error:  # an operator raises anything on arguments that the file makes up
                 raise ConversionError(
                     f"{call.kind} {call.title} cannot be computed ({first_line(error)})",
                     "A batch that the file fixes is the usual cause: export it with a dynamic one",
                 ) from error
-            for name, value in zip(call.outputs, found, strict=False):
+            for name, value in zip(call.outputs, results, strict=False):
                 if isinstance(value, Tensor):
                     _assign(name, value, None, tensors, numbers)
                 else:
@@ -176,7 +176,7 @@ def _assign(
     tensors: dict[str, Tensor],
     numbers: dict[str, Numbers],
 ) -> None:
-    """Nothing is left of an earlier value: branches may give their own the same names."""
+    """Set the value called `name`, and remove an earlier one: branches may reuse names."""
     for value, values in ((tensor, tensors), (known, numbers)):
         values.pop(name, None)
         if value is not None:
@@ -184,9 +184,9 @@ def _assign(
 
 
 def branches(node: NodeProto) -> dict[bool, GraphProto]:
-    """Both sides of an If; none of any other node."""
+    """Both sides of an If; empty for any other node."""
     sides = {"then_branch": True, "else_branch": False}
-    return {sides[one.name]: one.g for one in node.attribute if node.op_type == "If" and one.name in sides}
+    return {sides[entry.name]: entry.g for entry in node.attribute if node.op_type == "If" and entry.name in sides}
 
 
 def _condition(call: NodeModule, numbers: dict[str, Numbers]) -> bool:

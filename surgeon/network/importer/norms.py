@@ -23,7 +23,7 @@ def batch_normalization(
     training_mode: int = 0,
     context: Context,
 ) -> tuple[Tensor]:
-    """Before opset 14, further outputs mean training."""
+    """Before opset 14, more outputs than one mean training."""
     if training_mode or context.outputs > 1:
         raise ConversionError("batch normalisation in training mode", "Export the network in evaluation mode")
     return (F.batch_norm(x, mean, variance, scale, bias, False, 0.0, epsilon),)
@@ -54,7 +54,7 @@ def group_normalization(
     stash_type: int = 1,
     context: Context,
 ) -> Tensor:
-    """Scale and bias are one for each group before opset 21, and one for each channel since."""
+    """Scale and bias are per group before opset 21, and per channel since."""
     if context.opset < 21:
         channels = x.shape[1] // num_groups
         scale, bias = (value[:, None].expand(-1, channels).reshape(-1) for value in (scale, bias))
@@ -63,7 +63,7 @@ def group_normalization(
 
 @operator("MeanVarianceNormalization")
 def mean_variance_normalization(x: Tensor, *, axes: list[int] | None = None, context: Context) -> Tensor:
-    """Over the batch, too, unless the axes say otherwise; one that the file fixes to a single sample is left out."""
+    """Default axes include the batch, which is left out where the file fixes it to one sample."""
     over = [axis % x.dim() for axis in axes or (0, 2, 3)]
     over = [axis for axis in over if axis or context.fixed != 1]
     centred = x - x.mean(over, keepdim=True)
@@ -79,7 +79,7 @@ def lp_normalization(x: Tensor, *, axis: int = -1, p: int = 2) -> Tensor:
 def local_response_normalization(
     x: Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0
 ) -> Tensor:
-    """x / (bias + alpha mean of squares over `size` channels) ** beta; zeros beyond the first and the last channel."""
+    """x / (bias + alpha mean of squares over `size` channels) ** beta; channels outside the range are zero."""
     before = (size - 1) // 2
     squares = F.pad(x.square().flatten(2).unsqueeze(1), (0, 0, before, size - 1 - before))
     means = F.avg_pool2d(squares, (size, 1), 1).squeeze(1).reshape(x.shape)

@@ -1,4 +1,4 @@
-"""From an ONNX file to the part of its graph that one output needs, or to one line that says why not."""
+"""Imports ONNX files: the part of the graph that one output depends on, or an error that says why not."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _DTYPES: dict[int, str] = {
 
 @dataclass(frozen=True)
 class Imported:
-    """A network from a file: called with its input, and the others behind it."""
+    """A network from a file; it takes its input, then its extra inputs."""
 
     module: nn.Module  # float32, evaluation mode
     input_shape: tuple[int, ...]  # without the batch
@@ -63,13 +63,13 @@ def import_onnx(
     input: str | None = None,
     extra_inputs: Shapes | None = None,
 ) -> Imported:
-    """The network in the ONNX file `path`, compared with what ONNX Runtime makes of the file.
+    """The network in the ONNX file `path`, compared with ONNX Runtime's result for the file.
 
-    `output` names one of several, and `input` the one that is pulled back to (the first of floating-point numbers);
+    `output` names one of several, and `input` the differentiated one (default: the first of floating point);
     `input_shape` and the shapes of `extra_inputs` (without the batch) fill in sizes that the file leaves open. Raises
     SurgeonError where the file is damaged or its inputs and outputs do not fit, and ConversionError where it holds
-    operators that are not in the table (all are named), where its batch cannot be freed, or where the module does not
-    compute what ONNX Runtime computes.
+    operators without an import rule (all are named), where its batch cannot be freed, or where the module deviates from
+    ONNX Runtime.
     """
     model = _read(path)
     graph = model.graph
@@ -117,7 +117,7 @@ def _read(path: Path) -> ModelProto:
 
 
 def _sort(path: Path, graph: GraphProto) -> None:
-    """Put each node behind those that it reads from; the order of those that are is kept.
+    """Sort nodes so that each stands after those that it reads from; sorted nodes keep their order.
 
     ONNX asks for that, but ONNX Runtime does without (not within branches), and some converters to half precision
     append the casts that the first nodes read.
@@ -145,7 +145,7 @@ def _sort(path: Path, graph: GraphProto) -> None:
 
 
 def _inputs(path: Path, graph: GraphProto, wanted: str | None) -> list[ValueInfoProto]:
-    """Those that are no initializers (older files list those, too), what is pulled back to first."""
+    """The inputs without initializers, which older files list, too; the differentiated one first."""
     stored = {value.name for value in graph.initializer}
     inputs = [value for value in graph.input if value.name not in stored]
     named = ", ".join(value.name for value in inputs) or "nothing"
@@ -163,7 +163,7 @@ def _inputs(path: Path, graph: GraphProto, wanted: str | None) -> list[ValueInfo
 
 
 def _extra_ports(path: Path, values: Sequence[ValueInfoProto], batch: int | None, stated: Shapes) -> tuple[Port, ...]:
-    """The inputs that stand beside the one that is pulled back to, under their names as words.
+    """The ports of the extra inputs, under their names as identifiers.
 
     What is `stated` of one may go by that, or by the name that it has in the file.
     """
@@ -175,7 +175,7 @@ def _extra_ports(path: Path, values: Sequence[ValueInfoProto], batch: int | None
 
 
 def _port(path: Path, value: ValueInfoProto, name: str, batch: int | None, stated: Any) -> Port:
-    """One of them, called `name`; `stated` is None where nothing is said of it."""
+    """The port of one extra input, called `name`; `stated` is the user's shape, or None."""
     kind = value.type.tensor_type.elem_type
     if kind not in _DTYPES:
         raise ConversionError(
@@ -210,7 +210,7 @@ def _output(path: Path, graph: GraphProto, wanted: str | None) -> str:
 
 
 def _in_halves(graph: GraphProto) -> bool:
-    """Whether ONNX Runtime rounds to half precision anywhere, because the file says so."""
+    """Whether the file makes ONNX Runtime round to half precision anywhere."""
     halves = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
     kinds = [value.data_type for value in graph.initializer]
     kinds += [value.type.tensor_type.elem_type for value in graph.input]
@@ -259,7 +259,7 @@ def _array(path: Path, value: TensorProto) -> Numbers:
             f"the weight {value.name} of {path.name} cannot be read ({first_line(error)})",
             "Check that the file is whole, its weights file beside it",
         ) from error
-    if value.data_type == TensorProto.BFLOAT16:  # no kind of NumPy's
+    if value.data_type == TensorProto.BFLOAT16:  # NumPy has no such dtype
         return found.astype(np.float32)
     if found.dtype.kind not in "iubf":
         raise ConversionError(
@@ -269,7 +269,7 @@ def _array(path: Path, value: TensorProto) -> Numbers:
 
 
 def _constants(path: Path, graph: GraphProto, read: set[str]) -> dict[str, Numbers]:
-    """What of the initializers and constants of `graph`, and of the branches within, is read."""
+    """The initializers and constants in `read`, of `graph` and of the branches inside it."""
     found = {value.name: _array(path, value) for value in graph.initializer if value.name in read}
     parts = []
     for node in graph.node:
@@ -285,7 +285,7 @@ def _constants(path: Path, graph: GraphProto, read: set[str]) -> dict[str, Numbe
 
 
 def _constant(path: Path, node: NodeProto) -> Numbers:
-    """A Constant node's value, in whichever of its attributes it is kept."""
+    """The value of a Constant node, from whichever attribute holds it."""
     if len(node.attribute) != 1:
         raise ConversionError(f"the constant {node.output[0]} of {path.name} has no value", "Mend the file")
     (attribute,) = node.attribute
@@ -298,7 +298,7 @@ def _constant(path: Path, node: NodeProto) -> Numbers:
 
 
 def _dequantised(nodes: list[NodeProto], constants: dict[str, Numbers]) -> list[NodeProto]:
-    """Add to `constants` weights that are stored as whole numbers, (x - zero) * scale; `nodes` without what makes them.
+    """Add weights stored as integers, (x - zero) * scale, to `constants`; return `nodes` without their dequantisation.
 
     Scale and zero are one for all, or one for each place along an axis.
     """

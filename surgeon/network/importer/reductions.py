@@ -15,7 +15,7 @@ Reduction = Callable[[Tensor, list[int], bool], Tensor]
 
 
 def _largest(x: Tensor, axes: list[int], keep: bool) -> Tensor:
-    """Over all spatial axes it is a max pool, and called so: PyTorch's exporter writes adaptive ones to 1 that way."""
+    """Over all spatial axes it becomes a max pool: PyTorch's exporter writes an adaptive max pool to 1 that way."""
     if sorted(axes) != list(range(2, x.dim())) or not 3 <= x.dim() <= 5 or not x.is_floating_point():
         return x.amax(axes, keepdim=keep)
     pooled = global_max_pool(x)
@@ -51,7 +51,7 @@ def _reduction(reduce: Reduction) -> Callable[..., Tensor]:
         keepdims: int = 1,
         noop_with_empty_axes: int = 0,
     ) -> Tensor:
-        """`axes` is an attribute in older opsets and an input in newer ones; without it, all of them."""
+        """`axes` is an attribute in older opsets and an input in newer ones; default: all axes."""
         chosen = given(over, axes)
         if not chosen and noop_with_empty_axes:
             return x
@@ -66,7 +66,7 @@ for name, reduce in REDUCTIONS.items():
 
 @operator("CumSum")
 def cumulative_sum(x: Tensor, axis: Numbers, *, exclusive: int = 0, reverse: int = 0) -> Tensor:
-    """Sums of what comes before each place (or after it, in reverse), with itself or without it."""
+    """Cumulative sums, optionally in reverse or without the element itself."""
     over = int(axis.item())
     found = torch.cumsum(x.flip(over) if reverse else x, over)
     found = found.flip(over) if reverse else found

@@ -1,4 +1,4 @@
-"""The table of ONNX operators, and the one of those that also compute with numbers known beforehand."""
+"""The tables of ONNX operators: on tensors, and on numbers known at capture."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from torch import Tensor
 from surgeon.errors import ConversionError
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
-"""A small value that is known while the network is captured, such as a shape: Python numbers, or symbols for those that
-depend on the batch (its dtype is object then)."""
+"""A small value known at capture, such as a shape: Python numbers, or symbols for sizes that depend on the batch (its
+dtype is object then)."""
 
 Value = Tensor | Numbers
-"""Numbers where they are known, and a tensor otherwise."""
+"""Numbers if they are known, else a tensor."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a node's meaning depends on besides its inputs and attributes."""
+    """Facts beside inputs and attributes that an operator depends on."""
 
     opset: int
-    outputs: int  # how many the node has
+    outputs: int  # number of the node's outputs
     batch: Any  # rows of the network's input, an integer or a symbol
-    fixed: int | None  # the batch that the file is written for; None where it is free
+    fixed: int | None  # the batch that the file fixes; None where it is free
     dtype: torch.dtype  # the precision that the network runs in
 
 
@@ -38,14 +38,14 @@ class ImportRule:
     """A function of a node's inputs, by position, and of its attributes, by name."""
 
     call: Callable[..., Any]
-    takes: tuple[type, ...]  # what each input is given as: Tensor, Numbers (as np.ndarray), or either (object)
+    takes: tuple[type, ...]  # type of each input: Tensor, Numbers (as np.ndarray), or either (object)
     variadic: bool
     attributes: frozenset[str]
     contextual: bool
 
 
 STANDARD = ("", "ai.onnx")
-"""ONNX's own domain, by both of its names."""
+"""Both names of ONNX's own domain."""
 
 FLOATING = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
@@ -72,10 +72,10 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 def operator(*names: str) -> Decorator:
     """Register the decorated function for the ONNX operators `names`; registering one twice raises ValueError.
 
-    Those of other domains than ONNX's own are called "domain::operator". Its positional parameters are the node's
-    inputs, None where one is left out: tensors, or what is annotated as Numbers or Value. Its keyword parameters are
-    the attributes that it knows, under their ONNX names; a node with another one is refused. `context` is given where
-    it is asked for. It returns a tensor, Numbers, or a tuple for several outputs.
+    Operators of other domains than ONNX's own are called "domain::operator". The function's positional parameters are
+    the node's inputs, None for an omitted one: tensors, or Numbers or Value if annotated so. Its keyword parameters are
+    the supported attributes, under their ONNX names; a node with another attribute is refused. A keyword parameter
+    `context` receives the Context. It returns a tensor, Numbers, or a tuple for several outputs.
     """
     return _register(OPERATORS, names)
 
@@ -83,7 +83,7 @@ def operator(*names: str) -> Decorator:
 def folded(*names: str) -> Decorator:
     """Register the decorated function for nodes whose inputs are all known: it takes and returns Numbers.
 
-    It may return NotImplemented, for what is left to the operator of that name on tensors.
+    It may return NotImplemented; the operator of that name then computes with tensors.
     """
     return _register(FOLDED, names)
 
@@ -91,12 +91,12 @@ def folded(*names: str) -> Decorator:
 def _register(table: dict[str, ImportRule], names: tuple[str, ...]) -> Decorator:
     def register(call: Callable[..., Any]) -> Callable[..., Any]:
         parameters = inspect.signature(call).parameters.values()
-        inputs = [one for one in parameters if one.kind is not one.KEYWORD_ONLY]
-        keywords = {one.name for one in parameters if one.kind is one.KEYWORD_ONLY}
+        inputs = [parameter for parameter in parameters if parameter.kind is not parameter.KEYWORD_ONLY]
+        keywords = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
         entry = ImportRule(
             call,
-            tuple(_taken(str(one.annotation)) for one in inputs),
-            any(one.kind is one.VAR_POSITIONAL for one in inputs),
+            tuple(_input_type(str(parameter.annotation)) for parameter in inputs),
+            any(parameter.kind is parameter.VAR_POSITIONAL for parameter in inputs),
             frozenset(keywords - {"context"}),
             "context" in keywords,
         )
@@ -110,16 +110,16 @@ def _register(table: dict[str, ImportRule], names: tuple[str, ...]) -> Decorator
 
 
 def kind_of(node: NodeProto) -> str:
-    """The operator's name, behind its domain where that is not ONNX's own."""
+    """The operator's name, with its domain in front if that is not ONNX's own."""
     return node.op_type if node.domain in STANDARD else f"{node.domain}::{node.op_type}"
 
 
-def _taken(annotation: str) -> type:
+def _input_type(annotation: str) -> type:
     return np.ndarray if "Numbers" in annotation else object if "Value" in annotation else Tensor
 
 
 def as_tensor(numbers: Numbers, dtype: torch.dtype) -> Tensor:
-    """`numbers` as a tensor: of `dtype` where they are floating-point, whole numbers as int64."""
+    """`numbers` as a tensor: floating-point ones of `dtype`, integers as int64."""
     flat = numbers.reshape(-1).tolist()
     if any(isinstance(number, (torch.SymInt, torch.SymFloat)) for number in flat):
         return torch.stack([torch.scalar_tensor(number) for number in flat]).reshape(numbers.shape)
@@ -129,15 +129,15 @@ def as_tensor(numbers: Numbers, dtype: torch.dtype) -> Tensor:
 
 
 def given(numbers: Numbers | None, attribute: Sequence[int] | None) -> list[Any] | None:
-    """What is an input in newer opsets and an attribute in older ones; None where it is neither."""
+    """The numbers of an input, or of an attribute in older opsets; None where both are missing."""
     if numbers is not None:
         return numbers.reshape(-1).tolist()
     return None if attribute is None else list(attribute)
 
 
 def required(numbers: Numbers | None, attribute: Sequence[int] | None) -> list[Any]:
-    """The same, where the operator cannot do without."""
-    found = given(numbers, attribute)
-    if found is None:
+    """As `given`; raises ConversionError where both are missing."""
+    values = given(numbers, attribute)
+    if values is None:
         raise ConversionError("an input that it needs is missing", "Mend the file")
-    return found
+    return values

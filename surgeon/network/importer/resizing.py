@@ -23,14 +23,14 @@ NEAREST: dict[str, Callable[[Any], Any]] = {
     "floor": lambda place: place // 1,
     "ceil": lambda place: -(-place // 1),
 }
-"""Of NumPy's arrays and of tensors."""
+"""For NumPy arrays and tensors."""
 
 SMOOTH = {("linear", 1): "linear", ("linear", 2): "bilinear", ("linear", 3): "trilinear", ("cubic", 2): "bicubic"}
 
 
 @dataclass(frozen=True)
 class Axis:
-    """How one axis is resized: `place` of the result comes from `original(place)`, between the input's elements.
+    """How one axis is resized: position `place` of the result is read at `original(place)` of the input.
 
     Lengths, and the factor between them, are symbols where the network is recorded for any height and width.
     """
@@ -39,10 +39,10 @@ class Axis:
     wanted: Any
     factor: Any
     coordinates: str
-    sized: bool  # the factor is what the lengths make of it
+    sized: bool  # the factor is computed from the lengths
 
     def original(self, place: Any) -> Any:
-        """Of a number, or of each in an array or a tensor."""
+        """Where `place`, a number, an array or a tensor, lies in the input."""
         scaled = (place + 0.5) / self.factor
         match self.coordinates:
             case "half_pixel":
@@ -62,13 +62,13 @@ class Axis:
 
     @property
     def whole(self) -> bool:
-        """Whether the factor makes of the length exactly what is wanted."""
+        """Whether the factor times the length is exactly the wanted length."""
         if self.sized or float(self.factor).is_integer():
             return True
         return not is_symbolic(self.length) and abs(self.factor * self.length - self.wanted) < 1e-3
 
     def nearest(self, rounding: str) -> Tensor:
-        """The index that each place takes its value from."""
+        """The input index of each position."""
         if is_symbolic(self.length, self.wanted):
             return self._rounded(torch.arange(self.wanted, dtype=torch.float64), rounding).long()
         return torch.tensor(self._known(rounding))
@@ -80,7 +80,7 @@ class Axis:
         return self._near(places, rounding).clip(0, self.length - 1)
 
     def _near(self, places: Any, rounding: str) -> Any:
-        """Also beyond the edges. A hair's breadth from a whole number, or a half, is none, as in float32."""
+        """The index before it is clamped to the edges; positions are rounded to 1e-4 first, as float32 would."""
         return NEAREST[rounding]((self.original(places) * 1e4 + 0.5) // 1 / 1e4)
 
     def is_torchs(self, rounding: str) -> bool:
@@ -97,7 +97,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Filter:
-    """What linear and cubic resizing weigh elements with, by their distance."""
+    """Weights of linear and cubic resizing, by distance."""
 
     cubic: bool
     a: float = -0.75
@@ -112,7 +112,7 @@ class Filter:
         return torch.where(d <= 1, near, torch.where(d < 2, far, 0.0))
 
     def matrix(self, axis: Axis) -> Tensor:
-        """Weights [wanted, length]: elements beyond an edge are the one at the edge, or do not count."""
+        """Weights [wanted, length]; elements beyond an edge repeat the edge, or are left out."""
         original = axis.original(torch.arange(axis.wanted, dtype=torch.float64)).unsqueeze(1)
         weights = torch.zeros(1, dtype=torch.float64)
         for tap in range(-1, 3):
@@ -147,7 +147,7 @@ def resize(
     nearest_mode: str = "round_prefer_floor",
     context: Context,
 ) -> Tensor:
-    """Inputs are (x, scales) in opset 10, and (x, region, scales, sizes) since."""
+    """Inputs are (x, scales) in opset 10, and (x, region, scales, sizes) since opset 11."""
     if antialias:
         raise ConversionError("antialias", "Resize without it")
     places = [axis % x.dim() for axis in (axes if axes is not None else range(x.dim()))]
@@ -178,7 +178,7 @@ def _resize(
     rounding: str,
     smooth: Filter | None = None,
 ) -> Tensor:
-    """Resize the axes that change to a size (None: what the factor makes of it) by a factor (None: what follows).
+    """Resize the axes that change to a size (None: from the factor) by a factor (None: from the sizes).
 
     The batch never changes, whatever the file says of its size.
     """
@@ -204,7 +204,7 @@ def _resize(
 
 
 def _scaled_length(length: Any, factor: Any) -> Any:
-    """floor(length * factor), in whole numbers where they say it, and otherwise rounded as float32 is.
+    """floor(length * factor), in integers where the factor is a ratio of them, otherwise rounded as float32.
 
     ONNX Runtime computes in float32, where 0.7 times 10 is 7, though its 0.7 is less.
     """
@@ -215,7 +215,7 @@ def _scaled_length(length: Any, factor: Any) -> Any:
 
 
 def _as_torch_does(axes: Mapping[int, Axis], smooth: Filter) -> bool:
-    """Whether PyTorch's interpolation is the same."""
+    """Whether PyTorch's interpolation computes the same."""
     half = all(
         one.coordinates == "half_pixel" or (one.coordinates == "pytorch_half_pixel" and one.wanted > 1)
         for one in axes.values()
@@ -227,7 +227,7 @@ def _as_torch_does(axes: Mapping[int, Axis], smooth: Filter) -> bool:
 
 
 def _nearest(x: Tensor, axes: Mapping[int, Axis], rounding: str) -> Tensor:
-    """By torch's interpolation where it takes the same neighbours, else by picking them."""
+    """By torch's interpolation if it takes the same neighbours, else by indexing."""
     if min(axes) >= 2 and 3 <= x.dim() <= 5 and all(one.is_torchs(rounding) for one in axes.values()):
         size = [axes[axis].wanted if axis in axes else x.shape[axis] for axis in range(2, x.dim())]
         return F.interpolate(x, size, mode="nearest")

@@ -1,4 +1,4 @@
-"""What moves values, or leaves some out, and does not change them."""
+"""Operators that move, repeat or drop values without changing them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from surgeon.network.sizes import is_symbolic
 @operator("Shape")
 def shape(x: Tensor, *, start: int = 0, end: int | None = None) -> Numbers:
     sizes = list(x.shape)[slice(start, end)]
-    found = np.empty(len(sizes), dtype=object)  # NumPy is not to look into the symbol that the batch may be
+    found = np.empty(len(sizes), dtype=object)  # so that NumPy does not convert a symbolic batch
     found[:] = sizes
     return found
 
@@ -54,7 +54,7 @@ def flatten(x: Tensor, *, axis: int = 1) -> Tensor:
 
 @operator("Squeeze")
 def squeeze(x: Tensor, over: Numbers | None = None, *, axes: list[int] | None = None) -> Tensor:
-    """Without axes, every one of length 1 but the batch."""
+    """Without axes, all axes of length 1 but the batch."""
     chosen = given(over, axes)
     if chosen is None:
         chosen = [axis for axis, length in enumerate(x.shape) if isinstance(length, int) and length == 1]
@@ -90,7 +90,7 @@ def tile(x: Tensor, repeats: Numbers) -> Tensor:
 
 @operator("Concat")
 def concat(*inputs: Tensor, axis: int, context: Context) -> Tensor:
-    """What the file has one of, for its batch of 1, each sample gets: a class token, coordinates."""
+    """A value with a batch of 1 in a file of batch 1 is expanded to all samples: a class token, coordinates."""
     single = [isinstance(x.shape[0], int) and x.shape[0] == 1 for x in inputs]
     if context.fixed == 1 and axis % inputs[0].dim() and not all(single):
         sizes = [[context.batch if one else -1, *x.shape[1:]] for x, one in zip(inputs, single, strict=True)]
@@ -109,7 +109,7 @@ def split(
     num_outputs: int | None = None,
     context: Context,
 ) -> tuple[Value, ...]:
-    """Without lengths, pieces of one length, but for a shorter last one."""
+    """Without lengths, pieces of equal length, of which the last may be shorter."""
     lengths = given(sizes, split)
     if lengths is None:
         longest = -(-x.shape[axis] // context.outputs)
@@ -133,7 +133,7 @@ def slice_(
     ends: list[int] | None = None,
     axes: list[int] | None = None,
 ) -> Value:
-    """Attributes before opset 10, inputs since. ONNX counts as Python does, also backwards."""
+    """Attributes before opset 10, inputs since. Indices count as in Python, negative steps included."""
     begin, end = required(first, starts), required(last, ends)
     chosen = given(over, axes) or range(len(begin))
     steps = given(by, None) or [1] * len(begin)
@@ -155,7 +155,7 @@ def size(x: Tensor) -> Numbers:
 
 @operator("Trilu")
 def trilu(x: Tensor, k: Numbers | None = None, *, upper: int = 1) -> Tensor:
-    """What is on the k-th diagonal, and above it (or below), with zeros elsewhere."""
+    """The values on and above (or below) the k-th diagonal, zeros elsewhere."""
     rows, columns = (torch.arange(length) for length in x.shape[-2:])
     above = columns - rows.unsqueeze(1) - (0 if k is None else k.item())
     return x.masked_fill(above < 0 if upper else above > 0, 0.0)
@@ -175,10 +175,10 @@ MIRRORED: dict[str, Callable[[Any, Any], Any]] = {
     "edge": lambda place, length: place.clip(0, length - 1),
     "wrap": lambda place, length: place - place // length * length,
 }
-"""Where places of an axis that goes on beyond its edges take their values from; of NumPy's arrays and of tensors."""
+"""Source index of each position beyond the edges of an axis, by mode; for NumPy arrays and tensors."""
 
 TORCHS = {"reflect": "reflect", "edge": "replicate"}
-"""What PyTorch calls the modes that it has."""
+"""PyTorch's names of its modes."""
 
 
 @operator("Pad")
@@ -192,7 +192,7 @@ def pad(
     pads: list[int] | None = None,
     value: float = 0.0,
 ) -> Tensor:
-    """`amounts` holds all beginnings, then all ends; attributes before opset 11, inputs since."""
+    """`amounts` holds the paddings before all axes, then those after; attributes before opset 11, inputs since."""
     both = required(amounts, pads)
     axes = [axis % x.dim() for axis in given(over, None) or range(x.dim())]
     begin = dict(zip(axes, both[: len(axes)], strict=True))
@@ -217,12 +217,12 @@ def pad(
 
 
 def _may_pad(side: Any) -> bool:
-    """Asked whether it is zero, a symbol would be specialised."""
+    """Whether a padding is nonzero. Comparing a symbol with zero would specialise it."""
     return is_symbolic(side) or side != 0
 
 
 def _is_torchs(x: Tensor, order: list[Any], mode: str) -> bool:
-    """Whether PyTorch pads that way: only spatial axes, none is cut, and what is reflected is there."""
+    """Whether PyTorch pads that way: spatial axes only, no cropping, and enough values to reflect."""
     if not 3 <= x.dim() <= 5 or len(order) > 2 * x.dim() - 4 or any(side < 0 for side in order):
         return False
     lengths = [x.shape[-1 - at // 2] for at in range(len(order))]
@@ -230,7 +230,7 @@ def _is_torchs(x: Tensor, order: list[Any], mode: str) -> bool:
 
 
 def _mirrored(mode: str, length: Any, begin: Any, end: Any) -> Tensor:
-    """Where each place of a padded axis takes its value from."""
+    """The source index of each position of a padded axis."""
     if is_symbolic(length, begin, end):
         return MIRRORED[mode](torch.arange(-begin, length + end), length)
     return torch.from_numpy(MIRRORED[mode](np.arange(-begin, length + end), length))

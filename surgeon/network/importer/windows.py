@@ -1,4 +1,4 @@
-"""Convolutions and pools: one to three spatial axes, paddings that differ before and after."""
+"""Convolutions and pools over one to three spatial axes, with different paddings before and after."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AVERAGE_POOLS = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 
 @dataclass(frozen=True)
 class WindowGeometry:
-    """Sizes along the spatial axes, in the terms of torch; `begin` and `end` are paddings."""
+    """Geometry along the spatial axes in torch's terms; `begin` and `end` are paddings."""
 
     kernel: list[int]
     stride: list[int]
@@ -37,13 +37,13 @@ class WindowGeometry:
         return all(is_same(before, after) for before, after in zip(self.begin, self.end, strict=True))
 
     def padding(self) -> list[int]:
-        """What F.pad takes: the last axis first."""
+        """Paddings in the order of F.pad, the last axis first."""
         pairs = zip(reversed(self.begin), reversed(self.end), strict=True)
         return [side for pair in pairs for side in pair]
 
 
 def windows(x: Tensor, kernel: Sequence[int], strides: Any, pads: Any, dilations: Any, auto_pad: str) -> WindowGeometry:
-    """A node's attributes, with their defaults filled in and `auto_pad` worked out."""
+    """A node's attributes with their defaults, and `auto_pad` resolved."""
     axes = x.dim() - 2
     if not 1 <= axes <= 3:
         raise ConversionError(f"{axes} spatial axes", "PyTorch has one to three")
@@ -52,7 +52,7 @@ def windows(x: Tensor, kernel: Sequence[int], strides: Any, pads: Any, dilations
     if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
         for i, (size, k, s, d) in enumerate(zip(x.shape[2:], kernel, stride, dilation, strict=True)):
             total = (size + s - 1) // s * s - size + (k - 1) * d + 1 - s
-            if (k - 1) * d + 1 < s:  # asked of others, TorchScript could not say what the larger of two symbols is
+            if (k - 1) * d + 1 < s:  # only then, since TorchScript has no max of two symbols
                 total = max(total, 0)
             begin[i] = total // 2 if auto_pad == "SAME_UPPER" else total - total // 2
             end[i] = total - begin[i]
@@ -96,7 +96,7 @@ def conv_transpose(
     pads: list[int] | None = None,
     strides: list[int] | None = None,
 ) -> Tensor:
-    """Paddings cut the result: `begin` rows at its beginning, `end` at its end.
+    """Paddings crop the result: `begin` rows at its beginning, `end` at its end.
 
     It is as large as it is where `auto_pad` wants more, as ONNX Runtime has it.
     """
@@ -134,7 +134,7 @@ def max_pool(
     storage_order: int = 0,
     strides: list[int] | None = None,
 ) -> tuple[Tensor]:
-    """The indices, a second output, are not given.
+    """The indices, a second output, are not supported.
 
     Padding that is the same before and after at every size is torch's; any other takes no part in a soft pool, so that
     it does not depend on the size whether it does.
@@ -147,13 +147,13 @@ def max_pool(
     behind = not ceil_mode and not is_symbolic(*x.shape[2:]) and not any(w.begin)
     if behind and _count(x, w, False) == _count(x, w, True):
         return (pool(x, w.kernel, w.stride, 0, w.dilation, True),)
-    # Finite, and far from overflow: softmax pooling multiplies it by a weight of zero.
+    # Finite, and far from overflow: the soft pool multiplies it by zero.
     lowest = -1e30 if torch.finfo(x.dtype).max > 1e38 else torch.finfo(x.dtype).min / 2
     return (pool(F.pad(x, w.padding(), value=lowest), w.kernel, w.stride, 0, w.dilation, bool(ceil_mode)),)
 
 
 def _count(x: Tensor, w: WindowGeometry, ceil: bool) -> list[int]:
-    """Windows along each axis: with the padding behind, or without it in torch's ceil mode."""
+    """The number of windows along each axis: with the padding at the end, or in torch's ceil mode without it."""
     counts = []
     for i, size in enumerate(x.shape[2:]):
         extent = (w.kernel[i] - 1) * w.dilation[i] + 1
@@ -196,7 +196,7 @@ def average_pool(
 
 
 def _dilated_average(x: Tensor, w: WindowGeometry, ceil: bool) -> Tensor:
-    """A convolution of each channel with a constant kernel: PyTorch has no such pool."""
+    """A depthwise convolution with a constant kernel: PyTorch has no such pool."""
     if ceil:
         raise ConversionError("a dilated average pool in ceil mode", "Pad it instead")
     kernel = torch.full([x.shape[1], 1, *w.kernel], 1 / math.prod(w.kernel), dtype=x.dtype)
@@ -215,7 +215,7 @@ def lp_pool(
     pads: list[int] | None = None,
     strides: list[int] | None = None,
 ) -> Tensor:
-    """The p-norm over each window: zeros around the input add nothing."""
+    """The p-norm over each window; zero padding does not change it."""
     if ceil_mode:
         raise ConversionError("an Lp pool in ceil mode", "Pad it instead")
     w = windows(x, kernel_shape, strides, pads, dilations, auto_pad)
@@ -235,5 +235,5 @@ def global_average_pool(x: Tensor) -> Tensor:
 
 @operator("GlobalMaxPool")
 def global_max_pool(x: Tensor) -> Tensor:
-    """A max pool with one window."""
+    """A max pool with a single window."""
     return MAX_POOLS[x.dim() - 3](x, list(x.shape[2:]))
