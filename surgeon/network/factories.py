@@ -19,7 +19,7 @@ def call_factory(source: str) -> tuple[Callable[[], nn.Module], nn.Module]:
     path, _, attribute = source.partition(":")
     with _working_directory_importable():
         try:
-            found: Any = importlib.import_module(path)
+            factory: Any = importlib.import_module(path)
         except ModuleNotFoundError as error:
             raise SurgeonError(
                 f"{source}: {error}".rstrip("."), "Run from the folder that holds it, or install it"
@@ -27,15 +27,15 @@ def call_factory(source: str) -> tuple[Callable[[], nn.Module], nn.Module]:
         except Exception as error:
             raise SurgeonError(f"importing {path} failed ({named_line(error)})", "Mend the module") from error
         for part in attribute.split("."):
-            if not hasattr(found, part):
+            if not hasattr(factory, part):
                 raise SurgeonError(f"{path} has no {attribute!r}", "Write package.module:factory")
-            found = getattr(found, part)
-        if isinstance(found, nn.Module) or not callable(found):
+            factory = getattr(factory, part)
+        if isinstance(factory, nn.Module) or not callable(factory):
             raise SurgeonError(
                 f"{source} is not a factory", "Name a callable without arguments that returns the module"
             )
         try:
-            module = found()
+            module = factory()
         except SurgeonError:
             raise
         except Exception as error:
@@ -44,7 +44,7 @@ def call_factory(source: str) -> tuple[Callable[[], nn.Module], nn.Module]:
             ) from error
     if not isinstance(module, nn.Module):
         raise SurgeonError(f"{source} returned a {type(module).__name__}", "Return a torch.nn.Module")
-    return found, module
+    return factory, module
 
 
 @contextlib.contextmanager

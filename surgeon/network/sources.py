@@ -198,8 +198,8 @@ def _build(source: str | nn.Module, options: SourceOptions) -> Network:
 
 def _file(source: str) -> tuple[Path | None, str | None]:
     """The path and the output of FILE.onnx, FILE.pt2 or FILE:OUTPUT; None and None where `source` is something else."""
-    found = re.fullmatch(r"(.+?\.(?:onnx|pt2))(?::(.*))?", source, flags=re.IGNORECASE)
-    return (Path(found[1]), found[2]) if found else (None, None)
+    match = re.fullmatch(r"(.+?\.(?:onnx|pt2))(?::(.*))?", source, flags=re.IGNORECASE)
+    return (Path(match[1]), match[2]) if match else (None, None)
 
 
 def _from_file(path: Path, output: str | None, options: SourceOptions) -> Network:

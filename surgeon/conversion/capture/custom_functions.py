@@ -106,10 +106,10 @@ def _compare(kind: Kind, args: tuple[Any, ...], spread: float, dtype: torch.dtyp
         # Clones, since a Function may work in place, which autograd refuses on a leaf.
         returned = kind.apply(*(leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves))
     cotangents = tuple(map(cotangent, each(returned)))
-    own = gradients(leaves, returned, cotangents)
+    actual = gradients(leaves, returned, cotangents)
     copies, plain = run_forward(kind, kind.forward, tuple(leaves))
     derivative = gradients(copies, plain, cotangents)
-    return all(_close(*pair, tolerance) for pair in zip(own, derivative, strict=True))
+    return all(_close(*pair, tolerance) for pair in zip(actual, derivative, strict=True))
 
 
 def _close(gradient: Tensor | None, expected: Tensor | None, tolerance: float) -> bool:

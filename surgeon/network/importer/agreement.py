@@ -35,31 +35,31 @@ _FATAL_ONLY = 4
 
 
 def require_agreement(
-    path: Path, network: nn.Module, given: dict[str, Tensor], output_name: str, batch: int | None, halves: bool
+    path: Path, network: nn.Module, inputs: dict[str, Tensor], output_name: str, batch: int | None, halves: bool
 ) -> None:
-    """Run both on `given`, by the file's names, twice as many rows as its batch; raise where they differ.
+    """Run both on `inputs`, by the file's names, twice as many rows as its batch; raise where they differ.
 
     `halves` says that the file rounds to half precision, which the network does not. Raises SurgeonError where ONNX
     Runtime does not run the file, and ConversionError where the network does not run on so many samples, where one
     sample's output depends on the others, or where the network computes something else.
     """
-    rows, values = batch or 1, list(given.values())
+    rows, values = batch or 1, list(inputs.values())
     with torch.no_grad():
-        found = network(*values).numpy()
-    parts = [{name: value[i : i + rows].numpy() for name, value in given.items()} for i in (0, rows)]
+        computed = network(*values).numpy()
+    parts = [{name: value[i : i + rows].numpy() for name, value in inputs.items()} for i in (0, rows)]
     expected = np.stack([_runtime_output(path, part, output_name) for part in parts])
-    if found.size != expected.size or found.shape[:1] != (2 * rows,):
+    if computed.size != expected.size or computed.shape[:1] != (2 * rows,):
         taken = list(values[0].shape)
         raise ConversionError(
-            f"{path.name} maps {taken} to {list(found.shape)}: its batch cannot be freed",
+            f"{path.name} maps {taken} to {list(computed.shape)}: its batch cannot be freed",
             "Export it with a dynamic batch, and one row of output for each sample",
         )
     with _in_float64(network):
         exact = _require_apart(path, network, values)
-    error = _distance(found.reshape(expected.shape), expected)
+    error = _distance(computed.reshape(expected.shape), expected)
     scale, allowed = _norm(expected), HALF_TOLERANCE * _norm(expected)
     if not halves:
-        rounding = max(ROUNDING * _distance_where_finite(found, exact), _ROUNDED[torch.float32] * scale)
+        rounding = max(ROUNDING * _distance_where_finite(computed, exact), _ROUNDED[torch.float32] * scale)
         scale = _variation(expected)
         allowed = TOLERANCE * scale + rounding
     if error > allowed:
@@ -100,7 +100,7 @@ def _require_apart(path: Path, network: nn.Module, values: Sequence[Tensor]) -> 
     return together
 
 
-def _runtime_output(path: Path, given: dict[str, Any], output_name: str) -> Any:
+def _runtime_output(path: Path, inputs: dict[str, Any], output_name: str) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -110,7 +110,7 @@ def _runtime_output(path: Path, given: dict[str, Any], output_name: str) -> Any:
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         types = {value.name: _ELEMENTS.get(value.type) for value in session.get_inputs()}
-        feeds = {name: value.astype(types[name] or value.dtype) for name, value in given.items() if name in types}
+        feeds = {name: value.astype(types[name] or value.dtype) for name, value in inputs.items() if name in types}
         return session.run([output_name], feeds)[0]
     except Exception as error:  # ONNX Runtime's own exceptions have no common base
         raise SurgeonError(

@@ -115,10 +115,10 @@ def cast(x: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up", conte
 
 @operator("IsInf")
 def is_infinite(x: Tensor, *, detect_negative: int = 1, detect_positive: int = 1) -> Tensor:
-    found = torch.isinf(x)
+    infinite = torch.isinf(x)
     if not detect_negative:
-        found = found & (x > 0)
-    return found if detect_positive else found & (x < 0)
+        infinite = infinite & (x > 0)
+    return infinite if detect_positive else infinite & (x < 0)
 
 
 @operator("CastLike")

@@ -200,11 +200,11 @@ def _condition(call: NodeModule, numbers: dict[str, Numbers]) -> bool:
 def _called(
     call: NodeModule, tensors: dict[str, Tensor], numbers: dict[str, Numbers], context: Context
 ) -> tuple[Any, ...]:
-    given = [name for name in call.inputs if name]
-    if call.kind in FOLDED and given and all(name in numbers for name in given):
-        found = call([numbers[name] if name else None for name in call.inputs], FOLDED[call.kind], context)
-        if found[0] is not NotImplemented:
-            return found
+    names = [name for name in call.inputs if name]
+    if call.kind in FOLDED and names and all(name in numbers for name in names):
+        results = call([numbers[name] if name else None for name in call.inputs], FOLDED[call.kind], context)
+        if results[0] is not NotImplemented:
+            return results
     if call.kind not in OPERATORS:
         if call.kind in FOLDED:
             raise ConversionError("its inputs are computed from the data", "Make them constants")

@@ -168,8 +168,8 @@ def _extra_ports(path: Path, values: Sequence[ValueInfoProto], batch: int | None
     What is `stated` of one may go by that, or by the name that it has in the file.
     """
     words = identifiers(value.name for value in values)
-    own = {value.name: word for value, word in zip(values, words, strict=True) if value.name not in words}
-    by_word = {own.get(name, name): said for name, said in stated.items()}
+    words_by_name = {value.name: word for value, word in zip(values, words, strict=True) if value.name not in words}
+    by_word = {words_by_name.get(name, name): said for name, said in stated.items()}
     refuse_unknown(path.name, by_word, words)
     return tuple(_port(path, value, word, batch, by_word.get(word)) for value, word in zip(values, words, strict=True))
 
@@ -214,7 +214,9 @@ def _in_halves(graph: GraphProto) -> bool:
     halves = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
     kinds = [value.data_type for value in graph.initializer]
     kinds += [value.type.tensor_type.elem_type for value in graph.input]
-    kinds += [one.i for node in graph.node if node.op_type == "Cast" for one in node.attribute if one.name == "to"]
+    kinds += [
+        field.i for node in graph.node if node.op_type == "Cast" for field in node.attribute if field.name == "to"
+    ]
     return any(kind in halves for kind in kinds)
 
 
@@ -253,24 +255,24 @@ def _shape(
 
 def _array(path: Path, value: TensorProto) -> Numbers:
     try:
-        found = numpy_helper.to_array(value)
+        array = numpy_helper.to_array(value)
     except (ValueError, RuntimeError, OSError) as error:
         raise SurgeonError(
             f"the weight {value.name} of {path.name} cannot be read ({first_line(error)})",
             "Check that the file is whole, its weights file beside it",
         ) from error
     if value.data_type == TensorProto.BFLOAT16:  # NumPy has no such dtype
-        return found.astype(np.float32)
-    if found.dtype.kind not in "iubf":
+        return array.astype(np.float32)
+    if array.dtype.kind not in "iubf":
         raise ConversionError(
             f"the weight {value.name} of {path.name} is {_type_name(value.data_type)}", "Give a network in float32"
         )
-    return found
+    return array
 
 
 def _constants(path: Path, graph: GraphProto, read: set[str]) -> dict[str, Numbers]:
     """The initializers and constants in `read`, of `graph` and of the branches inside it."""
-    found = {value.name: _array(path, value) for value in graph.initializer if value.name in read}
+    constants = {value.name: _array(path, value) for value in graph.initializer if value.name in read}
     parts = []
     for node in graph.node:
         if node.op_type == "Constant" and node.output[0] in read:
@@ -278,10 +280,10 @@ def _constants(path: Path, graph: GraphProto, read: set[str]) -> dict[str, Numbe
         parts += [_constants(path, branch, read) for branch in branches(node).values()]
     for part in parts:
         for name, value in part.items():
-            if name in found and not np.array_equal(found[name], value):
+            if name in constants and not np.array_equal(constants[name], value):
                 raise ConversionError(f"two constants of {path.name} are called {name}", "Give them different names")
-            found[name] = value
-    return found
+            constants[name] = value
+    return constants
 
 
 def _constant(path: Path, node: NodeProto) -> Numbers:
@@ -305,12 +307,12 @@ def _dequantised(nodes: list[NodeProto], constants: dict[str, Numbers]) -> list[
     extra_inputs = []
     for node in nodes:
         options = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-        given = [constants.get(name) for name in node.input if name]
-        stored = kind_of(node) == "DequantizeLinear" and all(value is not None for value in given)
+        inputs = [constants.get(name) for name in node.input if name]
+        stored = kind_of(node) == "DequantizeLinear" and all(value is not None for value in inputs)
         if not stored or options.get("block_size"):
             extra_inputs.append(node)
             continue
-        x, *spread = (value for value in given if value is not None)
+        x, *spread = (value for value in inputs if value is not None)
         axis = options.get("axis", 1) if x.ndim else 0
         shape = [-1 if place == axis % x.ndim else 1 for place in range(x.ndim)]
         scale, *zero = (value.reshape(shape if value.size > 1 else [1] * x.ndim) for value in spread)

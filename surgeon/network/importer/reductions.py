@@ -68,9 +68,9 @@ for name, reduce in REDUCTIONS.items():
 def cumulative_sum(x: Tensor, axis: Numbers, *, exclusive: int = 0, reverse: int = 0) -> Tensor:
     """Cumulative sums, optionally in reverse or without the element itself."""
     over = int(axis.item())
-    found = torch.cumsum(x.flip(over) if reverse else x, over)
-    found = found.flip(over) if reverse else found
-    return found - x if exclusive else found
+    sums = torch.cumsum(x.flip(over) if reverse else x, over)
+    sums = sums.flip(over) if reverse else sums
+    return sums - x if exclusive else sums
 
 
 @operator("ArgMax")
