@@ -120,3 +120,15 @@ def soft_max_pool(
                 share = weight / total * (1 + (value - pooled) / temperature)
                 result[plane][place] += share * flat_g[plane][start]
     return result.reshape(x.shape)
+
+
+def soft_max_pool_of(operator: object, args: Sequence[object], g: Tensor, temperature: float) -> Tensor:
+    """`soft_max_pool` for the arguments of one of the max pools, options left out or not."""
+    x = args[0]
+    assert isinstance(x, Tensor)
+    whole = operator is aten.adaptive_max_pool2d.default
+    kernel, *options = [list(x.shape[2:])] if whole else args[1:]
+    assert isinstance(kernel, list)
+    usual = [kernel, [0] * len(kernel), [1] * len(kernel)]
+    stride, padding, dilation = (*options[:3], *usual[len(options[:3]) :])
+    return soft_max_pool(x.detach(), g, kernel, stride, padding, dilation, temperature)

@@ -20,7 +20,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from surgeon.conversion.rules.convolutions import transposed_convolve
+from surgeon.conversion.rules.convolutions import Geometry, transposed_convolve
 from surgeon.conversion.rules.pools import averages
 from surgeon.network.sizes import is_same, is_symbolic
 
@@ -110,11 +110,12 @@ def convolution(
     """A transposed convolution to a free size, cut out of a larger one: ONNX takes output padding as a constant."""
     if not transposed or not is_symbolic(*output_padding):
         return NotImplemented
+    geometry = Geometry.of(weight.shape[2:], stride, padding, dilation, x.dim() - 2)
     size = [
-        (length - 1) * stride[a] - 2 * padding[a] + dilation[a] * (weight.shape[2 + a] - 1) + output_padding[a] + 1
+        (length - 1) * geometry.stride[a] - 2 * geometry.padding[a] + geometry.reach[a] + output_padding[a] + 1
         for a, length in enumerate(x.shape[2:])
     ]
-    spread = transposed_convolve(x, weight, size, stride, padding, dilation, groups)
+    spread = transposed_convolve(x, weight, size, geometry, groups)
     return spread if bias is None else spread + bias.reshape(-1, *[1] * len(size))
 
 

@@ -13,6 +13,7 @@ value 0, as in the reference; positions past them, which only ceil_mode reaches,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from surgeon.conversion.gates import BoundGate
-from surgeon.conversion.rules.convolutions import convolve, per_axis, transposed_convolve
+from surgeon.conversion.rules.convolutions import Geometry, convolve, transposed_convolve
 from surgeon.conversion.rules.registry import aten, rule
 from surgeon.network.sizes import is_symbolic
 
@@ -47,16 +48,8 @@ def max_pool(
     axes = 3 if len(kernel) == 3 or x.dim() == 5 else 2
     if not gate.policy.uses_temperature:
         return (_scattered(cotangent, indices, x, axes),)
-    kernel = per_axis(kernel, axes)
-    windows = PoolGeometry(
-        x.shape[-axes:],
-        values.shape[-axes:],
-        kernel,
-        per_axis(stride, axes) if len(stride) else kernel,
-        per_axis(padding, axes),
-        per_axis(dilation, axes),
-        ceil_mode,
-    )
+    geometry = Geometry.of(kernel, stride, padding, dilation, axes)
+    windows = PoolWindows(x.shape[-axes:], values.shape[-axes:], geometry, ceil_mode)
     if x.dim() == axes + 1:  # no batch dimension
         pooled = windows.soft(cotangent[None], values[None], x[None], gate.inverse_temperature)
         return (pooled[0],)
@@ -100,46 +93,36 @@ def _spread(y: Tensor, g: Tensor, window: tuple[int, ...]) -> Tensor:
     return e * (share * (one - weighted.sum(window, keepdim=True) / total)) + weighted * share
 
 
-class PoolGeometry:
-    """The geometry of a pool: input and output size, kernel, stride, padding and dilation, per axis."""
+class PoolWindows:
+    """The windows of a max pool: `out` of them, per axis, on an input of `size`."""
 
-    def __init__(
-        self,
-        size: Sequence[int],
-        out: Sequence[int],
-        kernel: Sequence[int],
-        stride: Sequence[int],
-        padding: Sequence[int],
-        dilation: Sequence[int],
-        ceil_mode: bool,
-    ) -> None:
-        self.size, self.out, self.kernel = list(size), list(out), list(kernel)
-        self.stride, self.padding, self.dilation = list(stride), list(padding), list(dilation)
-        self.axes = len(self.size)
+    def __init__(self, size: Sequence[int], out: Sequence[int], geometry: Geometry, ceil_mode: bool) -> None:
+        self.size, self.out, self.geometry = list(size), list(out), geometry
+        stride, padding, reach = geometry.stride, geometry.padding, geometry.reach
         # How far the last window reaches beyond the padded input, or at most does; positive only in ceil_mode.
         self.beyond = [
             (stride[a] - 1 if ceil_mode else 0)
             if is_symbolic(size[a])
-            else max(0, (out[a] - 1) * stride[a] + dilation[a] * (kernel[a] - 1) + 1 - size[a] - 2 * padding[a])
-            for a in range(self.axes)
+            else max(0, (out[a] - 1) * stride[a] + reach[a] + 1 - size[a] - 2 * padding[a])
+            for a in geometry.axes
         ]
 
     def soft(self, g: Tensor, values: Tensor, x: Tensor, inverse_temperature: Tensor) -> Tensor:
         """The softened backward. g and values: [N, C, out…]; x: [N, C, size…]; the result is shaped as x."""
-        channels, count = x.shape[1], self._count()
+        channels, count = x.shape[1], math.prod(self.geometry.kernel)
         places = torch.arange(count, device=x.device)
         zero, one = (torch.full((), value, dtype=x.dtype, device=x.device) for value in (0.0, 1.0))
-        one_hot = torch.where(places.unsqueeze(1) == places, one, zero).reshape(count, 1, *self.kernel)
-        kernels = one_hot.repeat(channels, *[1] * (self.axes + 1))
+        one_hot = torch.where(places.unsqueeze(1) == places, one, zero).reshape(count, 1, *self.geometry.kernel)
+        kernels = one_hot.repeat(channels, *[1] * (len(self.size) + 1))
         maximum = values
-        if any(self.padding):
+        if any(self.geometry.padding):
             maximum = torch.maximum(values, self._padding_value(values))
         if any(self.beyond):
             widths = [width for amount in reversed(self.beyond) for width in (0, amount)]
             x_padded = functional.pad(x, widths)
         else:
             x_padded = x
-        unfolded = convolve(x_padded, kernels, self.stride, self.padding, self.dilation, channels)
+        unfolded = convolve(x_padded, kernels, self.geometry, channels)
         if is_symbolic(*self.size) and any(self.beyond):
             for axis, length in enumerate(self.out):  # a window that would start in the padding is left out
                 unfolded = unfolded.narrow(2 + axis, 0, length)
@@ -148,37 +131,34 @@ class PoolGeometry:
         if any(self.beyond):
             y = torch.where(self._inside(x), y, _NEVER)
         spread = _spread(y, g.unsqueeze(2), (2,)).reshape(-1, channels * count, *unfolded.shape[2:])
-        return transposed_convolve(spread, kernels, self.size, self.stride, self.padding, self.dilation, channels)
-
-    def _count(self) -> int:
-        count = 1
-        for length in self.kernel:
-            count *= length
-        return count
+        return transposed_convolve(spread, kernels, self.size, self.geometry, channels)
 
     def _positions(self, axis: int, like: Tensor) -> Tensor:
         """Input position of each kernel element of each window along one axis: [kernel, out], from -padding."""
-        starts = torch.arange(self.out[axis], device=like.device) * self.stride[axis] - self.padding[axis]
-        return torch.arange(self.kernel[axis], device=like.device).unsqueeze(1) * self.dilation[axis] + starts
+        geometry = self.geometry
+        starts = torch.arange(self.out[axis], device=like.device) * geometry.stride[axis] - geometry.padding[axis]
+        return torch.arange(geometry.kernel[axis], device=like.device).unsqueeze(1) * geometry.dilation[axis] + starts
 
     def _inside(self, x: Tensor) -> Tensor:
         """Which unfolded positions lie in the padded input: bool, [count, out…]."""
-        inside = torch.ones([1] * 2 * self.axes, dtype=torch.bool, device=x.device)
-        for axis in range(self.axes):
-            ok = self._positions(axis, x) < self.size[axis] + self.padding[axis]
-            shape = [1] * 2 * self.axes
-            shape[axis], shape[self.axes + axis] = self.kernel[axis], self.out[axis]
+        axes = len(self.size)
+        inside = torch.ones([1] * 2 * axes, dtype=torch.bool, device=x.device)
+        for axis in range(axes):
+            ok = self._positions(axis, x) < self.size[axis] + self.geometry.padding[axis]
+            shape = [1] * 2 * axes
+            shape[axis], shape[axes + axis] = self.geometry.kernel[axis], self.out[axis]
             inside = torch.logical_and(inside, ok.reshape(shape))
-        return inside.reshape(self._count(), *self.out)
+        return inside.reshape(math.prod(self.geometry.kernel), *self.out)
 
     def _padding_value(self, values: Tensor) -> Tensor:
         """0 for windows that hold a padded position (it takes part with that value), very low elsewhere: [out…]."""
-        touches = torch.zeros([1] * self.axes, dtype=torch.bool, device=values.device)
-        for axis in range(self.axes):
+        axes, padding = len(self.size), self.geometry.padding
+        touches = torch.zeros([1] * axes, dtype=torch.bool, device=values.device)
+        for axis in range(axes):
             positions = self._positions(axis, values)
-            behind = torch.logical_and(positions >= self.size[axis], positions < self.size[axis] + self.padding[axis])
+            behind = torch.logical_and(positions >= self.size[axis], positions < self.size[axis] + padding[axis])
             outside = torch.logical_or(positions < 0, behind)
-            shape = [1] * self.axes
+            shape = [1] * axes
             shape[axis] = self.out[axis]
             touches = torch.logical_or(touches, outside.any(0).reshape(shape))
         low = torch.full((), torch.finfo(values.dtype).min, dtype=values.dtype, device=values.device)
@@ -203,51 +183,35 @@ def avg_pool(
     positions with count_include_pad, and those of them inside [0, H) without; divisor_override goes before both.
     """
     axes = len(kernel)
-    kernel, padding = per_axis(kernel, axes), per_axis(padding, axes)
-    stride = per_axis(stride, axes) if len(stride) else kernel
-    size, windows = x.shape[-axes:], out.shape[-axes:]
+    geometry = Geometry.of(kernel, stride, padding, 1, axes)
+    kernel, size, out_size = geometry.kernel, x.shape[-axes:], out.shape[-axes:]
     batched = g if x.dim() == axes + 2 else g.unsqueeze(0)
-    share = batched / _divisor(
-        g, size, windows, kernel, stride, padding, ceil_mode, count_include_pad, divisor_override
-    )
-    apart = stride == kernel and not any(padding) and not is_symbolic(*size)
-    if apart and all(windows[a] * kernel[a] <= size[a] for a in range(axes)):
+    divisor = divisor_override or _divisor(g, size, out_size, geometry, ceil_mode, count_include_pad)
+    share = batched / divisor
+    apart = geometry.stride == kernel and not any(geometry.padding) and not is_symbolic(*size)
+    if apart and all(out_size[a] * kernel[a] <= size[a] for a in range(axes)):
         return (_repeated(share, kernel, size).reshape(x.shape),)
     ones = torch.ones(1, 1, *kernel, dtype=g.dtype, device=g.device).expand(share.shape[1], 1, *kernel)
-    spread = transposed_convolve(share, ones, size, stride, padding, [1] * axes, share.shape[1])
-    return (spread.reshape(x.shape),)
+    return (transposed_convolve(share, ones, size, geometry, share.shape[1]).reshape(x.shape),)
 
 
 def _divisor(
-    g: Tensor,
-    size: Sequence[int],
-    windows: Sequence[int],
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    ceil_mode: bool,
-    count_include_pad: bool,
-    override: int | None,
+    g: Tensor, size: Sequence[int], out: Sequence[int], geometry: Geometry, ceil_mode: bool, count_include_pad: bool
 ) -> Tensor | int:
     """A number where all windows count alike, and otherwise a map, [out…]."""
-    if override is not None:
-        return override
-    axes = len(size)
+    kernel, stride, padding = geometry.kernel, geometry.stride, geometry.padding
     whole = not ceil_mode or all(
-        (windows[a] - 1) * stride[a] + kernel[a] <= size[a] + 2 * padding[a] for a in range(axes)
+        (out[a] - 1) * stride[a] + kernel[a] <= size[a] + 2 * padding[a] for a in geometry.axes
     )
     if whole and (count_include_pad or not any(padding)):
-        count = 1
-        for length in kernel:
-            count *= length
-        return count
-    divisor = torch.ones([1] * axes, dtype=g.dtype, device=g.device)
-    for a in range(axes):
-        start = torch.arange(windows[a], device=g.device) * stride[a] - padding[a]
+        return math.prod(kernel)
+    divisor = torch.ones([1 for _ in size], dtype=g.dtype, device=g.device)
+    for a in geometry.axes:
+        start = torch.arange(out[a], device=g.device) * stride[a] - padding[a]
         end = (start + kernel[a]).clamp(max=size[a] + padding[a])
         counted = end - start if count_include_pad else end.clamp(max=size[a]) - start.clamp(min=0)
-        shape = [1] * axes
-        shape[a] = windows[a]
+        shape = [1 for _ in size]
+        shape[a] = out[a]
         divisor = divisor * counted.reshape(shape).to(g.dtype)
     return divisor
 

@@ -22,18 +22,8 @@ from surgeon.conversion.gates import gate
 from surgeon.errors import SurgeonError
 from surgeon.network.wrapping import source_name
 from surgeon.verify.oracle import formulas
-from surgeon.verify.oracle.activations import (
-    ACTIVATIONS,
-    ACTIVATIONS_IN_PLACE,
-    OVERWRITING,
-    SPACES,
-    Activation,
-    calls,
-    hidden,
-    leave_note,
-    merged,
-    note_clamp,
-)
+from surgeon.verify.oracle.activations import ACTIVATIONS, ACTIVATIONS_IN_PLACE, SPACES, Activation, calls
+from surgeon.verify.oracle.gate_patterns import OVERWRITING, hidden, leave_note, merged, note_clamp
 from surgeon.verify.oracle.recurrent import relu_cell, relu_rnn
 
 Rule = Callable[[Tensor, Tensor], Tensor]
