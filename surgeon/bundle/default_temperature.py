@@ -1,8 +1,8 @@
-"""Another default temperature for a bundle that is written already. Torch-free.
+"""Set the default temperature of a finished bundle. Torch-free.
 
 The default stands in the manifest, in each ONNX file (the initializer behind the input `temperature`, and the facts in
-its metadata) and in each TorchScript file (a number in its source). All are written beside the bundle, which takes the
-old one's place in one move.
+its metadata) and in each TorchScript file (a number in its source). A new bundle is written beside the old one, and
+replaces it in one move.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _IN_SOURCE = re.compile(r"(torch\.__isnot__\(temperature, None\):.*?torch\.tenso
 def set_temperature(bundle: Bundle, temperature: Temperature) -> Bundle:
     """Write `temperature` into the bundle as its default, and return the bundle, opened again.
 
-    A tuple has one for each of the manifest's gates, for bundles that take it so. The files are checked first; whatever
-    ends it early leaves the bundle as it was. Raises SurgeonError where no artifact takes a temperature, and for values
-    that are none.
+    A tuple has one temperature for each of the manifest's gates, for bundles with a temperature per gate. The files are
+    checked first; an error leaves the bundle as it was. Raises SurgeonError where no artifact takes a temperature, and
+    for values that are no temperatures.
     """
     manifest = with_temperature(bundle.manifest, temperature)
     bundle.check()
@@ -46,7 +46,7 @@ def set_temperature(bundle: Bundle, temperature: Temperature) -> Bundle:
             else:
                 _rewrite_torchscript(bundle.path / name, folder / name, manifest.default_temperature)
         seal(folder, manifest)
-        for path in bundle.path.iterdir():  # what somebody put there is not the bundle's, and stays
+        for path in bundle.path.iterdir():  # a file that somebody put there stays
             if path.name not in bundle.manifest.files and path.name != MANIFEST:
                 (shutil.copytree if path.is_dir() else shutil.copyfile)(path, folder / path.name)
     return Bundle.open(bundle.path)
@@ -84,7 +84,7 @@ def with_temperature(manifest: Manifest, temperature: Temperature) -> Manifest:
         )
         for name, artifact in manifest.artifacts.items()
     }
-    # The report is of the files as they were exported: of a default, it says which.
+    # The report compares the files as they were exported, so it names the default of that time.
     report = tuple(
         dataclasses.replace(line, condition=line.condition.replace("T default", "T of the export"))
         for line in manifest.verification
@@ -111,9 +111,9 @@ def _rewrite_onnx(source: Path, destination: Path, manifest: Manifest) -> None:
 
 
 def _rewrite_torchscript(source: Path, destination: Path, default: Temperature) -> None:
-    """The archive with another number in its source; every other entry, and where it lies, as it was.
+    """The archive with another number in its source; every other entry keeps its bytes and its place.
 
-    Raises SurgeonError where the source does not say the default as surgeon's exports do.
+    Raises SurgeonError where the source does not hold the default as in surgeon's exports.
     """
     text = repr(list(default)) if isinstance(default, tuple) else repr(default)
     replaced = 0
@@ -125,4 +125,6 @@ def _rewrite_torchscript(source: Path, destination: Path, default: Temperature) 
                 data, replaced = code.encode(), replaced + count
             new.writestr(entry, data)
     if replaced != 1:
-        raise SurgeonError(f"{source.name} does not say its default temperature as expected", "Export the bundle again")
+        raise SurgeonError(
+            f"{source.name} does not hold its default temperature as expected", "Export the bundle again"
+        )

@@ -1,4 +1,4 @@
-"""A bundle on disk: opened with its files checked, written beside its place and then renamed. Torch-free."""
+"""A bundle on disk: open it, check its files, seal a new one. Torch-free."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _AGAIN = "Export the bundle again, or copy it again from where it came"
 
 
 class Bundle:
-    """A bundle folder and its manifest; a file is handed out only after its size and SHA-256 were found right."""
+    """A bundle folder and its manifest; `file` checks size and SHA-256 before it returns a path."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
@@ -22,7 +22,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
-        """The bundle in folder `path`; its files are checked as they are asked for.
+        """The bundle in folder `path`; `file` checks each file at its first use.
 
         Raises SurgeonError where there is no folder, no manifest, or a manifest of another schema version.
         """
@@ -103,7 +103,7 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def _where(folder: Path) -> str:
-    """What to type instead of a path that is no bundle."""
+    """A remedy for a path that is no bundle."""
     usual = Path("exported") / folder.name
     if folder != usual and (usual / MANIFEST).is_file():
         return f"Did you mean {usual}?"

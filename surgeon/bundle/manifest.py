@@ -32,12 +32,12 @@ class Model:
     """Where the network comes from."""
 
     name: str
-    source: str  # what `surgeon export` was given: a name, `package.module:factory` or a file
+    source: str  # the argument of `surgeon export`: a name, `package.module:factory` or a file
     weights: str  # a file's name, a torchvision weights name, or "random"
-    licence: str  # of the weights; "unknown" where nobody said
+    licence: str  # of the weights, or "unknown"
     parameters: int
-    input: str | None = None  # what the source file calls its input; the artifacts' own is `input`
-    output: str | None = None  # and its output
+    input: str | None = None  # name of the input in the source file; the artifacts call theirs `input`
+    output: str | None = None  # name of the output there
 
 
 Edges = Literal["lower", "both"]
@@ -106,7 +106,7 @@ class Image:
     """How a photo becomes an input: decode to RGB, resize, centre crop, scale [0, 255] to `range`.
 
     A square photo is resized to height x width at once. `mean` and `std` are applied inside the artifact, to pixels in
-    [0, 1]; they are stated here so that nobody applies them twice.
+    [0, 1]; the manifest states them so that nobody applies them twice.
     """
 
     channels: int = 3
@@ -134,7 +134,7 @@ class Port:
 
 @dataclass(frozen=True)
 class Artifact:
-    """One file that computes something: what it takes and gives, in order."""
+    """One file that computes something, with its inputs and outputs in order."""
 
     format: str  # onnx, torchscript
     inputs: tuple[Port, ...]
@@ -171,10 +171,10 @@ class GateSite:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer that takes a cotangent. Of several, the output is their own outputs, flattened, one after the other."""
+    """A layer that takes a cotangent. Several layers share the output: theirs, flattened, one after the other."""
 
     name: str
-    kind: str  # module, entry (of what the network returns), node
+    kind: str  # module, entry (of the network's output), node
     shape: tuple[int | str, ...]  # of one sample's output
     start: int = 0  # where its slice of that output begins
 
@@ -186,7 +186,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One line of the verification report: what was compared with what, and how far apart they were."""
+    """One line of the verification report: a quantity of an artifact, and its error against autograd."""
 
     artifact: str  # file name
     quantity: str  # output, pullback, perturbed, score
@@ -202,7 +202,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A bundle's own account of itself."""
+    """All facts about a bundle."""
 
     model: Model
     recipe: Recipe
@@ -210,7 +210,7 @@ class Manifest:
     image: Image | None  # None where the input is not a picture
     labels: tuple[str, ...] | None
     gates: tuple[GateSite, ...]
-    extra_inputs: tuple[Port, ...] = ()  # what the network takes beside its input; artifacts take those that they read
+    extra_inputs: tuple[Port, ...] = ()  # the network's further inputs; an artifact takes those that it reads
     layers: tuple[Layer, ...] = ()  # those of `Recipe.at`, in order
     artifacts: dict[str, Artifact] = field(default_factory=dict)  # by file name
     files: dict[str, File] = field(default_factory=dict)  # by file name; the manifest itself is not among them
@@ -223,7 +223,7 @@ class Manifest:
 
     @property
     def default_temperature(self) -> float | tuple[float, ...]:
-        """What the artifacts' input `temperature` holds where a caller leaves it out."""
+        """The default of the artifacts' input `temperature`: one number, or one for each of `gates`."""
         return default_temperature(self.recipe, self.defaults, self.gates)
 
     @property
@@ -233,16 +233,16 @@ class Manifest:
 
     @property
     def required_scalars(self) -> dict[str, Any]:
-        """`input_defaults`, where the ONNX files hold none, so that whoever runs them has to give them."""
+        """`input_defaults` where the ONNX files hold no defaults, so that a caller has to give them; else nothing."""
         return self.input_defaults if self.recipe.scalars == "required" else {}
 
-    def gate_temperatures(self, given: float | Sequence[float] | None = None) -> tuple[float, ...]:
-        """T of each of `gates`, where a caller gives `given` as the input `temperature` (None: leaves it out)."""
-        given = self.default_temperature if given is None else given
+    def gate_temperatures(self, temperature: float | Sequence[float] | None = None) -> tuple[float, ...]:
+        """T of each of `gates` for the input `temperature` that a caller gives (None: its default)."""
+        temperature = self.default_temperature if temperature is None else temperature
         if self.recipe.temperature_input == "per-gate":
-            return tuple(given) if isinstance(given, Sequence) else (given,) * len(self.gates)
-        assert not isinstance(given, Sequence)
-        return tuple(given if gate.temperature is None else gate.temperature for gate in self.gates)
+            return tuple(temperature) if isinstance(temperature, Sequence) else (temperature,) * len(self.gates)
+        assert not isinstance(temperature, Sequence)
+        return tuple(temperature if gate.temperature is None else gate.temperature for gate in self.gates)
 
     def facts(self) -> dict[str, Any]:
         """The manifest as plain data that strict JSON can hold: infinite numbers are strings, tuples are lists."""
@@ -287,7 +287,7 @@ def default_temperature(recipe: Recipe, defaults: Defaults, gates: Sequence[Gate
 
 
 def strict(value: Any) -> Any:
-    """`value` as strict JSON can hold it: numbers that are not finite, for which JSON has no word, as strings."""
+    """`value` as strict JSON can hold it: infinite numbers and NaN, which JSON lacks, as strings."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):

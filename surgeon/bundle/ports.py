@@ -1,4 +1,4 @@
-"""What each artifact takes and gives: the contract of a bundle, in one table. Torch-free."""
+"""The inputs and outputs of each artifact: the contract of a bundle, in one table. Torch-free."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ RESERVED = frozenset(
 """Names of values in the artifacts. A parameter of the network may have one, another input of it may not."""
 
 GATES = "gates.onnx"
-"""The artifact that shows what the gates do, where a recipe asks for it."""
+"""The artifact with the inputs of the gates and the cotangents there, where a recipe asks for it."""
 
 PRE_ACTIVATION, SOFT, HARD, GATE_GAP = "pre_activation", "soft", "hard", "gate_gap"
-"""What it says of a gate, in this order; its outputs are called so, with a slash and the gate's node."""
+"""Its outputs for a gate, in this order; a slash and the gate's node follow in an output's name."""
 
 _SHOWN = {
-    PRE_ACTIVATION: "what enters it: z, counted from the edge where it opens; of a pool its input",
+    PRE_ACTIVATION: "the gate's input z, counted from the edge where it opens; of a pool its input",
     SOFT: "the cotangent that arrives at its output under soft gates and pools",
     HARD: "the cotangent that arrives at its output where all of them are hard",
     GATE_GAP: "mean of |soft - hard| of the gate, over its units and the batch",
@@ -52,8 +52,8 @@ def artifacts(
 ) -> dict[str, Artifact]:
     """All artifacts of `formats`, by file name; shapes are those of one sample, without the batch.
 
-    `extra_inputs` are the network's own inputs beside the one that is pulled back to.
-    `temperature` is that input's default: one number, or one for each gate and pool; None where no artifact takes it.
+    `extra_inputs` are the network's further inputs, which take no cotangent. `temperature` is the default of that
+    input: one number, or one for each gate and pool; None where no artifact takes it.
     """
     image: tuple[int | str, ...] = (BATCH, *input_shape)
     output: tuple[int | str, ...] = (BATCH, *output_shape)
@@ -106,7 +106,7 @@ def artifacts(
 
 
 def gates(pullback: Artifact, shown: Sequence[tuple[GateSite, Sequence[int | str]]]) -> Artifact:
-    """`gates.onnx`, which takes what `pullback.onnx` does, for soft gates and pools and the shapes of their outputs."""
+    """`gates.onnx`, with the inputs of `pullback.onnx`, for soft gates and pools and the shapes of their outputs."""
     gradient = Port("gradient", "float32", pullback.outputs[1].shape, "the pullback where every soft gate is hard")
     outputs = [*pullback.outputs, gradient]
     for gate, shape in shown:

@@ -1,4 +1,4 @@
-"""The checks of an artifact's scalar inputs. Torch-free."""
+"""Checks of an artifact's scalar inputs. Torch-free."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ def check_scalar(name: str, value: Any) -> Any:
 
 
 def shape_text(shape: Sequence[Any]) -> str:
-    """As "[any, 3, 224, 224]"."""
+    """The shape as text, such as "[any, 3, 224, 224]"."""
     return "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"

@@ -1,4 +1,4 @@
-"""Temperatures of single gates: which pattern of a recipe names which gate. Torch-free."""
+"""Temperatures of single gates: the patterns of a recipe, and the gates that each names. Torch-free."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ def assign(patterns: Sequence[tuple[str, float]], gates: Sequence[GateSite]) -> 
     """The temperature that the last matching one of `patterns` gives to each of `gates`; None where none matches.
 
     A pattern (*, ? and [...] as in file names) is compared with the gate's source module and with its node in the
-    graph. Raises SurgeonError for a temperature that is none, and for a pattern that matches no soft gate or
-    pool: it would do nothing.
+    graph. Raises SurgeonError for a value that is no temperature, and for a pattern that matches no soft gate or pool.
     """
     found: list[float | None] = [None] * len(gates)
     for pattern, temperature in patterns:

@@ -1,4 +1,4 @@
-"""Units and classes: what names one, the cotangents that weigh units, and the layers' slices of an output. No torch."""
+"""Units and classes: their names, the cotangents that weigh units, and the layers' slices of an output. Torch-free."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from surgeon.errors import SurgeonError
 Array = numpy.ndarray[Any, numpy.dtype[Any]]
 
 Unit = tuple[int | str, ...]
-"""(channel,) for all positions of a channel, or with a position for each axis; of several layers with the layer's name
-before: ("layer3", 17, 6, 6). Of one number for each sample, (0,)."""
+"""(channel,) for all positions of a channel, or a channel and a position for each axis. A bundle of several layers has
+the layer's name in front: ("layer3", 17, 6, 6). An output that is one number for each sample has the unit (0,)."""
 
 
 def parse(text: str, layers: Sequence[Layer]) -> Unit:
@@ -46,7 +46,7 @@ def check(unit: Unit, layers: Sequence[Layer]) -> tuple[Layer, tuple[int, ...]]:
 
 
 def at(units: Sequence[Unit], layers: Sequence[Layer]) -> Array:
-    """The cotangent f32 [N, …output…] with a 1 at each sample's unit: all of its map where that is a channel."""
+    """The cotangent f32 [N, …output…] with a 1 at each sample's unit; a channel has 1 at all its positions."""
     rows = []
     for unit in units:
         layer, place = check(unit, layers)
@@ -57,7 +57,7 @@ def at(units: Sequence[Unit], layers: Sequence[Layer]) -> Array:
 
 
 def split(output: Array, layers: Sequence[Layer]) -> dict[str, Array]:
-    """Each layer's own output [N, …], by name, of the bundle's `output`."""
+    """The output [N, …] of each layer, by name, cut out of the bundle's `output`."""
     if len(layers) == 1:
         return {layers[0].name: output}
     return {
@@ -67,9 +67,9 @@ def split(output: Array, layers: Sequence[Layer]) -> dict[str, Array]:
 
 
 def join(cotangents: Mapping[str, Array], layers: Sequence[Layer]) -> Array:
-    """One cotangent of the bundle's output, of those at the layers, [N, …] each; a layer that is left out has zeros.
+    """The cotangent of the bundle's output from the layers' cotangents, [N, …] each; a missing layer has zeros.
 
-    Raises SurgeonError for none, another layer, another shape, or batches that differ.
+    Raises SurgeonError for no cotangent, an unknown layer, another shape, or batches that differ.
     """
     known = {layer.name: layer for layer in layers}
     for name, value in cotangents.items():
@@ -89,7 +89,7 @@ def join(cotangents: Mapping[str, Array], layers: Sequence[Layer]) -> Array:
 
 
 def find_label(wanted: str, labels: Sequence[str]) -> int:
-    """Index of the one label that `wanted` names, by the first of three readings that any label answers to."""
+    """Index of the label that `wanted` names: as a whole, as one of its names, or as a part, in this order."""
     key = wanted.casefold()
     folded = [label.casefold() for label in labels]
     names = [[name.strip() for name in label.split(",")] for label in folded]
@@ -111,14 +111,14 @@ def find_label(wanted: str, labels: Sequence[str]) -> int:
 
 
 def described(layers: Sequence[Layer]) -> str:
-    """The range of units, in words."""
+    """The range of units, as text."""
     return "; ".join(map(_described, layers))
 
 
 def size_at(formula: int | str, shape: Sequence[int]) -> int | None:
-    """What a size of the manifest, such as "(H - 1)//2 + 1", is for an input [N, C, H, W]; None if it says more.
+    """The value of a size in the manifest, such as "(H - 1)//2 + 1", for an input [N, C, H, W]; None if unknown.
 
-    Of inputs of other dimensions, only N is known.
+    For inputs with another number of axes, only N is known.
     """
     if isinstance(formula, int):
         return formula
@@ -133,7 +133,7 @@ def size_at(formula: int | str, shape: Sequence[int]) -> int | None:
 
 
 def form(layers: Sequence[Layer]) -> str:
-    """How a unit is written."""
+    """The notation of a unit."""
     return f"{'LAYER:' if len(layers) > 1 else ''}CHANNEL[,Y,X]"
 
 

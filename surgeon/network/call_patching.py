@@ -1,7 +1,7 @@
-"""What no function mode sees into, called so that it does: checkpoints, autograd Functions, compiled functions.
+"""Make checkpoints, custom autograd Functions and scripted functions visible to torch function modes.
 
-Calls are caught where torch itself looks them up, since a network may hold `MyFunction.apply` or `checkpoint` under
-names of its own.
+The patches replace attributes where torch itself looks them up, since a network may hold `MyFunction.apply` or
+`checkpoint` under another name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Kind = type[Function]
 
 @contextmanager
 def without_checkpoints() -> Iterator[None]:
-    """Pieces under `torch.utils.checkpoint` run as if they were not: nothing is computed a second time."""
+    """Run what is under `torch.utils.checkpoint` as plain code: nothing is computed a second time."""
 
     class Plain:
         @staticmethod
@@ -44,10 +44,10 @@ def without_checkpoints() -> Iterator[None]:
 
 @contextmanager
 def functions_by_their_forward(but: Collection[Kind]) -> Iterator[None]:
-    """Autograd records each Function, but for those, by what its forward computes, and not by its backward.
+    """Autograd differentiates what the forward of each Function computes, except those in `but`, not its backward.
 
-    Its node keeps as `plain_outputs` what the forward returned. Raises SurgeonError, from the call, for a Function that
-    overwrites what it is given.
+    The Function's node keeps the outputs of that forward as `plain_outputs`. A call of a Function that overwrites its
+    input raises SurgeonError.
     """
     with contextlib.ExitStack() as stack:
         for kind, replacements in [(kind, _by_forward(kind)) for kind in kinds() if kind not in but]:
@@ -58,9 +58,9 @@ def functions_by_their_forward(but: Collection[Kind]) -> Iterator[None]:
 
 @contextmanager
 def compiled_by_their_original(gates: Collection[str]) -> Iterator[None]:
-    """What torch.jit.script made of a function runs as the Python function that it was made of.
+    """Run the Python function from which torch.jit.script made a scripted one.
 
-    Where there is none, raises SurgeonError, from the call, if one of the operators `gates` is inside.
+    Where that is lost, a call raises SurgeonError if one of the operators `gates` is inside.
     """
     script: Any = torch.jit.ScriptFunction
     compiled = script.__call__
@@ -82,7 +82,7 @@ def compiled_by_their_original(gates: Collection[str]) -> Iterator[None]:
 
 
 def kinds(base: Kind = Function) -> Iterator[Kind]:
-    """Every Function there is but torch's own, among them those that it makes of custom operators."""
+    """Every Function class except torch's own; torch makes one of each custom operator, too."""
     for kind in base.__subclasses__():
         if not kind.__module__.startswith("torch."):
             yield kind
@@ -90,21 +90,21 @@ def kinds(base: Kind = Function) -> Iterator[Kind]:
 
 
 def has_setup(kind: Kind) -> bool:
-    """Whether the Function keeps what its backward reads apart from its forward, which then takes no context."""
+    """Whether the Function has a `setup_context`, so that its forward takes no context."""
     return kind.setup_context is not Function.setup_context
 
 
 def run_forward(kind: Kind, forward: Callable[..., Any], args: tuple[Any, ...]) -> tuple[list[Any], Any]:
-    """Copies of `args`, and what `forward` of `kind` makes of them, recorded operation by operation."""
+    """Copies of `args`, and the result of `forward` of `kind` on them, recorded operation by operation."""
     leaves = [arg.detach().requires_grad_(arg.requires_grad) if isinstance(arg, Tensor) else arg for arg in args]
     with torch.enable_grad():
-        # The clones are for what works in place, which autograd refuses on a leaf.
-        given = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        # Clones, since autograd refuses an operation in place on a leaf.
+        inputs = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         if has_setup(kind):
-            return leaves, forward(*given)
+            return leaves, forward(*inputs)
         context: Any = FunctionCtx()
         context.needs_input_grad = tuple(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves)
-        returned = forward(context, *given)
+        returned = forward(context, *inputs)
     if getattr(context, "dirty_tensors", ()):
         raise SurgeonError(
             f"the autograd Function {kind.__name__} overwrites its input", "Write its forward in plain operations"
@@ -113,7 +113,7 @@ def run_forward(kind: Kind, forward: Callable[..., Any], args: tuple[Any, ...]) 
 
 
 def gradients(leaves: list[Any], returned: Any, cotangents: tuple[Tensor | None, ...]) -> list[Tensor | None]:
-    """The cotangent of each of `leaves`, of those of what was `returned`; None where none flows."""
+    """The cotangent of each of `leaves`, from the `cotangents` of the outputs `returned`; None where none flows."""
     outputs = [
         (output, cotangent)
         for output, cotangent in zip(each(returned), cotangents, strict=True)
@@ -122,18 +122,18 @@ def gradients(leaves: list[Any], returned: Any, cotangents: tuple[Tensor | None,
     wanted = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
     if not outputs or not wanted:
         return [None] * len(leaves)
-    values, given = zip(*outputs, strict=True)
-    found = iter(torch.autograd.grad(values, wanted, given, allow_unused=True))
-    return [next(found) if isinstance(leaf, Tensor) and leaf.requires_grad else None for leaf in leaves]
+    values, incoming = zip(*outputs, strict=True)
+    pulled = iter(torch.autograd.grad(values, wanted, incoming, allow_unused=True))
+    return [next(pulled) if isinstance(leaf, Tensor) and leaf.requires_grad else None for leaf in leaves]
 
 
 def each(returned: Any) -> tuple[Any, ...]:
-    """What a Function returned, one or several, as a tuple."""
+    """The outputs of a Function, one or several, as a tuple."""
     return returned if isinstance(returned, tuple) else (returned,)
 
 
 def _by_forward(kind: Kind) -> dict[str, Callable[..., Any]]:
-    """Forward and backward for `kind` that take autograd through what its own forward does."""
+    """Replacements for forward and backward of `kind`, which let autograd through what its own forward computes."""
     own = kind.forward
     ran: list[tuple[list[Any], Any]] = []
 
@@ -166,7 +166,7 @@ def _by_forward(kind: Kind) -> dict[str, Callable[..., Any]]:
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """For the time being the class or module `owner` has that attribute."""
+    """Replace an attribute of the class or module `owner` while the context is open."""
     before, own = vars(owner).get(name), name in vars(owner)
     setattr(owner, name, value)
     try:

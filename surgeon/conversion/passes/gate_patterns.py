@@ -1,13 +1,15 @@
-"""Gates that are written in other words, such as torch.maximum(x, zeros): found in a captured graph, and named.
+"""Replace patterns that are equivalent to a gate, such as torch.maximum(x, zeros), by the gate's operator.
 
     max(x, c) = clamp(x, c, inf)          x > c ? x : c = clamp(x, c, inf)      x > 0 ? x : s x = leaky_relu(x, s)
     min(x, c) = clamp(x, -inf, c)         x > c ? c : x = clamp(x, -inf, c)     max(x, s x) = that, for 0 <= s < 1
     min(max(x, a), b) = clamp(x, a, b)    x > c ? x : v = threshold(x, c, v)    x * 1[x > c] = x > c ? x : 0
 
-and clamp(x, 0, inf) = relu(x), so that min(relu(x), 6) = clamp(relu(x), 0, 6) = clamp(x, 0, 6). c is whatever no
-gradient flows through, s a number or one slope for each place of a sample. Without their names they would get their
-ordinary derivative without a word. What has a corner and is none of these (the larger of two activations, say) keeps
-its exact derivative, and so does what PyTorch composes a smooth function of: a node counts where its author wrote it.
+and clamp(x, 0, inf) = relu(x), so that min(relu(x), 6) = clamp(relu(x), 0, 6) = clamp(x, 0, 6). No gradient flows
+through c; s is a number, or one slope for each place of a sample. Without this pass the patterns would get their
+ordinary derivative without an error. Other functions with a corner (the larger of two activations, say) keep their
+exact derivative. So do the patterns of which PyTorch composes a smooth function: the pass looks at operators that the
+network's author wrote. `surgeon.verify.oracle.gate_patterns` recognises the same patterns independently, and its
+docstring gives the reason.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from surgeon.conversion.rules.registry import CONSTANT, aten
 
 Operand = Any  # a node or a number, among a node's arguments
 Named = tuple[OpOverload, tuple[Any, ...]]
-"""The operator and arguments that say what a node says."""
+"""The gate operator and arguments that are equivalent to a node."""
 Edge = float | None
 
 _SAME = {aten.alias.default, aten.clone.default, aten.detach.default}
@@ -50,7 +52,7 @@ class Choice:
 
 
 def canonicalize_gates(graph: GraphModule) -> int:
-    """max(x, 0) = x > 0 ? x : 0 = x * 1[x > 0] = relu(x), and its like: see this file's head."""
+    """max(x, 0) = x > 0 ? x : 0 = x * 1[x > 0] = relu(x), and the other patterns in the docstring of this module."""
     search = _Search(graph)
     count = 0
     for node in list(graph.graph.nodes):
@@ -70,7 +72,7 @@ class _Search:
         self._one_sided: dict[Node, tuple[Node, Edge, Edge]] = {}
 
     def named(self, node: Node) -> Named | None:
-        """What `node` says, in the words of a gate; None where it says it already, or is none."""
+        """The gate operator equivalent to `node`; None if it is one already, or is no gate."""
         written = node.meta.get("original_aten", node.target)
         find = _WRITTEN.get(getattr(written, "overloadpacket", None)) if node in self._flowing else None
         if find is None:
@@ -83,13 +85,13 @@ class _Search:
         return found
 
     def clamp(self, node: Node) -> Named | None:
-        """A clamp, or a ReLU, of a clamp."""
+        """A clamp or a ReLU of a clamp: one clamp."""
         edges = _edges(node.target, node.args)
         merged = None if edges is None else self._merged(*edges)
         return None if merged is None else (aten.clamp.default, merged)
 
     def extremum(self, node: Node) -> Named | None:
-        """The larger or smaller of x and a constant, or of x and a part of it."""
+        """The larger or smaller of x and a constant, or the larger of x and a fraction of it."""
         largest = node.target in (aten.maximum.default, aten.fmax.default)
         for x, other in (node.args, node.args[::-1]):
             if not isinstance(x, Node) or x not in self._flowing or not _alike(node, x):
@@ -133,7 +135,7 @@ class _Search:
         strict, above = (_ABOVE | _BELOW)[condition.target], condition.target in _ABOVE
         a, b = condition.args
         for x in (value, otherwise):
-            for compared, edge, turned in ((a, b, False), (b, a, True)):  # c < x says x > c, and c <= x says x >= c
+            for compared, edge, turned in ((a, b, False), (b, a, True)):  # c < x is x > c, and c <= x is x >= c
                 if x in self._flowing and self._is_same(compared, x) and edge not in self._flowing:
                     branches = (value, otherwise) if above ^ turned ^ negated else (otherwise, value)
                     return Choice(x, edge, strict ^ turned, *branches)
@@ -165,7 +167,7 @@ class _Search:
         return (aten.relu.default, (x,)) if lower == 0 else (aten.clamp.default, (x, lower, upper))
 
     def _merged(self, x: Node, lower: Edge, upper: Edge) -> tuple[Node, float, float] | None:
-        """clamp(x, lower, upper) as one clamp of what x is a clamp of on one side, where that makes two sides of it."""
+        """clamp(x, lower, upper), where x is clamped on one side already: both clamps as one, if it has both edges."""
         inner, floor, ceiling = self._one_sided.get(x, (x, None, None))
         if inner.target is aten.linalg_vector_norm.default:  # no gate: see `surgeon.conversion.pullback`
             return None
@@ -177,7 +179,7 @@ class _Search:
         return inner, low, high
 
     def _leaky(self, node: Node, x: Node, slope: Operand) -> Named | None:
-        """x > 0 ? x : slope * x. PyTorch's word for several slopes has them on axis 1, so any other is moved there."""
+        """x > 0 ? x : slope * x. The slopes of PyTorch's prelu lie along axis 1, so another axis is moved there."""
         number = self._number(slope)
         if number is not None:
             return aten.leaky_relu.default, (x, number)
@@ -212,12 +214,12 @@ class _Search:
         return None if other in self._flowing else other
 
     def _is_part(self, slope: Operand) -> bool:
-        """Whether every entry of `slope` is known, and from 0 up to 1."""
+        """Whether every entry of `slope` is known and lies in [0, 1)."""
         held = torch.tensor(slope) if not isinstance(slope, Node) else self._held(slope)
         return held is not None and bool(((held >= 0) & (held < 1)).all())
 
     def _is_same(self, a: Operand, b: Operand) -> bool:
-        """Whether both are one number, or one value: copies count, and so does what is computed twice."""
+        """Whether both are one number or one value; copies, and the same value computed twice, count as one."""
         number = self._number(a)
         if number is not None:
             return number == self._number(b)
@@ -225,7 +227,7 @@ class _Search:
         return a is b or (isinstance(a, Node) and isinstance(b, Node) and self._first[a] is self._first[b])
 
     def _number(self, value: Operand) -> float | None:
-        """The one number that `value` is filled with; None where it holds several, or is computed."""
+        """The number that `value` is filled with; None where it holds several numbers, or is computed."""
         if not isinstance(value, Node):
             return value
         while value.target in _FILLED_ALIKE or (value.target in _COPIES and value.meta["val"].is_floating_point()):
@@ -253,7 +255,7 @@ _WRITTEN: dict[Any, Callable[[_Search, Node], Named | None]] = {
     **dict.fromkeys((aten.index_put, aten.index_put_), _Search.index_put),
     **dict.fromkeys((aten.relu, aten.clamp, aten.clamp_min, aten.clamp_max), _Search.clamp),
 }
-"""How a node is read, by the operator that its author wrote."""
+"""The method that recognises a node, by the operator that the network's author wrote."""
 
 
 def _flowing(graph: GraphModule) -> set[Any]:
@@ -270,7 +272,7 @@ def _flowing(graph: GraphModule) -> set[Any]:
 
 
 def _first(graph: GraphModule) -> dict[Node, Node]:
-    """For each node the first one that computes the same from the same."""
+    """For each node the first node that computes the same from the same arguments."""
     found: dict[Node, Node] = {}
     seen: dict[Any, Node] = {}
     for node in graph.graph.nodes:
@@ -309,7 +311,7 @@ def _alike(node: Node, x: Node) -> bool:
 
 
 def _source(value: Any) -> Any:
-    """What `value` is a copy of, detached or not."""
+    """The value of which `value` is a copy, detached or not."""
     while isinstance(value, Node) and value.target in _SAME:
         value = value.args[0]
     return value
