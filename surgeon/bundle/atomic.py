@@ -15,7 +15,7 @@ from types import FrameType
 from surgeon.bundle.manifest import MANIFEST
 from surgeon.errors import SurgeonError
 
-_FULL = 1 << 20  # bytes: with less than this free after a failed write, the disk is what failed
+_FULL = 1 << 20  # bytes: with less than this free after a failed write, the disk is full
 
 
 @contextlib.contextmanager
@@ -50,7 +50,7 @@ def staged(destination: str | Path, what: str = "bundle", mark: str = MANIFEST) 
 
 
 def _refuse_foreign(target: Path, what: str, mark: str) -> None:
-    """Raise where putting a bundle at `target` would remove something that is not one."""
+    """Raise where a bundle at `target` would replace something that is no bundle."""
     if target.is_file():
         raise SurgeonError(f"{target} is a file", f"Choose another folder for the {what}")
     if Path.cwd().resolve().is_relative_to(target):
@@ -62,14 +62,14 @@ def _refuse_foreign(target: Path, what: str, mark: str) -> None:
 
 
 def _make_folders(folder: Path) -> list[Path]:
-    """Make `folder` with its parents; return those that were not there, innermost first."""
+    """Make `folder` with its parents; return the new ones, innermost first."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return missing
 
 
 def _publish(partial: Path, target: Path, what: str) -> None:
-    """Rename `partial` to `target`; what was at `target` is moved aside first, and moved back if that fails."""
+    """Rename `partial` to `target`; an old `target` is moved aside first, and moved back if that fails."""
     aside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
     with _signals_held():  # two renames: nothing is gained by stopping between them
         if target.exists():
@@ -86,7 +86,7 @@ def _publish(partial: Path, target: Path, what: str) -> None:
 
 
 def _disk_is_full(folder: Path) -> bool:
-    """Whether next to nothing is free there: libraries in C++ report a failed write in words of their own."""
+    """Whether the disk there is full: libraries in C++ report a failed write in other ways."""
     try:
         return shutil.disk_usage(folder).free < _FULL
     except OSError:
@@ -162,7 +162,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield partial
         partial.replace(path)
     except BaseException as error:
-        with contextlib.suppress(OSError):  # such as a folder that is a file: the first error says so
+        with contextlib.suppress(OSError):  # such as a folder that is a file: the first error reports it
             partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise SurgeonError(f"{path} cannot be written ({error.strerror or error})") from error

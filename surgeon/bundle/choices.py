@@ -17,7 +17,7 @@ _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "True or 
 
 
 class RecordedName(str):
-    """A name that a manifest recorded. It passes the check: what it names need not be installed to run a bundle."""
+    """A name that a manifest records, such as a policy's. It passes the check: a bundle runs without the policy."""
 
     __slots__ = ()
 

@@ -36,7 +36,7 @@ Examples:
 
 
 BEGIN = {"build the network": 0.02, "rewrite": 0.06, "write TorchScript": 0.3, "write ONNX": 0.35, "verify": 0.45}
-"""The share of an export's time that is over as each stage begins; measured, of ResNet18, DenseNet121, MobileNetV2."""
+"""The share of an export's time before each stage, measured with ResNet18, DenseNet121 and MobileNetV2."""
 
 
 class Temperature(click.ParamType[tuple[str, float]]):
@@ -74,7 +74,7 @@ class Temperature(click.ParamType[tuple[str, float]]):
         metavar="LAYER",
         multiple=True,
         help="The layer whose output takes the cotangent: a module, an entry of what the network returns, or a node "
-        "(`surgeon inspect MODEL --show layers` lists them). The bundle leaves out what is above it. Of a module that "
+        "(`surgeon inspect MODEL --show layers` lists them). The bundle ends there. Of a module that "
         "the network calls again, the last call counts. Repeatable: the output then holds the layers' outputs, "
         "flattened, one after the other.  [default: the network's output]",
     ),
@@ -240,9 +240,9 @@ def _export(
     if source.image is not None:
         source = dataclasses.replace(source, image=dataclasses.replace(source.image, margin=choices["margin"]))
     named = {field.name: choices[field.name] for field in dataclasses.fields(Recipe) if field.name in choices}
-    own = tuple((pattern, value) for pattern, value in choices["temperatures"] if pattern)
+    fixed = tuple((pattern, value) for pattern, value in choices["temperatures"] if pattern)
     shared = [value for pattern, value in choices["temperatures"] if not pattern]
-    recipe = Recipe(**{**named, "pool": choices["pool"] or "", "temperatures": own})
+    recipe = Recipe(**{**named, "pool": choices["pool"] or "", "temperatures": fixed})
     defaults = Defaults(
         temperature=shared[-1] if shared else source.temperature,
         step_size=choices["step_size"],
@@ -265,7 +265,7 @@ def _export(
 
 
 def _print(bundle: Bundle, seconds: float) -> None:
-    """The report, what was written, and what to do with it."""
+    """Print the verification report, the files, and the next commands."""
     manifest, screen = bundle.manifest, console()
     if manifest.verification:
         screen.print(comparisons.table(manifest.verification))

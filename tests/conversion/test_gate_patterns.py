@@ -1,4 +1,4 @@
-"""Gates in other words than their names: found in the graph, and by the oracle, and each the slow rule."""
+"""Patterns that are equivalent to gates: the graph and the oracle recognise each, and each is the slow rule."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ class Side(nn.Module):
 
 @functools.cache
 def captured() -> Captured:
-    """ALL, with their gates named."""
+    """ALL, with their patterns replaced by gates."""
     graph = capture(Side(ALL).eval(), torch.zeros(2, 3, 4, dtype=torch.float64))
     optimise(graph.graph)
     return graph
@@ -195,14 +195,19 @@ IMAGE = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(1), dtype=t
 COTANGENT = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
 
+def alone(count: int) -> Tensor:
+    """COTANGENT for each of `count` functions side by side in turn, and zeros for the others."""
+    cotangent = torch.zeros(count, 5, count, 3, 4, dtype=torch.float64)
+    for i in range(count):
+        cotangent[i, :, i] = COTANGENT
+    return cotangent.flatten(0, 1)
+
+
 @functools.cache
 def pulled(gate: str) -> list[Tensor]:
     """The pullback of each of ALL, by one graph: the input once for each, with a cotangent for it alone."""
     module, count = PullbackModule(captured(), Recipe(gate=gate)), len(ALL)
-    cotangent = torch.zeros(count, 5, count, 3, 4, dtype=torch.float64)
-    for i in range(count):
-        cotangent[i, :, i] = COTANGENT
-    _, found = module(IMAGE.repeat(count, 1, 1), cotangent.flatten(0, 1), torch.tensor(T, dtype=torch.float64))
+    _, found = module(IMAGE.repeat(count, 1, 1), alone(count), torch.tensor(T, dtype=torch.float64))
     return list(found.split(5))
 
 
@@ -220,17 +225,25 @@ def test_each_is_the_slow_rule_of_its_name(name: str, gate: str) -> None:
     assert torch.allclose(by_oracle(function, gate), expected, rtol=1e-12, atol=1e-14)
 
 
+@functools.cache
+def sloped(gate: str) -> tuple[Tensor, list[Tensor]]:
+    """The outputs of SLOPED, and the pullback of each, by one recorded graph."""
+    functions = [function for function, _ in SLOPED.values()]
+    graph = surgeon.rewrite(Side(functions).eval(), torch.zeros(2, 3, 4, dtype=torch.float64), Recipe(gate=gate))
+    temperature = [torch.tensor(T, dtype=torch.float64)] if gate == "soft" else []
+    output, found = graph(IMAGE.repeat(len(SLOPED), 1, 1), alone(len(SLOPED)), *temperature)
+    return output[:5], list(found.split(5))
+
+
 @pytest.mark.parametrize("gate", ["soft", "hard"])
 @pytest.mark.parametrize("name", SLOPED)
 def test_a_slope_for_each_place(name: str, gate: str) -> None:
-    function, slopes = SLOPED[name]
+    (function, slopes), place = SLOPED[name], list(SLOPED).index(name)
     open_ = torch.sigmoid(IMAGE / T) if gate == "soft" else (IMAGE > 0).double()
     expected = (slopes + (1 - slopes) * open_) * COTANGENT
-    graph = surgeon.rewrite(Side([function]).eval(), torch.zeros(2, 3, 4, dtype=torch.float64), Recipe(gate=gate))
-    temperature = [torch.tensor(T, dtype=torch.float64)] if gate == "soft" else []
-    output, found = graph(IMAGE, COTANGENT[:, None], *temperature)
-    assert torch.equal(output[:, 0], function(IMAGE))
-    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-14)
+    output, found = sloped(gate)
+    assert torch.equal(output[:, place], function(IMAGE))
+    assert torch.allclose(found[place], expected, rtol=1e-12, atol=1e-14)
     assert torch.allclose(by_oracle(function, gate), expected, rtol=1e-12, atol=1e-14)
 
 
@@ -255,7 +268,7 @@ def test_they_are_listed_as_gates_in_their_place() -> None:
     support = check(Side([FORMS["mask"][0], FORMS["where"][0]]).eval(), torch.zeros(2, 3, 4))
     (gates,) = [found for found in support.operators if found.treatment == "gate"]
     assert gates.operator == str(relu)
-    assert all(place.line.startswith("test_hidden_gates.py:") for place in gates.places)
+    assert all(place.line.startswith("test_gate_patterns.py:") for place in gates.places)
     assert "aten.gt.Scalar" not in {found.operator for found in support.operators}
 
 

@@ -3,11 +3,11 @@
 A rule is `rule(cotangent, out, *args, **kwargs)`, with the operator's own arguments, and returns one entry per
 argument: a tensor, a function without arguments that computes it (called only where the argument leads to the input),
 or None. A list argument (concatenation) has a list for its entry. Where the operator has several outputs, `cotangent`
-is a tuple with None for those that nobody used.
+is a tuple, with None for each unused output.
 
 Rules of gates and max pools are bound to a policy and get it as `gate=`. An operator is in exactly one of three lists:
-RULES (explicit), DERIVED (its exact derivative is meant, and comes from autograd: `surgeon.conversion.rules.derived`),
-CONSTANT (it has no gradient). An operator in none of them is refused: a gate nobody listed would get its ordinary
+RULES (explicit), DERIVED (autograd gives its exact derivative: `surgeon.conversion.rules.derived`),
+CONSTANT (it has no gradient). An operator in none of them is refused: a gate that is not listed would get its ordinary
 gradient, plausible and wrong.
 """
 

@@ -33,10 +33,10 @@ def hardtanh(
 def clamp(
     g: Tensor, out: Tensor, z: Tensor, low: Edge = None, high: Edge = None, *, gate: BoundGate
 ) -> tuple[Tensor | None]:
-    """As hardtanh, but either edge may be missing; where there is only the upper one, it is the gate.
+    """As hardtanh, but either edge may be missing; an upper edge alone is the gate.
 
-    An edge may be a tensor, which gets no cotangent. Shut at an edge itself, as hardtanh is, and as autograd has it
-    since torch 2.14 (open before).
+    An edge may be a tensor, which gets no cotangent. The gate is shut at the edge itself, like that of hardtanh, and
+    like autograd's since torch 2.14 (open before).
     """
     if low is not None:
         g = gate(z if isinstance(low, (int, float)) and low == 0 else z - low, g)

@@ -80,7 +80,7 @@ def convolve(
 def transposed_convolve(g: Tensor, weight: Tensor, size: Sequence[int], geometry: Geometry, groups: int) -> Tensor:
     """The adjoint of `convolve(x, weight, ...)` at x of spatial `size`, applied to g; the shape of x.
 
-    Windows may reach beyond the padded input, as they do in pools with ceil_mode: what falls there is dropped.
+    Windows may reach beyond the padded input, as they do in pools with ceil_mode; positions there are dropped.
     """
     axes, stride, padding, reach = geometry.axes, geometry.stride, geometry.padding, geometry.reach
     if all(step == 1 for step in stride) and all(reach[a] >= padding[a] for a in axes):

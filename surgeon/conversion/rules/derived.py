@@ -27,13 +27,13 @@ from surgeon.errors import ConversionError, first_line
 COMPOSED: dict[OpOverload, Callable[..., Any]] = {
     torch.ops.aten.grid_sampler_2d.default: decomposition_table[torch.ops.aten.grid_sampler_2d.default],
 }
-"""Operators whose own backward is one more operator, that ONNX has no word for: what they are composed of instead. The
-forward pass keeps the operator."""
+"""Operators whose backward is an operator that ONNX lacks, with their decompositions. The forward pass keeps the
+operator."""
 
 
 @functools.cache
 def _decompositions() -> dict[Any, Callable[..., Any]]:
-    return dict(core_aten_decompositions())  # which asks the dispatcher for every operator there is, each time
+    return dict(core_aten_decompositions())  # a call asks the dispatcher for every operator
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,16 @@ class OperatorCall:
 
     @property
     def signature(self) -> Hashable:
-        """What a `DerivedRule` depends on, among values of one fake mode: calls alike in it share a rule."""
+        """The facts that determine a `DerivedRule`, within one fake mode: calls with equal signatures share a rule."""
         leaves, spec = pytree.tree_flatten((self.arguments, self.keywords))
-        told = tuple(
+        described = tuple(
             f"{leaf.dtype} {leaf.shape} {leaf.stride()}" if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves
         )
-        return self.operator, str(spec), told, self.active, self.outputs
+        return self.operator, str(spec), described, self.active, self.outputs
 
 
 class DerivedRule:
-    """The rule of an operator as it is called at one node: to be called like any other rule, with its own arguments.
+    """The rule of an operator at one node, called like any other rule, with the operator's arguments.
 
     Raises ConversionError where autograd has no derivative for it.
     """

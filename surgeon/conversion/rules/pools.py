@@ -26,7 +26,7 @@ from surgeon.conversion.rules.registry import aten, rule
 from surgeon.network.sizes import is_symbolic
 
 _NEVER = -1e4
-"""A shifted, cooled value y that stands for "not in this window": e^y is 0 in every precision, and y e^y too."""
+"""A value of y that stands for "not in this window": e^y is 0 in every precision, and y e^y too."""
 
 
 @rule(aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default, kind="pool")
@@ -42,7 +42,7 @@ def max_pool(
     *,
     gate: BoundGate,
 ) -> tuple[Tensor]:
-    """Soft: see this file's head. Otherwise exact: all of a window's cotangent goes to its first maximum."""
+    """Soft: see the docstring of this module. Hard: the cotangent of a window goes to its first maximum."""
     cotangent, (values, indices) = g[0], out
     assert cotangent is not None
     axes = 3 if len(kernel) == 3 or x.dim() == 5 else 2
@@ -60,7 +60,7 @@ def max_pool(
 def global_max_pool(
     g: tuple[Tensor | None, ...], out: tuple[Tensor, Tensor], x: Tensor, output_size: Sequence[int], *, gate: BoundGate
 ) -> tuple[Tensor]:
-    """Max pooling over a map of any size, as one window; maps of one known size are pooled by `max_pool`."""
+    """Max pooling over a map of any size, as one window; `max_pool` pools maps of a known size."""
     cotangent, (values, indices) = g[0], out
     assert cotangent is not None and list(output_size) == [1, 1]
     if not gate.policy.uses_temperature:
@@ -89,7 +89,7 @@ def _spread(y: Tensor, g: Tensor, window: tuple[int, ...]) -> Tensor:
     weighted = e * y
     total = e.sum(window, keepdim=True)
     share = g / total
-    one = torch.ones((), dtype=y.dtype, device=y.device)  # a number would be recorded as what ONNX has no word for
+    one = torch.ones((), dtype=y.dtype, device=y.device)  # a number would be recorded as an operator that ONNX lacks
     return e * (share * (one - weighted.sum(window, keepdim=True) / total)) + weighted * share
 
 

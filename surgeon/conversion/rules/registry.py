@@ -14,7 +14,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Rule:
-    """How cotangents pass one operator. `kind` is "exact", "gate" or "pool"; the last two take `gate=`."""
+    """The rule of one operator. `kind` is "exact", "gate" or "pool"; the last two take `gate=`."""
 
     backward: Callable[..., Any]
     kind: str
@@ -73,7 +73,7 @@ DERIVED: set[OpOverload] = _overloads(
     *("grid_sampler_2d", "scatter_reduce"),
     *("slice_scatter", "flip", "roll", "repeat", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d"),
 )
-"""Operators whose exact derivative is meant, and taken from autograd when a graph needs it."""
+"""Operators with their exact derivative, which comes from autograd when a graph needs it."""
 
 CONSTANT: set[OpOverload] = _overloads(
     *(

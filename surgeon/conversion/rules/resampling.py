@@ -53,7 +53,7 @@ def bilinear(
 def _pulled(
     g: Tensor, x: Tensor, size: Sequence[int] | None, scales: Sequence[float] | None, along: AlongAxis
 ) -> Tensor:
-    """`g` times the transposed matrix of each axis; the other axis is of size one meanwhile, and stays so."""
+    """`g` times the transposed matrix of each axis; the matrix is computed with the other axis of size one."""
     for axis in range(2):
         length = x.shape[2 + axis]
         identity = torch.eye(length, dtype=g.dtype, device=g.device)

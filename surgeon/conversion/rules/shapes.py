@@ -37,7 +37,7 @@ def identity(g: Tensor, out: Tensor, x: Tensor, *options: Any, memory_format: An
 
 @rule(aten.copy.default)
 def copy(g: Tensor, out: Tensor, x: Tensor, source: Tensor, non_blocking: bool = False) -> tuple[Lazy, Lazy]:
-    """`source` in the place of x, of which nothing is left: what an assignment to a part of a tensor becomes."""
+    """`source` in the place of all of x; an assignment to a part of a tensor becomes this."""
     return lambda: torch.zeros_like(x), lambda: unbroadcast(g, source)
 
 
@@ -85,7 +85,7 @@ def stack(g: Tensor, out: Tensor, tensors: list[Tensor], dim: int = 0) -> tuple[
 
 
 def _joined(g: Sequence[Tensor | None], out: Sequence[Tensor], dim: int) -> Tensor:
-    """The pieces' cotangents, zeros for pieces that nobody used, side by side along `dim`."""
+    """The pieces' cotangents, with zeros for unused pieces, side by side along `dim`."""
     return torch.cat([torch.zeros_like(piece) if c is None else c for c, piece in zip(g, out, strict=True)], dim)
 
 
@@ -108,7 +108,7 @@ def unbind(g: Sequence[Tensor | None], out: Sequence[Tensor], x: Tensor, dim: in
 def slice_(
     g: Tensor, out: Tensor, x: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
 ) -> tuple[Tensor]:
-    """x[start:end:step] along `dim`: zeros go back to what was left out."""
+    """x[start:end:step] along `dim`: the other elements get zeros."""
     size = x.shape[dim]
     if is_same(out.shape[dim], size):
         return (g,)

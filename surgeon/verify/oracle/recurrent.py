@@ -38,20 +38,20 @@ def relu_rnn(
 ) -> tuple[Tensor, Tensor]:
     """As torch.rnn_relu, in evaluation mode: x [time, N, I] and hx [layers × ways, N, H] -> states, last ones.
 
-    `params` are those of one layer and one way after the other; the second way goes back in time.
+    `params` holds the parameters of each layer and way in turn; the second way goes back in time.
     """
     x = x.transpose(0, 1) if batch_first else x
-    each, ways = 4 if has_biases else 2, 2 if bidirectional else 1
+    count, ways = 4 if has_biases else 2, 2 if bidirectional else 1
     last = []
     for layer in range(num_layers):
-        found = []
+        outputs = []
         for way in range(ways):
             place = layer * ways + way
-            weights, h, states = params[place * each : (place + 1) * each], hx[place], []
+            weights, h, states = params[place * count : (place + 1) * count], hx[place], []
             for step in x.flip(0) if way else x:
                 h = relu_cell(relu, step, h, *weights)
                 states.append(h)
             last.append(h)
-            found.append(torch.stack(states[::-1] if way else states))
-        x = torch.cat(found, -1)
+            outputs.append(torch.stack(states[::-1] if way else states))
+        x = torch.cat(outputs, -1)
     return x.transpose(0, 1) if batch_first else x, torch.stack(last)

@@ -1,7 +1,7 @@
-"""The independent oracle: excitation pullbacks by plain autograd on the original module.
+"""The independent oracle: pullbacks by plain autograd on the original module.
 
-Nothing here looks at the captured graph, so that a mistake in capture, rules or export cannot hide: the network runs as
-its author wrote it, under the rules of `surgeon.verify.oracle.rules`.
+It never reads the captured graph, so a mistake in capture, rules or export cannot hide: the network runs as its author
+wrote it, under the torch function mode of `surgeon.verify.oracle.rules`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def reference_pullback(
 ) -> tuple[Tensor, Tensor]:
     """The network's output, and the pullback of `cotangent` at that output to the input.
 
-    `input` is [N, ...], any floating dtype that the module has; `cotangent` has the output's shape, or is the same for
-    each sample. `temperature` is one for all soft gates and pools, or what `Temperatures` says. With `recipe.at`,
-    output means those layers'. Returns (output, pullback), detached; the module must be in eval mode. Raises
-    SurgeonError where the output is not one tensor, or `recipe.at` names what is no layer.
+    `input` is [N, ...], in a floating dtype of the module; `cotangent` has the output's shape, or is the same for each
+    sample. `temperature` is as `Temperatures`. With `recipe.at`, output means the output of those layers. Returns
+    (output, pullback), detached; the module must be in eval mode. Raises SurgeonError where the output is not one
+    tensor, or `recipe.at` names no layer.
     """
     return _pull(module, input, lambda output: cotangent.expand_as(output), recipe, temperature)
 
@@ -111,7 +111,7 @@ def reference_step(
 
 
 def objective_score(output: Tensor, cotangent: Tensor | None, objective: str) -> Tensor:
-    """The objective's value per sample, [N]: what an ascent raises. Classes are on axis 1."""
+    """The value per sample, [N], that an ascent raises. Classes are on axis 1."""
     if objective == "energy":
         return 0.5 * _total(output.square())
     if cotangent is None:
@@ -163,12 +163,12 @@ def sample_norm(values: Tensor, norm: str) -> Tensor:
 
 
 def forward(module: nn.Module, input: Tensor, at: Sequence[str] = ()) -> Tensor:
-    """The module's one output, or the joined outputs of the layers `at`: modules and entries, not nodes."""
-    own = input.clone()  # some networks begin with an operation in place
+    """The output of the module, or the joined outputs of the layers `at`: modules and entries, not nodes."""
+    input = input.clone()  # some networks begin with an operation in place
     if not at:  # without a hook, which torch.compile does not like
-        return only_tensor(module(own), type(module).__name__)
+        return only_tensor(module(input), type(module).__name__)
     with cut(module, at):
-        return joined(module(own))
+        return joined(module(input))
 
 
 def _pull(
@@ -180,7 +180,7 @@ def _pull(
 def pull_by(
     rules: PullbackMode, module: nn.Module, input: Tensor, cotangent: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """(output, pullback of what `cotangent` makes of the output), by autograd under `rules`."""
+    """(output, pullback of `cotangent(output)`), by autograd under `rules`."""
     if module.training:
         raise SurgeonError("the network is in training mode", "Call .eval() on it first")
     with torch.enable_grad(), _seen_by_rules():
@@ -193,14 +193,14 @@ def pull_by(
         except RuntimeError as error:
             raise SurgeonError(
                 f"autograd cannot differentiate the network as it is written ({first_line(error)})",
-                "Leave out what it names, or --no-verify",
+                "Leave that operation out, or give --no-verify",
             ) from error
     return output.detach(), pullback
 
 
 @contextlib.contextmanager
 def _seen_by_rules() -> Iterator[None]:
-    """The rules see each call of the network: none is recomputed later, compiled, or has a backward of its own."""
+    """Let the function mode see each call of the network: no recomputation, compiled code, or custom backward."""
     gates = {call.__name__ for call in ACTIVATIONS}
     with without_checkpoints(), compiled_by_their_original(gates), functions_by_their_forward(but=(Gated,)):
         yield
@@ -208,7 +208,7 @@ def _seen_by_rules() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _constant(module: nn.Module) -> Iterator[None]:
-    """Parameters take no gradient for the time being: what needs one depends on the input."""
+    """Temporarily freeze parameters, so that `requires_grad` marks exactly what depends on the input."""
     learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in learning:
         parameter.requires_grad_(False)

@@ -30,19 +30,19 @@ Rule = Callable[[Tensor, Tensor], Tensor]
 """(pre-activation, cotangent) -> cotangent of the pre-activation."""
 
 Temperatures = float | Sequence[tuple[str, float]]
-"""One T for all soft gates and pools; or (source module, T) of each that leads to the output, in the order of calls."""
+"""One T for all soft gates and pools; or (source module, T) of each on the path to the output, in order of calls."""
 
 GATED_MODULES = (
     *(nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.Threshold),
     *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
     *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
 )
-"""What `gate_scope="modules"` goes by: calls from within one of these are gated, all others are ordinary."""
+"""With `gate_scope="modules"`, calls from within one of these are gated, and all others are ordinary."""
 
 
 @dataclass
 class GateCall:
-    """A soft gate or pool, as it was called: its turn, the names of the innermost module, and its temperature."""
+    """One call of a soft gate or pool: its turn, the names of the innermost module, and its temperature."""
 
     turn: int
     modules: frozenset[str]
@@ -68,7 +68,7 @@ RECURRENT: dict[Any, Callable[..., Any]] = {torch.rnn_relu: relu_rnn, torch.rnn_
 
 
 class PullbackMode(TorchFunctionMode):
-    """While active, ReLU-type calls and max pooling are recorded by autograd with their pullback as backward."""
+    """While active, autograd records ReLU-type calls and max pooling with their pullback as backward."""
 
     def __init__(self, recipe: Recipe, temperature: Temperatures) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class PullbackMode(TorchFunctionMode):
 
     @contextlib.contextmanager
     def within(self, module: nn.Module) -> Iterator[None]:
-        """Activate, and watch which calls come from within the gated modules of `module`."""
+        """Activate, and track which calls come from within the gated modules of `module`."""
 
         def enter(*_: Any) -> None:
             self._depth += 1
@@ -102,7 +102,7 @@ class PullbackMode(TorchFunctionMode):
                 yield
 
     def _watch(self, module: nn.Module, hooks: contextlib.ExitStack) -> None:
-        """Keep the names of the modules that run: a module may have several."""
+        """Track the names of the running modules; a module may have several names."""
         names: dict[nn.Module, set[str]] = {}
         for name, layer in module.named_modules(remove_duplicate=False):
             names.setdefault(layer, set()).add(source_name(name))
@@ -123,9 +123,9 @@ class PullbackMode(TorchFunctionMode):
         return GateCall(self._calls, self._running[-1] if self._running else frozenset({""}), shared)
 
     def assign(self, output: Tensor) -> None:
-        """Give the soft gates and pools that lead to `output` their temperatures, where each has its own.
+        """Assign temperatures to the soft gates and pools on the path to `output`, where each has its own.
 
-        Raises SurgeonError where their number or their modules are not those that the temperatures are for.
+        Raises SurgeonError where their number or their modules do not fit the temperatures.
         """
         if not isinstance(self.temperature, Sequence):
             return
@@ -162,7 +162,7 @@ class PullbackMode(TorchFunctionMode):
         return gated
 
     def _activate(self, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call an activation, in whatever words, under its gate; anything else as it is."""
+        """Call an activation, or a pattern equivalent to one, under its gate; any other call as it is."""
         plain = functools.partial(call, *args, **kwargs)
         if call in ACTIVATIONS or call in ACTIVATIONS_IN_PLACE:
             if "input" in kwargs:
@@ -180,11 +180,11 @@ class PullbackMode(TorchFunctionMode):
         return self._gated(*found, plain, args[0] if call in OVERWRITING else None)
 
     def _gated(self, z: Tensor, activation: Activation, plain: Callable[[], Any], target: Tensor | None) -> Any:
-        """activation(z), put in the place of `target` if there is one."""
+        """activation(z), written into `target` if there is one."""
         norm = type(z.grad_fn).__name__ == "LinalgVectorNormBackward0"
         if norm and activation.clamps and activation.lower is not None:
-            return plain()  # the floor of a norm, which something is divided by, is no gate
-        # The gate needs the value from before, and whoever reads z later must see the value from after.
+            return plain()  # the floor of a norm that divides is no gate
+        # The gate needs the value before the call; a later reader of z must see the value after it.
         before = z if target is None else z.clone()
         result = self._apply(before, activation.plain, self._gate(activation))
         if target is not None:
@@ -244,14 +244,14 @@ class PullbackMode(TorchFunctionMode):
 
 
 def _is_of_an_abs(call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether it is relu(abs(x)), which is the identity, and no gate."""
+    """Whether the call is relu(abs(x)), which is the identity and no gate."""
     z = args[0] if args else kwargs.get("input")
     return call in RELUS and isinstance(z, Tensor) and type(z.grad_fn).__name__ == "AbsBackward0"
 
 
 @dataclass(frozen=True)
 class Softened:
-    """A rule that reads the temperature of its call, when autograd comes back to it."""
+    """A rule that reads the temperature of its call during the backward pass."""
 
     call: GateCall
     rule: Callable[[Tensor, Tensor, float], Tensor]
@@ -263,7 +263,7 @@ class Softened:
 
 
 def rules_behind(output: Tensor) -> list[Softened]:
-    """The rules of the soft gates and pools through which autograd comes from `output`, in the order of calls."""
+    """The rules of the soft gates and pools in the autograd graph of `output`, in the order of calls."""
     pending, seen = [output.grad_fn], set()
     found = []
     while pending:
