@@ -6,12 +6,12 @@ All rules are traced and exported side by side in one graph.
 from __future__ import annotations
 
 import functools
-import warnings
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir
 import onnxruntime
 import pytest
 import torch
@@ -21,7 +21,7 @@ from torch.export import Dim, ExportedProgram
 
 from surgeon.conversion.gates import GATES, BoundGate
 from surgeon.conversion.rules import CONSTANT, DERIVED, PRESERVED_OPS, RULES, rule
-from surgeon.conversion.writers.translation import TRANSLATIONS
+from surgeon.conversion.writers.translation import translate
 from tests import oracles
 from tests.draws import Call
 from tests.samples import DIFFERENTIABLE, OPERATORS, Sample, cotangents, outputs, pull, pull_active
@@ -148,7 +148,8 @@ def label(operator: OpOverload, sample: Sample, policy: str) -> str:
 
 
 @functools.cache
-def exported() -> tuple[SideBySide, ExportedProgram]:
+def exported() -> tuple[SideBySide, ExportedProgram, nn.Module]:
+    """The rules, the program that holds them, and a module of it (the export to ONNX uses the program up)."""
     rules = SideBySide()
     arguments = rules.inputs(TRACED, TRACED_AT)
     batch = Dim("batch", min=1)
@@ -158,34 +159,24 @@ def exported() -> tuple[SideBySide, ExportedProgram]:
 
     shapes = tuple({axis: size(length) for axis, length in enumerate(value.shape)} for value in arguments[1:])
     with torch.no_grad():
-        return rules, torch.export.export(rules, tuple(arguments), dynamic_shapes=(None, shapes))
+        program = torch.export.export(rules, tuple(arguments), dynamic_shapes=(None, shapes))
+    return rules, program, program.module()
 
 
 def test_traced_rules_hold_for_another_batch_and_temperature() -> None:
-    rules, program = exported()
-    assert not [node for node in program.graph.nodes if "autograd" in str(node.target)]
+    rules, _, traced = exported()
+    assert not [node for node in traced.graph.nodes if "autograd" in str(node.target)]
     arguments = rules.inputs(OTHER, OTHER_AT)
-    compare(rules, program.module()(*arguments), rules(*arguments), 1e-5)
+    compare(rules, traced(*arguments), rules(*arguments), 1e-5)
 
 
 def test_exported_rules_agree_under_onnx_runtime(tmp_path: Path) -> None:
-    rules, program = exported()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own; not under test
-        torch.onnx.export(
-            program,
-            (),
-            tmp_path / "rules.onnx",
-            dynamo=True,
-            opset_version=18,
-            custom_translation_table=TRANSLATIONS,  # torch 2.11 has no words for adaptive max pools
-            verbose=False,
-            external_data=False,
-        )
-    session = onnxruntime.InferenceSession(tmp_path / "rules.onnx", providers=["CPUExecutionProvider"])
+    rules, program, _ = exported()
     arguments = rules.inputs(OTHER, OTHER_AT)
-    names = [port.name for port in session.get_inputs()]
-    assert len(names) == len(arguments)
+    names, outputs = [f"in_{i}" for i in range(len(arguments))], [f"out_{i}" for i in range(len(rules(*arguments)))]
+    onnx_ir.save(translate(program, (), None, names, outputs, 18), tmp_path / "rules.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "rules.onnx", providers=["CPUExecutionProvider"])
+    assert [port.name for port in session.get_inputs()] == names
     found = session.run(None, {n: np.ascontiguousarray(v) for n, v in zip(names, arguments, strict=True)})
     compare(rules, [torch.from_numpy(value) for value in found], rules(*arguments), 1e-4)
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from surgeon.bundle.choices import choices
 from surgeon.bundle.manifest import Recipe
-from surgeon.conversion.writers.ascent import NORMS, OBJECTIVES, STEPS, AscentStep, Objective
+from surgeon.conversion.writers.ascent import AscentStep, Objective
 from surgeon.conversion.writers.step_graph import objective_graph, step_graph
 
 SHAPES = [(3, 7), (3, 2, 5), (3, 2, 5, 4), (3, 2, 2, 3, 2)]
@@ -42,7 +43,7 @@ def same(values, expected):
 @pytest.mark.parametrize("opset", [18, 23])
 def test_the_objective(opset):
     generator = torch.Generator().manual_seed(1)
-    for kind, shape in itertools.product(OBJECTIVES, [(3,), *SHAPES]):
+    for kind, shape in itertools.product(choices(Recipe, "objective"), [(3,), *SHAPES]):
         if kind == "cross-entropy" and len(shape) == 1:
             continue  # an output [N] has no classes
         values = {name: torch.randn(shape, generator=generator) for name in ("output", "cotangent")}
@@ -61,7 +62,9 @@ def test_the_step(shape, opset):
     values = {name: torch.randn(shape, generator=generator) for name in names}
     values["pullback"][0] = 0  # a norm that is kept from zero
     scalars = {"step_size": torch.tensor(0.7)}
-    for step, norm, limits, radius in itertools.product(STEPS, NORMS, RANGES, (1.1, math.inf)):
+    for step, norm, limits, radius in itertools.product(
+        choices(Recipe, "step"), choices(Recipe, "norm"), RANGES, (1.1, math.inf)
+    ):
         inputs = {**values, **scalars, "radius": torch.tensor(radius)}
         expected = AscentStep(step, norm, *limits)(*inputs.values())
         graph = step_graph(Recipe(step=step, norm=norm), limits, len(shape))

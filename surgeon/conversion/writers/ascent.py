@@ -11,11 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from surgeon.errors import SurgeonError
-
-OBJECTIVES = ("logit", "cross-entropy", "energy")
-STEPS = ("unit", "relative", "raw")
-NORMS = ("1", "2", "inf")
+from surgeon.bundle import manifest
 
 FLOOR = 1e-20
 """Smallest norm that a step or a projection divides by."""
@@ -31,10 +27,8 @@ class Objective(nn.Module):
 
     __constants__ = ("kind",)  # TorchScript treats these attributes as compile-time constants
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: manifest.Objective) -> None:
         super().__init__()
-        if kind not in OBJECTIVES:
-            raise SurgeonError(f"there is no objective {kind!r}", f"Objectives are {', '.join(OBJECTIVES)}")
         self.kind = kind
 
     def forward(self, output: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,12 +54,14 @@ class AscentStep(nn.Module):
 
     __constants__ = ("order", "step", "low", "high", "floor")
 
-    def __init__(self, step: str = "unit", norm: str = "2", low: float = -math.inf, high: float = math.inf) -> None:
+    def __init__(
+        self,
+        step: manifest.Step = "unit",
+        norm: manifest.Norm = "2",
+        low: float = -math.inf,
+        high: float = math.inf,
+    ) -> None:
         super().__init__()
-        if step not in STEPS or norm not in NORMS:
-            raise SurgeonError(
-                f"there is no {step} step with norm {norm}", f"Steps are {', '.join(STEPS)}; norms {', '.join(NORMS)}"
-            )
         self.step, self.order = step, float(norm)
         self.low, self.high = low, high
         self.floor = FLOOR

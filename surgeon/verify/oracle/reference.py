@@ -118,9 +118,8 @@ def objective_score(output: Tensor, cotangent: Tensor | None, objective: str) ->
         raise SurgeonError(f"objective {objective} without a cotangent", "Pass the cotangent")
     if objective == "logit":
         return _total(cotangent * output)
-    if objective == "cross-entropy":
-        return _total(cotangent * output.log_softmax(1))
-    raise SurgeonError(f"no objective {objective!r}", "Choose logit, cross-entropy or energy")
+    assert objective == "cross-entropy"
+    return _total(cotangent * output.log_softmax(1))
 
 
 def _total(value: Tensor) -> Tensor:
@@ -143,9 +142,8 @@ def step_direction(pullback: Tensor, at: Tensor, recipe: Recipe) -> Tensor:
     direction = pullback / sample_norm(pullback, recipe.norm).clamp(min=FLOOR)
     if recipe.step == "unit":
         return direction
-    if recipe.step == "relative":
-        return direction * sample_norm(at, recipe.norm)
-    raise SurgeonError(f"no step {recipe.step!r}", "Choose unit, relative or raw")
+    assert recipe.step == "relative"
+    return direction * sample_norm(at, recipe.norm)
 
 
 def project(perturbed: Tensor, origin: Tensor, radius: float, norm: str) -> Tensor:
