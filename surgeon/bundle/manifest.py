@@ -160,9 +160,7 @@ class GateSite:
     rule: str  # name of the gate policy
     shape: tuple[int | str, ...]  # of the pre-activation
     temperature: float | None = None  # its own T, fixed (the default of a per-gate input's entry); None: the input's
-    soft: bool | None = (
-        None  # whether the rule reads the temperature; None: as the rule `soft` does and `hard` does not
-    )
+    soft: bool | None = None  # whether the rule reads a temperature; None: whether it is `soft`
 
     def __post_init__(self) -> None:
         if self.soft is None:
