@@ -1,4 +1,4 @@
-"""What verification asks of artifacts, on inputs that they have not seen, and how the oracle finds the answers."""
+"""Cases of verification: unseen inputs for each kind of artifact, and how the oracle computes the outputs."""
 
 from __future__ import annotations
 
@@ -28,35 +28,32 @@ from surgeon.verify.oracle.reference import forward, reference_ascent, reference
 from surgeon.verify.oracle.rules import Temperatures
 
 HARD_STEP = 0.05
-"""With hard gates an ascent is compared in steps of this many times the default: a full step away from where rounding
-flipped one gate others are open, and the gradients have parted whatever the artifact does."""
+"""With hard gates, compare with a step size of HARD_STEP × the default: after a full step, one gate flipped by rounding
+makes trajectories diverge even for a correct artifact."""
 
 OTHER_TEMPERATURE = 2.3
-"""The second temperature is this many times the default."""
+"""The second temperature is OTHER_TEMPERATURE × the default."""
 
 STEPS = 2
 
 Values = dict[str, Tensor]
-Given = float | list[float]
-"""What an artifact is given as its temperature: a number, or one for each gate and pool."""
+Temperature = float | list[float]
+"""The value of an artifact's input `temperature`: one number, or one for each gate and pool."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Inputs for one kind of artifact, and how autograd finds the outputs."""
+    """Inputs for one kind of artifact, and a function that computes the outputs by autograd."""
 
     kind: str  # stem of the artifact's file name: pullback, ascent_step, ascent
     condition: str  # such as "batch 3, T 0.69"
     temperature: float  # the lowest, where gates have their own
-    feeds: Values  # what is left out takes the artifact's default
-    solve: Callable[[nn.Module, torch.dtype], Values]  # on that module, which computes in that dtype
+    feeds: Values  # a missing input takes the artifact's default
+    solve: Callable[[nn.Module, torch.dtype], Values]  # (module, its dtype) -> outputs
 
 
 def cases(module: nn.Module, manifest: Manifest, seed: int) -> list[Case]:
-    """What every artifact is asked: two pullbacks, one step of an ascent that is under way, and one ascent.
-
-    Where there are gates to be looked at, that, twice, too.
-    """
+    """Two pullbacks, one step of an ascent under way, and one ascent; with `gate_outputs`, two cases of gates.onnx."""
     shape = input_shape(manifest)
     generator = torch.Generator().manual_seed(seed)
     low, high = manifest.image.range if manifest.image is not None else (-1.0, 1.0)
@@ -72,67 +69,70 @@ def cases(module: nn.Module, manifest: Manifest, seed: int) -> list[Case]:
     other_shape = _other_shape(module, manifest, shape)
     other = _other_temperature(manifest, generator)
 
-    def output(given: Values) -> Tensor:
-        with torch.no_grad(), without_checkpoints(), _given(module, manifest, given):
-            return forward(module, given["input"], manifest.recipe.at)
+    def output(values: Values) -> Tensor:
+        with torch.no_grad(), without_checkpoints(), _extra_inputs(module, manifest, values):
+            return forward(module, values["input"], manifest.recipe.at)
 
-    def cotangents(given: Values) -> Tensor:
-        return torch.randn(output(given).shape, generator=generator)
+    stated = _output_shape(manifest)
 
-    def target(given: Values) -> Tensor:
-        return _cotangent(manifest.recipe.objective, output(given), generator)
+    def cotangents(values: Values) -> Tensor:
+        size = output(values).shape if stated is None else (len(values["input"]), *stated)
+        return torch.randn(size, generator=generator)
+
+    def target(values: Values) -> Tensor:
+        return _cotangent(manifest.recipe.objective, output(values), generator)
 
     stepped, climbed = inputs(2), inputs(2, other_shape)
-    asked = [
-        _pullback_problem(manifest, one := inputs(1), cotangents(one), None),
-        _pullback_problem(manifest, three := inputs(3, other_shape), cotangents(three), other),
-        _step_problem(manifest, stepped, inputs(2)["input"], target(stepped), other),
-        _ascent_problem(manifest, climbed, target(climbed), other),
+    listed = [
+        _pullback_case(manifest, one := inputs(1), cotangents(one), None),
+        _pullback_case(manifest, three := inputs(3, other_shape), cotangents(three), other),
+        _step_case(manifest, stepped, inputs(2)["input"], target(stepped), other),
+        _ascent_case(manifest, climbed, target(climbed), other),
     ]
     if manifest.recipe.gate_outputs:
-        asked.append(_gates_problem(manifest, one := inputs(1), cotangents(one), None))
-        asked.append(_gates_problem(manifest, two := inputs(2, other_shape), cotangents(two), other))
-    given = {name: torch.tensor(value) for name, value in manifest.required_scalars.items()}
-    return [dataclasses.replace(one, feeds={**given, **one.feeds}) for one in asked]
+        listed.append(_gates_case(manifest, one := inputs(1), cotangents(one), None))
+        listed.append(_gates_case(manifest, two := inputs(2, other_shape), cotangents(two), other))
+    scalars = {name: torch.tensor(value) for name, value in manifest.required_scalars.items()}
+    return [dataclasses.replace(case, feeds={**scalars, **case.feeds}) for case in listed]
 
 
-def _given(module: nn.Module, manifest: Manifest, given: Values) -> AbstractContextManager[None]:
-    """Whoever calls `module` with an input alone inside gives it the others of `given`, too."""
-    return with_extra_inputs(module, [given[port.name] for port in manifest.extra_inputs])
+def _extra_inputs(module: nn.Module, manifest: Manifest, values: Values) -> AbstractContextManager[None]:
+    """Inside, a call of `module` with its input alone passes on the extra inputs in `values`, too."""
+    return with_extra_inputs(module, [values[port.name] for port in manifest.extra_inputs])
 
 
-def _in(dtype: torch.dtype, given: Values) -> Values:
-    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in given.items()}
+def _in(dtype: torch.dtype, values: Values) -> Values:
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in values.items()}
 
 
-def _pullback_problem(manifest: Manifest, given: Values, cotangent: Tensor, temperature: Given | None) -> Case:
+def _pullback_case(manifest: Manifest, given: Values, cotangent: Tensor, temperature: Temperature | None) -> Case:
     def solve(module: nn.Module, values: Values, reference: Temperatures) -> Values:
-        found = reference_pullback(
+        outputs = reference_pullback(
             *(module, values["input"], values["cotangent"]), recipe=manifest.recipe, temperature=reference
         )
-        return dict(zip(("output", "pullback"), found, strict=True))
+        return dict(zip(("output", "pullback"), outputs, strict=True))
 
     return _at_cotangent("pullback", manifest, given, cotangent, temperature, solve)
 
 
-def _gates_problem(manifest: Manifest, given: Values, cotangent: Tensor, temperature: Given | None) -> Case:
+def _gates_case(manifest: Manifest, given: Values, cotangent: Tensor, temperature: Temperature | None) -> Case:
     soft = [gate for gate in manifest.gates if gate.soft]
 
     def solve(module: nn.Module, values: Values, reference: Temperatures) -> Values:
-        *found, shown = reference_gates(
+        *outputs, gates = reference_gates(
             *(module, values["input"], values["cotangent"]), recipe=manifest.recipe, temperature=reference
         )
-        seen: Values = dict(zip(("output", "pullback", "gradient"), found, strict=True))
-        for gate, one in zip(soft, shown, strict=True):
-            named = zip((PRE_ACTIVATION, SOFT, HARD, GATE_GAP), one, strict=True)
-            seen |= {f"{kind}/{gate.node}": _as_plane(value, gate) for kind, value in named if value is not None}
-        return seen
+        named: Values = dict(zip(("output", "pullback", "gradient"), outputs, strict=True))
+        for gate, shown in zip(soft, gates, strict=True):
+            kinds_shown = zip((PRE_ACTIVATION, SOFT, HARD, GATE_GAP), shown, strict=True)
+            named |= {f"{kind}/{gate.node}": _as_plane(value, gate) for kind, value in kinds_shown if value is not None}
+        return named
 
     return _at_cotangent("gates", manifest, given, cotangent, temperature, solve)
 
 
 def _as_plane(value: Tensor, gate: GateSite) -> Tensor:
-    """What the author's one-dimensional pool has as a row, the graph has as a plane of one row."""
+    """A one-dimensional pool's row as the plane of one row that the graph has."""
     return value.unsqueeze(-2) if value.dim() and value.dim() < len(gate.shape) else value
 
 
@@ -141,10 +141,10 @@ def _at_cotangent(
     manifest: Manifest,
     given: Values,
     cotangent: Tensor,
-    temperature: Given | None,
+    temperature: Temperature | None,
     answer: Callable[[nn.Module, Values, Temperatures], Values],
 ) -> Case:
-    """The problem of an artifact that takes what pullback.onnx does."""
+    """The case of an artifact that has the inputs of pullback.onnx."""
     x, feeds = given["input"], {**given, "cotangent": cotangent}
     if temperature is not None:
         feeds["temperature"] = torch.tensor(temperature)
@@ -152,13 +152,15 @@ def _at_cotangent(
 
     def solve(module: nn.Module, dtype: torch.dtype) -> Values:
         values = _in(dtype, feeds)
-        with _given(module, manifest, values):
+        with _extra_inputs(module, manifest, values):
             return answer(module, values, reference)
 
     return Case(kind, _condition(manifest, x, temperature), lowest, feeds, solve)
 
 
-def _step_problem(manifest: Manifest, given: Values, elsewhere: Tensor, cotangent: Tensor, temperature: Given) -> Case:
+def _step_case(
+    manifest: Manifest, given: Values, elsewhere: Tensor, cotangent: Tensor, temperature: Temperature
+) -> Case:
     x = given["input"]
     options, scalars = _ascent_options(manifest, cotangent, temperature)
     away = elsewhere - x  # one step size away, so that the next step leaves the ball
@@ -167,25 +169,25 @@ def _step_problem(manifest: Manifest, given: Values, elsewhere: Tensor, cotangen
 
     def solve(module: nn.Module, dtype: torch.dtype) -> Values:
         values = _in(dtype, feeds)
-        with _given(module, manifest, values):
-            found = reference_step(module, values["input"], values["origin"], values["cotangent"], **options)
-        return dict(zip(("perturbed", "output", "pullback"), found, strict=True))
+        with _extra_inputs(module, manifest, values):
+            outputs = reference_step(module, values["input"], values["origin"], values["cotangent"], **options)
+        return dict(zip(("perturbed", "output", "pullback"), outputs, strict=True))
 
     condition = _condition(manifest, x, temperature) + ", 1 step"
     lowest = _reference_temperatures(manifest, temperature)[1]
     return Case("ascent_step", condition, lowest, feeds, solve)
 
 
-def _ascent_problem(manifest: Manifest, given: Values, cotangent: Tensor, temperature: Given) -> Case:
+def _ascent_case(manifest: Manifest, given: Values, cotangent: Tensor, temperature: Temperature) -> Case:
     x = given["input"]
     options, scalars = _ascent_options(manifest, cotangent, temperature)
     feeds = {**given, "steps": torch.tensor(STEPS), **scalars}
 
     def solve(module: nn.Module, dtype: torch.dtype) -> Values:
         values = _in(dtype, feeds)
-        with _given(module, manifest, values):
-            found = reference_ascent(module, values["input"], values["cotangent"], steps=STEPS, **options)
-        return dict(zip(("perturbed", "output", "pullback", "score"), found, strict=True))
+        with _extra_inputs(module, manifest, values):
+            outputs = reference_ascent(module, values["input"], values["cotangent"], steps=STEPS, **options)
+        return dict(zip(("perturbed", "output", "pullback", "score"), outputs, strict=True))
 
     condition = _condition(manifest, x, temperature) + f", {STEPS} steps"
     lowest = _reference_temperatures(manifest, temperature)[1]
@@ -193,22 +195,22 @@ def _ascent_problem(manifest: Manifest, given: Values, cotangent: Tensor, temper
 
 
 def _other_shape(module: nn.Module, manifest: Manifest, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A size that was not traced, where the artifacts take any."""
+    """An image size that was not traced, where the artifacts take any size."""
     if not manifest.recipe.dynamic_size:
         return shape
     return next((size[1:] for size, _ in other_sizes(module, torch.zeros(1, *shape))), shape)
 
 
-def _other_temperature(manifest: Manifest, generator: torch.Generator) -> Given:
-    """One that is not the default; where each gate has its entry, all different, and in no order."""
+def _other_temperature(manifest: Manifest, generator: torch.Generator) -> Temperature:
+    """A temperature other than the default; with an entry for each gate, all different and in no order."""
     other = manifest.defaults.temperature * OTHER_TEMPERATURE
     if manifest.recipe.temperature_input == "scalar":
         return other
     return [other * (0.5 + share) for share in torch.rand(len(manifest.gates), generator=generator).tolist()]
 
 
-def _reference_temperatures(manifest: Manifest, given: Given | None) -> tuple[Temperatures, float]:
-    """What the oracle is given where the artifact gets `given` (None: its default), and the lowest T there is."""
+def _reference_temperatures(manifest: Manifest, given: Temperature | None) -> tuple[Temperatures, float]:
+    """The oracle's temperatures for an artifact's input `given` (None: its default), and the lowest of them."""
     values = manifest.gate_temperatures(given)
     soft = [(gate.module, value) for gate, value in zip(manifest.gates, values, strict=True) if gate.soft]
     if manifest.recipe.temperatures or manifest.recipe.temperature_input == "per-gate":
@@ -218,8 +220,8 @@ def _reference_temperatures(manifest: Manifest, given: Given | None) -> tuple[Te
     return shared, shared
 
 
-def _ascent_options(manifest: Manifest, cotangent: Tensor, temperature: Given) -> tuple[dict[str, Any], Values]:
-    """The same numbers for the oracle and for the artifact; the radius is one that two steps reach."""
+def _ascent_options(manifest: Manifest, cotangent: Tensor, temperature: Temperature) -> tuple[dict[str, Any], Values]:
+    """The same options for the oracle and for the artifact; two steps reach the radius."""
     image, step_size = manifest.image, manifest.defaults.step_size * (HARD_STEP if is_hard(manifest) else 1)
     lengths = {"step_size": step_size, "radius": 1.2 * abs(step_size)}
     reference = _reference_temperatures(manifest, temperature)[0]
@@ -230,7 +232,7 @@ def _ascent_options(manifest: Manifest, cotangent: Tensor, temperature: Given) -
     return options, {"cotangent": cotangent, **scalars}
 
 
-def _condition(manifest: Manifest, x: Tensor, temperature: Given | None) -> str:
+def _condition(manifest: Manifest, x: Tensor, temperature: Temperature | None) -> str:
     batch = f"{len(x)}, {x.shape[2]}x{x.shape[3]}" if manifest.recipe.dynamic_size else len(x)
     uses_temperature = any(
         port.name == "temperature" for artifact in manifest.artifacts.values() for port in artifact.inputs
@@ -243,7 +245,7 @@ def _condition(manifest: Manifest, x: Tensor, temperature: Given | None) -> str:
 
 
 def input_shape(manifest: Manifest) -> tuple[int, ...]:
-    """Shape of one sample; where the artifacts leave a size open, the picture's."""
+    """Shape of one sample; where the artifacts leave a size free, the picture's."""
     ports = next((artifact.inputs for artifact in manifest.artifacts.values()), ())
     shape = tuple(size for size in ports[0].shape[1:] if isinstance(size, int)) if ports else ()
     if ports and len(shape) == len(ports[0].shape) - 1:
@@ -253,8 +255,15 @@ def input_shape(manifest: Manifest) -> tuple[int, ...]:
     return (manifest.image.channels, manifest.image.height, manifest.image.width)
 
 
+def _output_shape(manifest: Manifest) -> tuple[int, ...] | None:
+    """Shape of one sample's output; None where the artifacts leave a size free."""
+    ports = next((artifact.outputs for artifact in manifest.artifacts.values()), ())
+    sizes = next((port.shape[1:] for port in ports if port.name == "output"), ("",))
+    return None if any(isinstance(size, str) for size in sizes) else tuple(map(int, sizes))
+
+
 def _cotangent(objective: str, output: Tensor, generator: torch.Generator) -> Tensor:
-    """One class per sample, the top one (a last ReLU may have shut others); for cross-entropy a distribution."""
+    """The top class of each sample (a last ReLU may have shut others); for cross-entropy a distribution."""
     if output.dim() == 1:
         return torch.ones(output.shape)
     if objective == "cross-entropy":

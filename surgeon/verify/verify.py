@@ -1,4 +1,4 @@
-"""Whether artifacts compute what autograd computes: each file run on inputs it has not seen, against the oracle."""
+"""Run every artifact on unseen inputs and compare it with autograd."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ autograd itself is 1e-6 to 5e-3 from its own float64."""
 OUTPUT_TOLERANCE = 1e-4
 
 ASCENT_TOLERANCE = 1e-3
-"""Each step of an ascent hands its rounding on to the next."""
+"""Rounding errors accumulate over ascent steps."""
 
 HARD_ASCENT_TOLERANCE = 6e-2
 
@@ -44,9 +44,9 @@ HALF_TOLERANCE = 5e-2
 """Of fp16 artifacts, whose numbers have 11 bits, and of fp32 ones whose weights are stored so, or that run in TF32."""
 
 ROUNDING = 5
-"""What autograd in the artifact's precision is off from the next higher one, an artifact may be this many times, up to
-MOST_ROUNDING: untrained networks may be so chaotic that no float32 arithmetic agrees with another, and in halves hard
-gates flip sooner."""
+"""An artifact may deviate by up to ROUNDING × autograd's own error (this precision vs the next higher one), capped at
+MOST_ROUNDING: untrained networks may be so chaotic that no two float32 computations agree, and in float16 hard gates
+flip sooner."""
 
 MOST_ROUNDING = {"fp32": HARD_TOLERANCE, "fp16": 0.2}
 
@@ -54,16 +54,16 @@ Runner = Callable[[Values], Values]
 
 
 class _CaseResult:
-    """A problem and its answers, found when they are first wanted."""
+    """A case and its expected outputs, which are computed once, when first needed, for all artifacts."""
 
-    def __init__(self, problem: Case, module: nn.Module) -> None:
-        self.problem, self._module = problem, module
+    def __init__(self, case: Case, module: nn.Module) -> None:
+        self.case, self._module = case, module
         self._rounding: dict[str, dict[str, float]] = {}
 
     @cached_property
     def expected(self) -> Values:
-        """In float32. Raises VerificationError where the pullback is zero, or it or the output has no number."""
-        found = self.problem.solve(self._module, torch.float32)
+        """The outputs in float32. Raises VerificationError where the pullback is zero, or a value is not finite."""
+        found = self.case.solve(self._module, torch.float32)
         _require_finite(found, self._module)
         if not found["pullback"].any():
             raise VerificationError(
@@ -73,10 +73,10 @@ class _CaseResult:
         return found
 
     def rounding(self, precision: str) -> dict[str, float]:
-        """How far autograd in the artifact's precision is from the next: fp16 from `expected`, that from float64.
+        """Autograd's own error: fp16 against `expected` (float32), or `expected` against float64.
 
-        By kind of quantity, KIND or KIND/GATE, its worst gate: which gates flip on rounding is chance. Nothing where
-        the network does not run in the other precision.
+        By kind of quantity, the worst of all gates: which gates flip on rounding is chance. Empty where the network
+        does not run in the other precision.
         """
         if precision not in self._rounding:
             self._rounding[precision] = self._measured(precision)
@@ -85,12 +85,12 @@ class _CaseResult:
     def _measured(self, precision: str) -> dict[str, float]:
         other = torch.float64 if precision == "fp32" else torch.float16
         try:
-            values = self.problem.solve(copied(self._module).to(other), other)
+            values = self.case.solve(copied(self._module).to(other), other)
         except (RuntimeError, TypeError, SurgeonError):
             return {}
         worst: dict[str, float] = {}
         for quantity in self.expected:
-            error = _error(quantity, self.expected, values, self.problem)
+            error = _error(quantity, self.expected, values, self.case)
             worst[_kind(quantity)] = max(error, worst.get(_kind(quantity), 0.0))
         return worst
 
@@ -111,8 +111,8 @@ def verify(
 
     `manifest` is read from the folder unless it is given. Inputs are fresh (`seed`); batches are 1, 2 and 3; the
     temperature is once left to its default and once another (one for each gate, where they are given so). Errors are
-    relative L2 norms; `perturbed` is compared by what was added to the input. `tolerance` replaces every default one;
-    by default, what goes beyond is asked once more, in another precision: what rounding explains may stay (`ROUNDING`).
+    relative L2 norms; `perturbed` is compared without the input. `tolerance` replaces every default; by default, a
+    comparison over its tolerance is judged again by the rounding error of autograd itself (`ROUNDING`).
     ONNX files run on `device` with its `provider_options`, as `surgeon.load` has it, and on the CPU once more as that
     tunes them; TorchScript runs on the CPU. Under TF32, fp32 is held to what fp16 is, and the lines say so.
     `graph` is the captured network, where the recipe's layers are nodes; without it, the network is captured again.
@@ -124,22 +124,24 @@ def verify(
     manifest = manifest or Bundle.open(folder).manifest
     module, recipe = comparable(module, manifest.recipe, example(input_shape(manifest), manifest.extra_inputs), graph)
     manifest = dataclasses.replace(manifest, recipe=recipe)
-    asked = [_CaseResult(problem, module) for problem in cases(module, manifest, seed)]
+    results = [_CaseResult(case, module) for case in cases(module, manifest, seed)]
     lines = []
     for name, artifact in manifest.artifacts.items():
-        own = [one for one in asked if one.problem.kind == Path(name).stem]
+        own_results = [result for result in results if result.case.kind == Path(name).stem]
         # One session at a time: each holds the weights, and packed copies of them.
         precision, note = _precision(artifact, recipe, place)
         held = dataclasses.replace(manifest, recipe=dataclasses.replace(recipe, precision=precision))
-        for form, questions, run in _forms(folder / name, artifact, place, own, manifest):
-            for one in questions:
-                found = _run(name, run, one.problem.feeds)
+        for form, asked, run in _forms(folder / name, artifact, place, own_results, manifest):
+            for result in asked:
+                outputs = _run(name, run, result.case.feeds)
                 compared = []
-                for quantity in one.expected:
-                    line = _compare(name, quantity, one.problem, found, one.expected, held, tolerance, place.provider)
+                for quantity in result.expected:
+                    line = _compare(
+                        name, quantity, result.case, outputs, result.expected, held, tolerance, place.provider
+                    )
                     line = dataclasses.replace(line, condition=line.condition + note + form)
                     if not line.passed and tolerance is None:
-                        rounding = one.rounding(precision).get(_kind(quantity), 0.0)
+                        rounding = result.rounding(precision).get(_kind(quantity), 0.0)
                         explained = min(ROUNDING * rounding, MOST_ROUNDING[precision])
                         line = dataclasses.replace(line, tolerance=max(line.tolerance, explained))
                     compared.append(line)
@@ -154,7 +156,7 @@ def verify(
 
 
 def _precision(artifact: Artifact, recipe: Recipe, device: Device) -> tuple[str, str]:
-    """The precision that `artifact` is held to on `device`, and what its lines say of that."""
+    """The precision whose tolerances hold for `artifact` on `device`, and a note on it for the lines."""
     if recipe.precision == "fp32" and artifact.format == "onnx":
         if device.tf32:
             return "fp16", ", TF32"
@@ -168,7 +170,7 @@ def _kind(quantity: str) -> str:
 
 
 def _worst(lines: list[Comparison]) -> list[Comparison]:
-    """Of what is compared at each gate (its quantity is KIND/GATE), the worst gate of each kind; all other lines."""
+    """Of quantities KIND/GATE, the line of the worst gate of each kind; every other line."""
     worst: dict[str, Comparison] = {}
     for line in lines:
         kind = _kind(line.quantity)
@@ -180,23 +182,23 @@ def _worst(lines: list[Comparison]) -> list[Comparison]:
 def _forms(
     path: Path, artifact: Artifact, device: Device, asked: list[_CaseResult], manifest: Manifest
 ) -> Iterator[tuple[str, list[_CaseResult], Runner]]:
-    """The file as it is, with every question; and as `surgeon.load` runs it on the CPU, with the first of them.
+    """The file as it is, with every case; and as `surgeon.load` tunes it on the CPU, with the first case.
 
-    Of a single step nothing is tuned but its pullback, which has been asked. A loop is in no CUDA graph, so
-    `surgeon.load` does not run that file where others are captured; it is asked without.
+    In a single step only the pullback is tuned, which has its own comparison. A CUDA graph holds no loop, so
+    `surgeon.load` does not run the loop where others are captured; it is compared without.
     """
     loop = device.captures and path.name == "ascent.onnx"
     yield ", no graph" if loop else "", asked, _runner(path, artifact, device.uncaptured if loop else device)
     if device.name != "cpu" or artifact.format != "onnx" or not asked or path.stem == "ascent_step":
         return
-    given = asked[0].problem.feeds.get("temperature", torch.tensor(manifest.defaults.temperature))
+    given = asked[0].case.feeds.get("temperature", torch.tensor(manifest.defaults.temperature))
     temperature = float(given) if given.dim() == 0 else None
     if tuned(path, temperature) is not None:
         yield ", tuned", asked[:1], _runner(path, artifact, device, tuning=True, temperature=temperature)
 
 
 def _require_finite(found: Values, module: nn.Module) -> None:
-    """Raise VerificationError for NaN or infinity in output or pullback: that is the network's, not the artifact's."""
+    """Raise VerificationError for NaN or infinity in output or pullback, which the network itself causes."""
     if not found["output"].isfinite().all():
         wrong = [source_name(name) for name, value in module.named_parameters() if not value.isfinite().all()]
         raise VerificationError(
@@ -236,7 +238,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 def _compare(
     name: str,
     quantity: str,
-    problem: Case,
+    case: Case,
     found: Values,
     expected: Values,
     manifest: Manifest,
@@ -245,30 +247,30 @@ def _compare(
 ) -> Comparison:
     if quantity not in found:
         raise VerificationError(f"{name} has no output {quantity}", "Export the bundle again")
-    limit = default_tolerance(manifest, problem, quantity) if tolerance is None else tolerance
-    error = _error(quantity, found, expected, problem)
+    limit = default_tolerance(manifest, case, quantity) if tolerance is None else tolerance
+    error = _error(quantity, found, expected, case)
     where = "torch" if name.endswith(".ts") else provider
-    return Comparison(name, quantity, problem.condition, error, limit, where)
+    return Comparison(name, quantity, case.condition, error, limit, where)
 
 
-def _error(quantity: str, found: Values, expected: Values, problem: Case) -> float:
-    # Next to the input itself, what was added would not count.
-    base = problem.feeds["input"] if quantity == "perturbed" else 0.0
+def _error(quantity: str, found: Values, expected: Values, case: Case) -> float:
+    # Relative to the input itself, the difference that was added would not count.
+    base = case.feeds["input"] if quantity == "perturbed" else 0.0
     return relative_error(found[quantity] - base, expected[quantity] - base)
 
 
-def default_tolerance(manifest: Manifest, problem: Case, quantity: str) -> float:
-    """The largest relative error that rounding explains, generously."""
+def default_tolerance(manifest: Manifest, case: Case, quantity: str) -> float:
+    """The largest relative error that rounding explains, with a margin."""
     recipe = manifest.recipe
     if recipe.precision == "fp16":
         return HALF_TOLERANCE
     kind = _kind(quantity)
-    if kind in ("output", PRE_ACTIVATION) and problem.kind != "ascent":
+    if kind in ("output", PRE_ACTIVATION) and case.kind != "ascent":
         return OUTPUT_TOLERANCE
     if is_hard(manifest) or kind in ("gradient", HARD, GATE_GAP):
-        return HARD_ASCENT_TOLERANCE if problem.kind == "ascent" else HARD_TOLERANCE
-    soft = min(HARD_TOLERANCE, SOFT_TOLERANCE * max(1.0, 0.1 / problem.temperature))
-    return max(soft, ASCENT_TOLERANCE) if problem.kind == "ascent" else soft
+        return HARD_ASCENT_TOLERANCE if case.kind == "ascent" else HARD_TOLERANCE
+    soft = min(HARD_TOLERANCE, SOFT_TOLERANCE * max(1.0, 0.1 / case.temperature))
+    return max(soft, ASCENT_TOLERANCE) if case.kind == "ascent" else soft
 
 
 def _run(name: str, runner: Runner, feeds: Values) -> Values:
@@ -286,7 +288,7 @@ def _runner(
     try:
         if artifact.format == "torchscript":
             return _torchscript_runner(path, artifact)
-        # PyTorch wants the cores in between.
+        # PyTorch uses the cores in between.
         session = open_session(path, device, None, tuning=tuning, temperature=temperature, spinning=False)
         return _onnx_runner(bind(session, device), device.captures)
     except (ProviderError, OptionError):
@@ -306,9 +308,9 @@ def _onnx_runner(loaded: HostSession | DeviceSession, captures: bool) -> Runner:
     def run(feeds: Values) -> Values:
         given = {name: feeds[name].to(dtypes[types[name]]).numpy() for name in types if name in feeds}
         if captures:
-            # Captured on other values, so that whatever the graph held on to would show.
+            # Captured on other values, so that a value that the graph has kept would show.
             other = {name: value / 2 if value.dtype.kind == "f" else value for name, value in given.items()}
-            for _ in range(2):  # the first run makes room
+            for _ in range(2):  # the first run allocates
                 loaded.run({name: value.astype(given[name].dtype) for name, value in other.items()})
         outputs = loaded.run(given)
         names = [port.name for port in session.get_outputs()]
@@ -319,7 +321,7 @@ def _onnx_runner(loaded: HostSession | DeviceSession, captures: bool) -> Runner:
 
 def _torchscript_runner(path: Path, artifact: Artifact) -> Runner:
     with warnings.catch_warnings():
-        # All of TorchScript says that it is deprecated; the twins are for hosts that have nothing else.
+        # Every call of TorchScript warns that it is deprecated; the files are for hosts that have nothing else.
         warnings.filterwarnings("ignore", message=r".*torch\.jit\.\w+. is (deprecated|not supported)")
         script = torch.jit.load(str(path), map_location="cpu")
     dtypes = {port.name: getattr(torch, port.dtype) for port in artifact.inputs}
