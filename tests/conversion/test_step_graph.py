@@ -69,3 +69,16 @@ def test_the_step(shape, opset):
         expected = AscentStep(step, norm, *limits)(*inputs.values())
         graph = step_graph(Recipe(step=step, norm=norm), limits, len(shape))
         same(computed(graph, inputs, {"perturbed": len(shape)}, opset), [expected])
+
+
+def test_objective_and_step_stand_in_one_graph():
+    """Names of nodes and values differ, and a constant of the same name has the same value."""
+    recipe = Recipe(objective="cross-entropy", step="relative")
+    graphs = [objective_graph(recipe, 2), step_graph(recipe, (0.0, 1.0), 4)]
+    for name in ("name", "output"):
+        first, second = ({str(getattr(node, name)) for node in graph.node} for graph in graphs)
+        assert first.isdisjoint(second)
+    constants = {initializer.name: initializer for initializer in graphs[0].initializer}
+    shared = [initializer for initializer in graphs[1].initializer if initializer.name in constants]
+    assert shared
+    assert all(initializer == constants[initializer.name] for initializer in shared)
