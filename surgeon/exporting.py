@@ -63,11 +63,11 @@ def export(
     `source` is a model's name, `package.module:factory`, a file, or a module, which is copied and not touched;
     `weights`, `input_shape` (without the batch), `preprocess`, `input` and `extra_inputs` are as in
     `surgeon.network.sources.resolve`, whose result may be given instead. `recipe` holds what is baked in, `defaults`
-    what a caller of the artifacts may leave out (the source's own temperature, unless given). ONNX files share one file
-    of weights, hold them each with `single_file`, or share files of `shard_size` MB at most, unless a tensor is larger.
-    The bundle is written beside its place, verified there against autograd unless `check` is false, and only then put
-    into it, over an older bundle. `stage` is told each name of STAGES as it begins, and `report` each line of the
-    verification. Raises SurgeonError for options that do not fit, ConversionError where the network cannot be
+    the values that a caller of the artifacts may leave out (by default the source's own temperature). ONNX files share
+    one file of weights, hold them each with `single_file`, or share files of `shard_size` MB at most, unless a tensor
+    is larger. The bundle is written beside its place, verified there against autograd unless `check` is false, and only
+    then moved into place, over an older bundle. `stage(name)` is called as each stage in STAGES begins, `report(line)`
+    for each comparison. Raises SurgeonError for options that do not fit, ConversionError where the network cannot be
     rewritten, and VerificationError where an artifact is over its tolerance; nothing is left then.
     """
     options = SourceOptions(weights, input_shape, preprocess, input, extra_inputs)
@@ -103,7 +103,7 @@ def export(
 class _Rewritten(NamedTuple):
     """What is written: the recorded pullback and, with the recipe's `gate_outputs`, its probe.
 
-    `graph` is what verification compares with where `recipe.at` names a node: the float32 network as it was captured.
+    `graph` is the float32 network as captured, which verification compares with where `recipe.at` names a node.
     """
 
     pullback: RecordedPullback[PullbackModule]
@@ -125,7 +125,7 @@ def _rewrite(source: Source, recipe: Recipe) -> _Rewritten:
 def _plan(
     source: Source, recipe: Recipe, defaults: Defaults, formats: Sequence[str], rewritten: _Rewritten
 ) -> tuple[Manifest, Plan]:
-    """The manifest, but for what is known only when all is written, and what the writers need of it."""
+    """The manifest, without the facts that are known only when all is written, and the plan for the writers."""
     pullback, image = rewritten.pullback.pullback, source.image
     extra_inputs = [source.extra_inputs[place] for place in pullback.used_inputs]
     artifacts = ports.artifacts(

@@ -34,7 +34,7 @@ TORCHSCRIPT_EQUIVALENTS: dict[Any, Callable[..., Any]] = {
     torch.sym_not: operator.not_,
     torch.sym_sum: sum,
 }
-"""Arithmetic on sizes, as TorchScript spells what torch.export records."""
+"""TorchScript's equivalents of the arithmetic on sizes that torch.export records."""
 
 
 def write_torchscript(graph: GraphModule, folder: Path, plan: Plan) -> None:
@@ -101,49 +101,49 @@ def _save(
     outputs: int,
     path: Path,
 ) -> None:
-    """Save `inner` behind a forward whose scalars have defaults and which lacks the inputs that it has no use for.
+    """Save `inner` behind a forward with defaults for the scalars and without the inputs that `inner` does not read.
 
-    Those of `tensors` that are `extra_inputs`, `inner` takes as one list.
+    `inner` takes the `extra_inputs` among `tensors` as one list.
     """
     holder = nn.Module()
     holder.inner = inner
-    twin = torch.jit.script(holder)
+    script = torch.jit.script(holder)
     values = dict(scalars)
-    taken = [f"{name}: Tensor" for name in tensors] + [f"{name}: Optional[Tensor] = None" for name in values]
-    lines = [f"def forward(self, {', '.join(taken)}) -> Tuple[{', '.join(['Tensor'] * outputs)}]:"]
+    parameters = [f"{name}: Tensor" for name in tensors] + [f"{name}: Optional[Tensor] = None" for name in values]
+    lines = [f"def forward(self, {', '.join(parameters)}) -> Tuple[{', '.join(['Tensor'] * outputs)}]:"]
     for name, value in values.items():
         text = f"float('{value}')" if value in (float("inf"), float("-inf")) else repr(value)
         text = repr(list(value)) if isinstance(value, tuple) else text
         lines.append(f"    {_own(name)} = {name} if {name} is not None else torch.tensor({text}, device=input.device)")
         if isinstance(value, tuple):
             lines.append(f"    {_own(name)} = {_own(name)}.expand({len(value)})")
-    # What the loop takes and the artifact does not, it does not read: any tensor will do.
+    # The loop does not read the arguments that the artifact lacks: any tensor will do.
     wanted = [port.name for port in inner._c._get_method("forward").schema.arguments][1:]
-    spelt = {
+    arguments = {
         **dict.fromkeys(wanted, "input"),
         **{name: name for name in tensors},
         **{name: _own(name) for name in values},
     }
-    spelt["extra_inputs"] = f"[{', '.join(extra_inputs)}]" if extra_inputs else "torch.jit.annotate(List[Tensor], [])"
-    given = [spelt[name] for name in wanted]
-    lines.append(f"    return self.inner({', '.join(given)})")
-    twin.define("\n".join([*lines, ""]))
-    # By way of memory: where the disk is full, torch's own file writer ends the process.
+    listed = f"[{', '.join(extra_inputs)}]" if extra_inputs else "torch.jit.annotate(List[Tensor], [])"
+    arguments["extra_inputs"] = listed
+    lines.append(f"    return self.inner({', '.join(arguments[name] for name in wanted)})")
+    script.define("\n".join([*lines, ""]))
+    # Through memory: where the disk is full, torch's own file writer ends the process.
     buffer = io.BytesIO()
-    torch.jit.save(twin, buffer)
+    torch.jit.save(script, buffer)
     path.write_bytes(buffer.getbuffer())
 
 
 def _own(name: str) -> str:
-    """What a forward calls the scalar `name` when its default is in; no input of a network is called so."""
+    """The local name of the scalar `name` with its default filled in; no input of a network has such a name."""
     return f"{name}_or_default"
 
 
 def _scriptable(graph: GraphModule, extra_inputs: Sequence[str], objective: Objective | None = None) -> GraphModule:
-    """`graph` in a form that TorchScript compiles; with an objective, also between output and cotangent.
+    """`graph` in a form that TorchScript compiles; an objective is put between output and cotangent.
 
-    TorchScript knows ATen's operators by packet, not by overload, and sizes as methods; what it saves, it does not load
-    where a weight's name is not in ASCII. The last inputs, `extra_inputs`, become one list.
+    TorchScript calls ATen's operators by packet, not by overload, and sizes by method, and it cannot load weights whose
+    names are not in ASCII. The last inputs, `extra_inputs`, become one list.
     """
     copied = GraphModule(*_with_ascii_names(graph), "Pullback")
     nodes = copied.graph
@@ -163,25 +163,30 @@ def _scriptable(graph: GraphModule, extra_inputs: Sequence[str], objective: Obje
             node.target = TORCHSCRIPT_EQUIVALENTS.get(node.target, node.target)
     if objective is not None:
         copied.add_submodule("objective", objective)
-        result = nodes.output_node()
-        outputs: Any = result.args[0]
-        output, pullback = outputs
-        given = next(node for node in nodes.nodes if node.op == "placeholder" and node.target == "cotangent")
-        readers = list(given.users)
-        with nodes.inserting_after(output):
-            both = nodes.call_module("objective", (output, given))
-        with nodes.inserting_after(both):
-            climbed = nodes.call_function(operator.getitem, (both, 1))
-            score = nodes.call_function(operator.getitem, (both, 0))
-        for reader in readers:
-            reader.replace_input_with(given, climbed)
-        result.args = ((output, pullback, score),)
+        _climb(nodes)
     copied.recompile()
     return copied
 
 
+def _climb(nodes: Graph) -> None:
+    """Put the module "objective" between output and cotangent, and return its score too."""
+    result = nodes.output_node()
+    outputs: Any = result.args[0]
+    output, pullback = outputs
+    cotangent = next(node for node in nodes.nodes if node.op == "placeholder" and node.target == "cotangent")
+    readers = list(cotangent.users)
+    with nodes.inserting_after(output):
+        both = nodes.call_module("objective", (output, cotangent))
+    with nodes.inserting_after(both):
+        climbed = nodes.call_function(operator.getitem, (both, 1))
+        score = nodes.call_function(operator.getitem, (both, 0))
+    for reader in readers:
+        reader.replace_input_with(cotangent, climbed)
+    result.args = ((output, pullback, score),)
+
+
 def _with_ascii_names(graph: GraphModule) -> tuple[dict[str, Any], Graph]:
-    """What `graph` reads, by name, and a copy of its nodes that reads it so: numbered where a name is not in ASCII."""
+    """The values that `graph` reads, by name, and a copy of its nodes; names that are not in ASCII become numbers."""
     nodes = copy.deepcopy(graph.graph)
     values: dict[str, Any] = {}
     for node in nodes.find_nodes(op="get_attr"):
@@ -193,7 +198,7 @@ def _with_ascii_names(graph: GraphModule) -> tuple[dict[str, Any], Graph]:
 
 
 def _script(graph: GraphModule) -> torch.jit.ScriptModule:
-    """`graph`, compiled; raises ConversionError where TorchScript lacks a word for what it computes."""
+    """`graph`, compiled; raises ConversionError for an operator that TorchScript does not have."""
     try:
         return torch.jit.script(graph)
     except RuntimeError as error:
@@ -203,7 +208,7 @@ def _script(graph: GraphModule) -> torch.jit.ScriptModule:
 
 @contextmanager
 def _without_deprecations() -> Iterator[None]:
-    """TorchScript still works and says at every call that it is deprecated; nothing else is silenced."""
+    """Silence the warnings that TorchScript is deprecated, which every call gives; nothing else is silenced."""
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message=r".*torch\.jit\..* is (deprecated|not supported)", category=FutureWarning
