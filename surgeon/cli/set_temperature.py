@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -17,23 +16,14 @@ Examples:
   surgeon set-temperature exported/lite0-gates temperatures.json"""
 
 
-class Temperature(click.ParamType[Any]):
-    """T as a number; another text as the path of a file."""
-
-    name = "T|FILE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | Path:
-        """Parse `value`, unless it is parsed already."""
-        if not isinstance(value, str):
-            return value  # type: ignore[no-any-return]
-        if Path(value).suffix == ".json":
-            return Path(value)
-        return options.number(above=0)(value)
+def _value(text: str) -> float | Path:
+    """A number, or the path of a JSON file."""
+    return Path(text) if Path(text).suffix == ".json" else options.number(above=0)(text)
 
 
 @click.command("set-temperature", epilog=EXAMPLES)
 @options.bundle
-@click.argument("temperature", type=Temperature(), metavar="T|FILE.json")
+@click.argument("temperature", type=_value, metavar="T|FILE.json")
 @options.silent
 @options.as_json
 def command(bundle: Path, temperature: float | Path, quiet: bool, as_json: bool) -> None:
@@ -64,6 +54,6 @@ def _read(path: Path) -> tuple[float, ...]:
         raise SurgeonError(
             f"{path} cannot be read ({error})", "Write a JSON list with a number for each gate"
         ) from error
-    if not (isinstance(values, list) and all(isinstance(value, (int, float)) for value in values)):
+    if not (isinstance(values, list) and all(type(value) in (int, float) for value in values)):
         raise SurgeonError(f"{path} holds no list of numbers", "Write a JSON list, a number for each gate")
     return tuple(map(float, values))
