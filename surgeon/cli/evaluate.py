@@ -177,8 +177,6 @@ def command(
     if as_json:
         screen.print_json(evaluation_report.facts(session, results, rows, settings, device))
     else:
-        evaluation_report.show(screen.console(), measured, rows, settings)
-        if plot is not None:
-            click.echo(f"plot: {plot}")
+        evaluation_report.show(screen.console(), measured, rows, settings, plot)
     if interrupted:
         raise Interrupted(f"interrupted after {len(results)} of {len(photos)} photos; the figures are of those")

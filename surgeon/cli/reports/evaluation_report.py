@@ -20,9 +20,13 @@ MARKS = {"best": "*", "close": "~", "": " "}
 
 
 def show(
-    console: Console, measured: Sequence[dict[str, Measured]], methods: Sequence[Method], settings: Settings
+    console: Console,
+    measured: Sequence[dict[str, Measured]],
+    methods: Sequence[Method],
+    settings: Settings,
+    plot: Path | None = None,
 ) -> None:
-    """Print a row for each method: mean and standard error over photos, the best marked."""
+    """Print a row for each method, mean and standard error over photos, the best marked; and the place of the plot."""
     from rich.text import Text
 
     from surgeon.analysis.evaluate.evaluation import METRICS
@@ -43,6 +47,8 @@ def show(
         )
     console.print(legend, style="dim", soft_wrap=True)
     console.print(described(settings, methods), style="dim", soft_wrap=True)
+    if plot is not None:
+        console.print(f"plot: {plot}", soft_wrap=True, markup=False)
 
 
 def summary(measured: Sequence[dict[str, Measured]], methods: Sequence[Method]) -> dict[str, dict[str, Score]]:
