@@ -219,6 +219,7 @@ def test_a_device_that_is_not_there(bundle: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_command_without_torch(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "surgeon.network.sources", raising=False)  # imported anew, it fails
     result = CliRunner().invoke(group, ["verify", str(bundle)])
     assert isinstance(result.exception, SurgeonError)
     assert "torch is not installed" in result.exception.message
