@@ -129,7 +129,8 @@ def group(heading: str, *decorators: Decorator) -> Decorator:
         before = len(getattr(command, "__click_params__", ()))
         for decorator in reversed(decorators):
             command = decorator(command)
-        _HEADINGS.update(dict.fromkeys(command.__click_params__[before:], heading))
+        added: list[click.Parameter] = vars(command)["__click_params__"][before:]
+        _HEADINGS.update(dict.fromkeys(added, heading))
         return command
 
     return decorate
