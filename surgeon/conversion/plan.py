@@ -192,7 +192,7 @@ class _RuleChooser:
         several = isinstance(node.meta["val"], (tuple, list))
         assert isinstance(node.target, OpOverload)
         active = tuple(leaf in self._active for leaf in leaves)
-        outputs: Any = tuple(sorted(read)) if several else None  # type: ignore[type-var]  # indices are integers
+        outputs: Any = tuple(sorted(read)) if several else None
         call = OperatorCall(node.target, arguments, dict(node.kwargs), active, outputs)
         signature = call.signature
         try:

@@ -76,9 +76,7 @@ def record_pullback(network: CapturedNetwork) -> RecordedPullback[PullbackModule
 def record_pullback(network: CapturedNetwork, kind: type[Kind]) -> RecordedPullback[Kind]: ...
 
 
-def record_pullback(
-    network: CapturedNetwork, kind: type[PullbackModule] = PullbackModule
-) -> RecordedPullback[PullbackModule]:
+def record_pullback(network: CapturedNetwork, kind: type[PullbackModule] = PullbackModule) -> RecordedPullback[Any]:
     """Record forward and pullback of `network` as one exported program; `network` stays as it is.
 
     The program takes (input, cotangent), the temperature where a gate or pool reads it, and the network's other inputs.
