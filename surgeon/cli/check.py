@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
@@ -10,7 +11,7 @@ from surgeon.cli import extra_input_options, options
 from surgeon.errors import ConversionError
 
 if TYPE_CHECKING:
-    from surgeon.analysis.inspect.convertibility import Convertibility, OperatorSupport
+    from surgeon.analysis.inspect.convertibility import ConvertibilityReport, TreatedOperator
 
 EXAMPLES = """\b
 Examples:
@@ -20,7 +21,7 @@ Examples:
 
 
 @click.command("check", epilog=EXAMPLES)
-@click.argument("model")
+@click.argument("model", metavar="SOURCE")
 @click.option("--input-shape", type=options.SHAPE, help="One input's shape, without the batch.")
 @click.option(
     "--at", metavar="LAYER", multiple=True,
@@ -38,23 +39,23 @@ def command(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Say of each operator of MODEL how its pullback is found, and of those that have none where they are and why.
+    """List the operators of SOURCE: how each one's pullback is found, and where and why one has none.
 
-    Nothing is written; a named model gets random weights. Exit code 0 where the network converts, 4 where it does not;
-    then the smallest module that fails is named, where one fails on its own. Batch norms and padding that an export
-    folds into convolutions are not listed. Operators that ONNX has no word for are found at export. Of a file that
-    cannot be imported, only the operators at fault are listed.
+    Nothing is written; a named model gets random weights. The exit code is 0 where the network converts and 4 where it
+    does not; then the innermost module that fails on its own is named, if there is one. Batch norms and padding that an
+    export folds into convolutions are not listed. Operators that ONNX cannot express are found at export. For a file
+    that cannot be imported, only the operators at fault are listed.
     """
     from surgeon.cli import screen
 
     with screen.waiting("capture the network", quiet):
-        support = _check(model, input_shape, at, input, extra_input)
+        report = _check(model, input_shape, at, input, extra_input)
     if as_json:
-        screen.print_json({"model": model, "at": at, **support.to_json()})
+        screen.print_json({"model": model, "at": at, **report.to_json()})
     else:
-        _print(model, support)
-    if support.refusal is not None:
-        raise support.refusal
+        _print(model, report)
+    if report.refusal is not None:
+        raise report.refusal
 
 
 def _check(
@@ -63,7 +64,7 @@ def _check(
     at: tuple[str, ...],
     input: str | None,
     extra_input: tuple[extra_input_options.Stated, ...],
-) -> Convertibility:
+) -> ConvertibilityReport:
     try:
         source, example = options.network(model, input_shape, input, extra_input)
     except ConversionError as error:  # of a file
@@ -76,34 +77,35 @@ def _check(
     return check(source.module, example, Recipe(at=at))
 
 
-def _print(model: str, support: Convertibility) -> None:
-    from rich import box
-    from rich.table import Table
+def _print(model: str, report: ConvertibilityReport) -> None:
     from rich.text import Text
 
     from surgeon.cli import screen
+    from surgeon.cli.reports.tables import Column, table_of
+
+    def styled(value: Callable[[TreatedOperator], str]) -> Callable[[TreatedOperator], Text]:
+        return lambda treated: Text(value(treated), "red" if treated.treatment == "unsupported" else "")
 
     console = screen.console()
-    if support.operators:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for heading in ("operator", "count", "treatment", "reason"):
-            table.add_column(heading, justify="right" if heading == "count" else "left", overflow="fold")
-        for found in support.operators:
-            style = "red" if found.treatment == "unsupported" else ""
-            cells = (found.operator, str(len(found.places)), found.treatment, _reason(found))
-            table.add_row(*[Text(cell, style) for cell in cells])
-        console.print(table)
-        counts = ", ".join(f"{count} {treatment}" for treatment, count in support.totals.items() if count)
-        console.print(f"{sum(support.totals.values())} operators: {counts}")
-    if support.piece is not None:
-        piece = support.piece
-        console.print(Text(f"the smallest piece that fails: {piece.module} ({piece.kind}): {piece.reason}"))
-    if support.refusal is None:
+    if report.operators:
+        columns = (
+            Column("operator", styled(lambda treated: treated.operator)),
+            Column("count", styled(lambda treated: str(len(treated.places))), right=True),
+            Column("treatment", styled(lambda treated: treated.treatment)),
+            Column("reason", styled(_reason)),
+        )
+        console.print(table_of("", columns, report.operators))
+        counts = ", ".join(f"{count} {treatment}" for treatment, count in report.totals.items() if count)
+        console.print(f"{sum(report.totals.values())} operators: {counts}")
+    if report.failing_module is not None:
+        failing = report.failing_module
+        console.print(Text(f"the innermost module that fails: {failing.module} ({failing.kind}): {failing.reason}"))
+    if report.refusal is None:
         console.print(Text(f"{model} converts"), style="green")
 
 
-def _reason(found: OperatorSupport) -> str:
-    """Why it is unsupported, which says where its first node is, and where the others are."""
-    first, *extra_inputs = found.places
-    more = ", ".join(dict.fromkeys(f"{place.module} {place.line}".strip() or place.node for place in extra_inputs))
+def _reason(treated: TreatedOperator) -> str:
+    """Why the operator is unsupported, with the place of its first node, and the places of the others."""
+    first, *others = treated.places
+    more = ", ".join(dict.fromkeys(f"{place.module} {place.line}".strip() or place.node for place in others))
     return first.reason + (f"; also in {more}" if first.reason and more else "")

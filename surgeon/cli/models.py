@@ -24,19 +24,19 @@ def command(pattern: str, as_json: bool) -> None:
     import dataclasses
 
     from surgeon.cli import screen
-    from surgeon.cli.reports.tables import table
+    from surgeon.cli.reports.tables import Column, table_of
     from surgeon.network.catalogue import models
 
-    listed = models(pattern)
+    matching = models(pattern)
     if as_json:
-        screen.print_json({"models": [dataclasses.asdict(model) for model in listed]})
+        screen.print_json({"models": [dataclasses.asdict(model) for model in matching]})
         return
-    numbers = ("parameters", "input", "T")
-    rows = [
-        [
-            *(model.name, model.gates, f"{model.parameters / 1e6:.1f} M", ",".join(map(str, model.input_shape))),
-            *(f"{model.temperature:g}", f"{', '.join(model.weights)} ({model.origin})"),
-        ]
-        for model in listed
-    ]
-    screen.console().print(table("", ("name", "gates", *numbers, "weights"), rows, right=numbers))
+    columns = (
+        Column("name", lambda model: model.name, wrap=False),
+        Column("gates", lambda model: model.gates, wrap=False),
+        Column("parameters", lambda model: f"{model.parameters / 1e6:.1f} M", right=True, wrap=False),
+        Column("input", lambda model: ",".join(map(str, model.input_shape)), right=True, wrap=False),
+        Column("T", lambda model: f"{model.temperature:g}", right=True, wrap=False),
+        Column("weights", lambda model: f"{', '.join(model.weights)} ({model.origin})"),
+    )
+    screen.console().print(table_of("", columns, matching))

@@ -174,12 +174,13 @@ def network(
     A named model gets random weights, which need no download.
     """
     try:
-        from surgeon.network.sources import resolve, two_samples
+        from surgeon.network.sources import SourceOptions, resolve_with, two_samples
     except ImportError as error:
         raise SurgeonError(f"{error.name or 'torch'} is not installed, and this needs it", CONVERT) from error
     named = ":" not in model and not Path(model).suffix
     weights = "random" if named else None
-    source = resolve(model, weights=weights, input_shape=input_shape, input=input, extra_inputs=dict(extra_input))
+    stated = SourceOptions(weights, input_shape, None, input, dict(extra_input))
+    source = resolve_with(model, stated, calibrated=False)
     return source, two_samples(source)
 
 

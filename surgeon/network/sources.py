@@ -111,8 +111,11 @@ def resolve(
     return resolve_with(source, SourceOptions(weights, input_shape, preprocess, input, extra_inputs), seed)
 
 
-def resolve_with(source: str | nn.Module, options: SourceOptions, seed: int = 0) -> Source:
-    """As `resolve`, with its options as one value."""
+def resolve_with(source: str | nn.Module, options: SourceOptions, seed: int = 0, calibrated: bool = True) -> Source:
+    """As `resolve`, with its options as one value.
+
+    Without `calibrated`, random weights stay as drawn: enough to look at the structure, and no forward pass.
+    """
     preprocess, input_shape = options.preprocess, options.input_shape
     if preprocess is not None and preprocess not in PREPROCESSING:
         raise SurgeonError(f"there is no preprocessing {preprocess!r}", f"Choose {', '.join(PREPROCESSING)}")
@@ -135,7 +138,7 @@ def resolve_with(source: str | nn.Module, options: SourceOptions, seed: int = 0)
         image = normalised(image, PREPROCESSING[preprocess], shape)
     if image is not None and (image.mean is not None or image.channels_last):
         module = Pixels(module, image.mean, image.std, channels_last=image.channels_last).eval()
-    if drawn is not None:
+    if drawn is not None and calibrated:
         _calibrate(module, shape, drawn, ports)
     origin = source if isinstance(source, str) else FROM_PYTHON
     model = Model(network.name, origin, network.weights, network.licence, parameters, called, network.ports[1])

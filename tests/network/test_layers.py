@@ -293,7 +293,7 @@ def test_layers_are_listed(run) -> None:
 def test_check_says_how_each_operator_is_treated(run) -> None:
     code, out, err = run("check", "tests.network.test_layers:deep", "--json")
     report = json.loads(out)
-    assert (code, err, report["convertible"], report["piece"]) == (0, "", True, None)
+    assert (code, err, report["convertible"], report["failing_module"]) == (0, "", True, None)
     treated = {(one["operator"], one["treatment"]): one["count"] for one in report["operators"]}
     assert treated[("aten.relu.default", "gate")] == 4
     assert treated[("aten.convolution.default", "rule")] == 3
@@ -318,7 +318,7 @@ def test_check_names_everything_that_has_no_rule(run) -> None:
 
 def test_check_names_the_smallest_piece_that_cannot_be_recorded(run) -> None:
     code, out, err = run("check", "tests.network.test_layers:branching", "--json")
-    piece = json.loads(out)["piece"]
+    piece = json.loads(out)["failing_module"]
     assert (code, piece["module"], piece["kind"]) == (4, "block.1", "Flow")
     assert "test_layers.py:" in piece["reason"] and err.count("\n") == 1
     assert "block.1 (Flow)" in run("check", "tests.network.test_layers:branching")[1]

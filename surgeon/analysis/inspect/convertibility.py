@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import collections
 import operator
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Node
 
 from surgeon.bundle.manifest import Recipe
-from surgeon.conversion.capture.capture import capture, record
+from surgeon.conversion.capture.capture import Captured, capture, record
 from surgeon.conversion.capture.nodes import source_line, source_module
 from surgeon.conversion.passes.optimise import optimise
-from surgeon.conversion.plan import Unsupported
+from surgeon.conversion.plan import SweepStep, Unsupported
 from surgeon.conversion.pullback import PullbackModule
 from surgeon.errors import ConversionError, UnknownOperators, first_line
 from surgeon.network.inputs import Example, tensors
@@ -24,7 +25,8 @@ from surgeon.network.modules import evaluating, explaining_inputs
 from surgeon.network.wrapping import source_name
 
 TREATMENTS = ("gate", "pool", "rule", "derived", "constant", "unsupported")
-"""A soft gate or pool may take its place; a rule of ours; PyTorch's derivative; no way from input to output; none."""
+"""How an export treats an operator: a gate or pool, which a soft one may replace; a rule of surgeon's; PyTorch's
+derivative; no gradient flows through it; it has no pullback."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class OperatorSupport:
+class TreatedOperator:
     """All nodes of one operator that are treated alike."""
 
     operator: str
@@ -48,7 +50,7 @@ class OperatorSupport:
 
 @dataclass(frozen=True)
 class FailingModule:
-    """The smallest part of a network that cannot be recorded on its own."""
+    """The innermost module of a network that cannot be recorded on its own."""
 
     module: str  # dotted name; "" for the network itself
     kind: str
@@ -56,102 +58,107 @@ class FailingModule:
 
 
 @dataclass(frozen=True)
-class Convertibility:
-    """What `check` found; it converts where `refusal` is None."""
+class ConvertibilityReport:
+    """Whether a network converts, and how its operators are treated; it converts where `refusal` is None."""
 
-    operators: tuple[OperatorSupport, ...]
+    operators: tuple[TreatedOperator, ...]
     refusal: ConversionError | None = None
-    piece: FailingModule | None = None
+    failing_module: FailingModule | None = None
 
     @property
     def totals(self) -> dict[str, int]:
         """Number of nodes by treatment."""
-        counts = collections.Counter({one: 0 for one in TREATMENTS})
-        for found in self.operators:
-            counts[found.treatment] += len(found.places)
-        return dict(counts)
+        counts = dict.fromkeys(TREATMENTS, 0)
+        for treated in self.operators:
+            counts[treated.treatment] += len(treated.places)
+        return counts
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON values."""
         return {
             "convertible": self.refusal is None,
-            "operators": [{**asdict(found), "count": len(found.places)} for found in self.operators],
+            "operators": [{**asdict(treated), "count": len(treated.places)} for treated in self.operators],
             "totals": self.totals,
             "reason": self.refusal.message if self.refusal else None,
-            "piece": asdict(self.piece) if self.piece else None,
+            "failing_module": asdict(self.failing_module) if self.failing_module else None,
         }
 
 
-def check(module: nn.Module, example: Example, recipe: Recipe | None = None) -> Convertibility:
-    """Decide on every operator of `module` as an export would, and run the sweep once on `example`, [N >= 2, …].
+def check(
+    module: nn.Module, example: Example, recipe: Recipe | None = None, captured: Captured | None = None
+) -> ConvertibilityReport:
+    """Decide on every operator of `module` as an export would, and run the rules once on the shapes of `example`.
 
-    Raises SurgeonError where the network does not take `example`, or `recipe.at` names nothing.
+    `example` is an input or several, [N >= 2, …]. `captured` is the network captured already for this recipe; it is
+    changed. Raises SurgeonError where the network does not take `example`, or `recipe.at` names nothing.
     """
     recipe = recipe or Recipe()
     try:
-        with explaining_inputs(module, example):
-            captured = capture(module, example, recipe.at)
+        if captured is None:
+            with explaining_inputs(module, example):
+                captured = capture(module, example, recipe.at)
     except ConversionError as error:
-        return Convertibility((), error, _smallest(module, example, error))
+        return ConvertibilityReport((), error, _innermost_failure(module, example, error))
     optimise(captured.graph)
     nodes = [node for node in captured.graph.graph.nodes if node.op == "call_function"]
     refused: dict[Node, str] = {}
     refusal: ConversionError | None = None
-    treated: dict[Node, str] = {}
+    treatments: dict[Node, str] = {}
     try:
         pullback = PullbackModule(captured, recipe)
-        treated = _treatments(pullback.steps)
-        _sweep(pullback, example, pullback.output_shape)
+        treatments = _treatments(pullback.steps)
+        _run_rules(pullback, example)
     except Unsupported as error:
         refused, refusal = error.refused, error
-        treated |= _treatments(error.steps)
+        treatments |= _treatments(error.steps)
     except ConversionError as error:
         refusal = error
     alike: dict[tuple[str, str], list[Place]] = {}
     for node in nodes:
         if node.target is operator.getitem or not isinstance(node.target, torch._ops.OpOverload):
             continue
-        treatment = "unsupported" if node in refused else treated.get(node, "constant")
+        treatment = "unsupported" if node in refused else treatments.get(node, "constant")
         place = Place(node.name, source_module(node), source_line(node), refused.get(node, ""))
         alike.setdefault((str(node.target), treatment), []).append(place)
-    found = [OperatorSupport(name, treatment, tuple(places)) for (name, treatment), places in alike.items()]
-    found.sort(key=lambda one: (TREATMENTS.index(one.treatment), -len(one.places), one.operator))
-    return Convertibility(tuple(found), refusal)
+    treated = [TreatedOperator(name, treatment, tuple(places)) for (name, treatment), places in alike.items()]
+    return ConvertibilityReport(tuple(sorted(treated, key=_rank)), refusal)
 
 
-def not_imported(error: ConversionError) -> Convertibility:
-    """What is known of a file that `error` keeps from becoming a network: of its operators, those at fault."""
+def not_imported(error: ConversionError) -> ConvertibilityReport:
+    """The report on a file that could not be imported because of `error`: only the operators at fault are known."""
     if not isinstance(error, UnknownOperators):
-        return Convertibility((), error)
-    found = [
-        OperatorSupport(
-            kind, "unsupported", tuple(Place(name, name, "", f"{name}: {error.reasons[kind]}") for name in names)
-        )
-        for kind, names in error.nodes.items()
-    ]
-    return Convertibility(tuple(sorted(found, key=lambda one: (-len(one.places), one.operator))), error)
+        return ConvertibilityReport((), error)
+    refused = []
+    for kind, names in error.nodes.items():
+        places = tuple(Place(name, name, "", f"{name}: {error.reasons[kind]}") for name in names)
+        refused.append(TreatedOperator(kind, "unsupported", places))
+    return ConvertibilityReport(tuple(sorted(refused, key=_rank)), error)
 
 
-def _treatments(steps: Any) -> dict[Node, str]:
+def _rank(treated: TreatedOperator) -> tuple[int, int, str]:
+    return TREATMENTS.index(treated.treatment), -len(treated.places), treated.operator
+
+
+def _treatments(steps: Iterable[SweepStep]) -> dict[Node, str]:
     return {step.node: "rule" if step.kind == "exact" else step.kind for step in steps}
 
 
-def _sweep(pullback: PullbackModule, example: Example, output: Any) -> None:
-    """Run the sweep: some rules know only when they are called that an argument is beyond them."""
-    first, *extra_examples = tensors(example)
-    cotangent = torch.ones((first.shape[0], *output), dtype=first.dtype)
+def _run_rules(pullback: PullbackModule, example: Example) -> None:
+    """Run forward pass and sweep on tensors without values: a rule may refuse its arguments only when it is called."""
+    shapes_alone = FakeTensorMode(allow_non_fake_inputs=True)  # of the network's parameters
+    first, *extra_examples = (shapes_alone.from_tensor(x) for x in tensors(example))
     extra_inputs = tuple(extra_examples[place] for place in pullback.used_inputs)
     try:
-        with torch.no_grad():
+        with shapes_alone, torch.no_grad():
+            cotangent = torch.ones((first.shape[0], *pullback.output_shape), dtype=first.dtype)
             pullback(first, cotangent, torch.ones((), dtype=first.dtype), extra_inputs)
     except (RuntimeError, ValueError, TypeError) as error:
-        line = first_line(error)
         raise ConversionError(
-            f"the pullback does not run ({line})", "Please report it, with the network's source"
+            f"the pullback does not run ({first_line(error)})", "Please report it, with the network's source"
         ) from error
 
 
-def _smallest(module: nn.Module, example: Example, error: ConversionError) -> FailingModule | None:
+def _innermost_failure(module: nn.Module, example: Example, error: ConversionError) -> FailingModule | None:
     """The innermost module that cannot be recorded on its own, called as the network calls it; None where all can."""
     calls = _calls(module, example)
     name, reason, failed = "", error.message, False
@@ -168,25 +175,25 @@ def _smallest(module: nn.Module, example: Example, error: ConversionError) -> Fa
 
 
 def _below(name: str, calls: dict[str, tuple[Tensor, ...]]) -> list[str]:
-    """The modules inside `name` that ran, those inside one of them left out."""
+    """The outermost modules inside `name` that ran."""
     start = f"{name}." if name else ""
     inside = [other for other in calls if other.startswith(start) and other != name]
-    return [one for one in inside if not any(one.startswith(f"{other}.") for other in inside)]
+    return [inner for inner in inside if not any(inner.startswith(f"{other}.") for other in inside)]
 
 
 def _calls(module: nn.Module, example: Example) -> dict[str, tuple[Tensor, ...]]:
-    """What each inner module was first given, of those that take tensors alone; nothing where `module` does not run."""
-    given: dict[str, tuple[Tensor, ...]] = {}
+    """The inputs of the first call of each inner module that takes tensors alone; empty where `module` does not run."""
+    calls: dict[str, tuple[Tensor, ...]] = {}
     with ExitStack() as hooks, evaluating(module), torch.no_grad():
         for name, part in module.named_modules():
 
             def note(_part: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], name: str = name) -> None:
                 if name and inputs and not keywords and all(isinstance(x, Tensor) and x.dim() for x in inputs):
-                    given.setdefault(name, tuple(x.clone() for x in inputs))
+                    calls.setdefault(name, tuple(x.clone() for x in inputs))
 
             hooks.enter_context(part.register_forward_pre_hook(note, with_kwargs=True))
         try:
             module(*(x.clone() for x in tensors(example)))
-        except Exception:  # the error that brought us here says why
+        except Exception:  # the error that is being explained says why
             return {}
-    return given
+    return calls

@@ -115,6 +115,21 @@ def _layer(module: str, members: Sequence[Pair]) -> ModuleShare:
     )
 
 
+def summed(name: str, shares: Sequence[ModuleShare]) -> ModuleShare:
+    """The sums of `shares` under the name of no module."""
+    return ModuleShare(
+        module=name,
+        operators={},
+        shape=None,
+        parameters=sum(share.parameters for share in shares),
+        multiply_adds=total(share.multiply_adds for share in shares),
+        bytes=total(share.bytes for share in shares),
+        backward_multiply_adds=total(share.backward_multiply_adds for share in shares),
+        backward_bytes=total(share.backward_bytes for share in shares),
+        gates=sum(share.gates for share in shares),
+    )
+
+
 def count(nodes: Iterable[Node]) -> dict[str, int]:
     """How often each operator occurs, the most frequent first."""
     return dict(collections.Counter(node.operator for node in nodes).most_common())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,8 +40,18 @@ class FileReport:
     outputs: tuple[Port, ...] = ()
     opset: int | None = None
     producer: str = ""
-    metadata: dict[str, str] = dataclasses.field(default_factory=dict)  # but for surgeon's own facts
-    structure: Structure | None = None
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict)  # without surgeon's own facts
+    _read: Callable[[], Structure] | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    @property
+    def is_onnx(self) -> bool:
+        """Whether the file is an ONNX model, and has a structure."""
+        return self._read is not None
+
+    @functools.cached_property
+    def structure(self) -> Structure | None:
+        """The nodes of an ONNX file; read when asked for, since shape inference takes most of the time."""
+        return self._read() if self._read is not None else None
 
 
 @dataclass(frozen=True)
@@ -73,8 +84,9 @@ class Inspection:
     @property
     def pictured(self) -> FileReport | None:
         """The file whose layers and nodes are shown; None where no file is ONNX."""
-        found = [file for file in self.files if file.structure is not None]
-        return next((file for file in found if file.name == PICTURED), found[0] if found else None)
+        onnx_files = [file for file in self.files if file.is_onnx]
+        first = onnx_files[0] if onnx_files else None
+        return next((file for file in onnx_files if file.name == PICTURED), first)
 
     @property
     def gates(self) -> tuple[GateSite, ...]:
@@ -189,7 +201,7 @@ def _report(
         opset=next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), None),
         producer=f"{model.producer_name} {model.producer_version}".strip(),
         metadata={entry.key: entry.value for entry in model.metadata_props if entry.key != "surgeon"},
-        structure=read(model, sizes, input_shape),
+        _read=functools.partial(read, model, sizes, input_shape),
     )
 
 
@@ -245,8 +257,3 @@ def _load(path: Path) -> onnx.ModelProto:
     if not model.graph.node and not model.opset_import:  # an empty or foreign file may parse as an empty message
         raise SurgeonError(f"{path} is not an ONNX file that can be read", "See that the file is whole")
     return model
-
-
-def plain(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
-    """`pairs` as JSON values."""
-    return [dataclasses.asdict(pair) | {"shape": pair.shape, "backward_shape": pair.backward_shape} for pair in pairs]

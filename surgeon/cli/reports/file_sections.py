@@ -7,11 +7,11 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from surgeon.analysis.inspect.grouping import Pair, count, layers, named
+from surgeon.analysis.inspect.grouping import count, layers, named, summed
 from surgeon.analysis.inspect.inspection import SECTIONS, FileReport, Inspection, nothing_fits, operators
-from surgeon.analysis.inspect.structure import ROLES, UNMARKED, figure_text, total
+from surgeon.analysis.inspect.structure import ROLES, UNMARKED, figure_text
 from surgeon.bundle.manifest import GateSite, Manifest, Port
-from surgeon.cli.reports.tables import bytes_text, counts_text, shape_text, table
+from surgeon.cli.reports.tables import Column, bytes_text, cells, counts_text, facts_table, shape_text, table_of
 from surgeon.cli.screen import size_text
 
 if TYPE_CHECKING:
@@ -19,11 +19,49 @@ if TYPE_CHECKING:
 
 ROOT = "(root)"
 
+SLICES = (
+    Column("layer", lambda layer: layer.name),
+    Column("its own output", lambda layer: shape_text(layer.shape)),
+    Column("from", lambda layer: layer.start, right=True),
+    Column("to", lambda layer: layer.start + layer.size, right=True),
+)
+PORTS = cells(("", "name", "dtype", "shape", "default", "meaning"), spare=("meaning",))
+LAYERS = (
+    Column("module", lambda layer: layer.module or ROOT),
+    Column("operators", lambda layer: counts_text(layer.operators, 3), spare=1),
+    Column("output", lambda layer: shape_text(layer.shape)),
+    Column("parameters", lambda layer: figure_text(layer.parameters), right=True),
+    Column("multiply-adds", lambda layer: figure_text(layer.multiply_adds), right=True),
+    Column("backward", lambda layer: figure_text(layer.backward_multiply_adds), right=True, spare=4),
+    Column("memory", lambda layer: bytes_text(layer.bytes), right=True, spare=3),
+    Column("gates", lambda layer: layer.gates or "", right=True, spare=2),
+)
+NODES = (
+    Column("module", lambda pair: pair.module or ROOT),
+    Column("node", lambda pair: pair.source, spare=2),
+    Column("forward", lambda pair: counts_text(count(pair.forward), 4)),
+    Column("output", lambda pair: shape_text(pair.shape), spare=1),
+    Column("rule", lambda pair: f"{pair.gate.rule} {pair.gate.kind}" if pair.gate is not None else ""),
+    Column("backward", lambda pair: counts_text(count(pair.backward), 6)),
+)
+OF_A_PULLBACK = ("rule", "backward", "gates")
+"""Columns of layers and nodes that a file without a backward pass has nothing for."""
+
+CLASSES = cells(("index", "label"), right=("index",))
+VERIFICATION = (
+    Column("artifact", lambda comparison: comparison.artifact),
+    Column("quantity", lambda comparison: comparison.quantity),
+    Column("condition", lambda comparison: comparison.condition),
+    Column("error", lambda comparison: f"{comparison.error:.1e}", right=True),
+    Column("tolerance", lambda comparison: f"{comparison.tolerance:.0e}", right=True),
+    Column("provider", lambda comparison: comparison.provider),
+)
+
 
 class FileSections:
-    """What there is to show of a bundle or an ONNX file; with a pattern, of its layers, nodes and gates those that fit.
+    """The sections of a bundle or an ONNX file; with a pattern, the layers, nodes and gates that match it.
 
-    Raises SurgeonError from `data` and `tables` where nothing fits.
+    `data` and `tables` raise SurgeonError where nothing matches.
     """
 
     def __init__(self, inspection: Inspection, pattern: str | None) -> None:
@@ -37,31 +75,32 @@ class FileSections:
 
     def data(self, section: str) -> Any:
         """A section as JSON values."""
-        found = self.inspection
+        inspection = self.inspection
         if section == "overview":
-            return {"bytes": found.bytes, "facts": found.facts, "files": [_summary(file) for file in found.files]}
+            files = [_summary(file) for file in inspection.files]
+            return {"bytes": inspection.bytes, "facts": inspection.facts, "files": files}
         if section == "ports":
             return {
                 file.name: {end: [dataclasses.asdict(port) for port in getattr(file, end)] for end in _ENDS}
-                for file in found.files
+                for file in inspection.files
                 if file.format
             }
         if section == "layers":
-            return [dataclasses.asdict(layer) for layer in layers(found.pairs(self.pattern))]
+            return [dataclasses.asdict(layer) for layer in layers(inspection.pairs(self.pattern))]
         if section == "nodes":
             return [
                 {**dataclasses.asdict(pair), "shape": pair.shape, "backward_shape": pair.backward_shape}
-                for pair in found.pairs(self.pattern)
+                for pair in inspection.pairs(self.pattern)
             ]
         if section == "gates":
-            return [dataclasses.asdict(gate) for gate in self._fitting()]
+            return [dataclasses.asdict(gate) for gate in self._matching_gates()]
         if section == "operators":
-            listed = {file.name: operators(file) for file in found.files if file.structure}
-            return {name: [dataclasses.asdict(one) for one in counted] for name, counted in listed.items()}
-        assert found.manifest is not None
+            counts = {file.name: operators(file) for file in inspection.files if file.is_onnx}
+            return {name: [dataclasses.asdict(count) for count in listed] for name, listed in counts.items()}
+        assert inspection.manifest is not None
         if section == "classes":
-            return list(found.manifest.labels or ())
-        return [{**dataclasses.asdict(line), "passed": line.passed} for line in found.manifest.verification]
+            return list(inspection.manifest.labels or ())
+        return [{**dataclasses.asdict(line), "passed": line.passed} for line in inspection.manifest.verification]
 
     def tables(self, section: str) -> Iterable[RenderableType]:
         """A section for people."""
@@ -69,9 +108,8 @@ class FileSections:
         return shown
 
     def _overview(self) -> Iterable[RenderableType]:
-        manifest = self.inspection.manifest
+        manifest, file = self.inspection.manifest, self.inspection.pictured
         rows: list[tuple[str, Any]] = _origin(manifest) if manifest is not None else []
-        file = self.inspection.pictured
         if file is not None and manifest is None:
             rows = [("file", file.name), ("made by", file.producer or "?"), ("opset", file.opset)]
             rows += [(key, value[:200]) for key, value in file.metadata.items()]
@@ -87,95 +125,70 @@ class FileSections:
                     rows.append((part, f"{len(nodes)} nodes, {costs} for {sample}"))
         files = ", ".join(f"{file.name} {size_text(file.bytes)}" for file in self.inspection.files)
         rows.append(("size", f"{size_text(self.inspection.bytes)} in all: {files}"))
-        yield table("", ("", " "), rows)
+        yield facts_table(rows)
         yield ""
         if manifest is not None and len(manifest.layers) > 1:
-            slices = [(one.name, shape_text(one.shape), one.start, one.start + one.size) for one in manifest.layers]
-            columns = ("layer", "its own output", "from", "to")
-            yield table("layers in the output", columns, slices, right=("from", "to"))
+            yield table_of("layers in the output", SLICES, manifest.layers)
 
     def _ports(self) -> Iterable[RenderableType]:
         for file in self.inspection.files:
             if file.format:
                 rows = [("in", *_port(port)) for port in file.inputs] + [("out", *_port(port)) for port in file.outputs]
                 kind = f"{file.format}, opset {file.opset}" if file.opset else file.format
-                heading = f"{file.name} ({kind}, {size_text(file.bytes)})"
-                yield table(heading, ("", "name", "dtype", "shape", "default", "meaning"), rows, spare=("meaning",))
+                yield table_of(f"{file.name} ({kind}, {size_text(file.bytes)})", PORTS, rows)
 
     def _layers(self) -> Iterable[RenderableType]:
-        found = layers(self.inspection.pairs(self.pattern))
-        rows: list[tuple[Any, ...]] = [
-            (
-                one.module or ROOT, counts_text(one.operators, 3), shape_text(one.shape), figure_text(one.parameters),
-                figure_text(one.multiply_adds), figure_text(one.backward_multiply_adds), bytes_text(one.bytes),
-                one.gates or "",
-            )
-            for one in found
-        ]  # fmt: skip
-        sums = (total(one.multiply_adds for one in found), total(one.backward_multiply_adds for one in found))
-        parameters, memory = sum(one.parameters for one in found), total(one.bytes for one in found)
-        gates = sum(one.gates for one in found)
-        rows.append(
-            ("total", "", "", figure_text(parameters), *map(figure_text, sums), bytes_text(memory), gates or "")
-        )
-        columns = ["module", "operators", "output", "parameters", "multiply-adds", "backward", "memory", "gates"]
-        if not any(one.backward_multiply_adds for one in found):
-            columns, rows = columns[:5] + columns[6:7], [(*row[:5], *row[6:7]) for row in rows]
-        yield table("layers", columns, rows, columns[3:], spare=("operators", "gates", "memory", "backward"))
+        shares = layers(self.inspection.pairs(self.pattern))
+        columns = _columns(LAYERS, any(share.backward_multiply_adds for share in shares))
+        yield table_of("layers", columns, [*shares, summed("total", shares)])
 
     def _nodes(self) -> Iterable[RenderableType]:
-        found = self.inspection.pairs(self.pattern)
-        rows: list[tuple[Any, ...]] = [
-            (
-                pair.module or ROOT, pair.source, counts_text(count(pair.forward), 4), shape_text(pair.shape),
-                _rule(pair), counts_text(count(pair.backward), 6),
-            )
-            for pair in found
-        ]  # fmt: skip
-        columns = ["module", "node", "forward", "output", "rule", "backward"]
-        if not any(pair.backward for pair in found):
-            columns, rows = columns[:4], [row[:4] for row in rows]
-        yield table("nodes", columns, rows, spare=("output", "node"))
+        pairs = self.inspection.pairs(self.pattern)
+        yield table_of("nodes", _columns(NODES, any(pair.backward for pair in pairs)), pairs)
 
-    def _fitting(self) -> tuple[GateSite, ...]:
-        found = [gate for gate in self.inspection.gates if named(self.pattern, gate.module, [gate.node])]
-        if self.pattern is not None and not found:
-            raise nothing_fits(self.pattern, [gate.module or gate.node for gate in self.inspection.gates])
-        return tuple(found)
+    def _matching_gates(self) -> tuple[GateSite, ...]:
+        gates = self.inspection.gates
+        matching = tuple(gate for gate in gates if named(self.pattern, gate.module, [gate.node]))
+        if self.pattern is not None and not matching:
+            raise nothing_fits(self.pattern, [gate.module or gate.node for gate in gates])
+        return matching
 
     def _gates(self) -> Iterable[RenderableType]:
         assert self.inspection.manifest is not None
-        soft = softness(self.inspection.manifest)
-        rows = [
-            (one.module or ROOT, one.node, one.op, one.kind, one.rule, soft(one), shape_text(one.shape))
-            for one in self._fitting()
-        ]
-        columns = ("module", "node", "operator", "kind", "rule", "T", "shape")
-        yield table("gates and pools", columns, rows, spare=("operator", "shape", "node"))
+        columns = (
+            Column("module", lambda gate: gate.module or ROOT),
+            Column("node", lambda gate: gate.node, spare=3),
+            Column("operator", lambda gate: gate.op, spare=1),
+            Column("kind", lambda gate: gate.kind),
+            Column("rule", lambda gate: gate.rule),
+            Column("T", softness(self.inspection.manifest)),
+            Column("shape", lambda gate: shape_text(gate.shape), spare=2),
+        )
+        yield table_of("gates and pools", columns, self._matching_gates())
 
     def _operators(self) -> Iterable[RenderableType]:
         from surgeon.analysis.inspect.kernels import PROVIDERS
 
         file = self.inspection.pictured
         assert file is not None
-        found = operators(file)
-        roles = [role for role in (*ROLES, UNMARKED) if any(role in one.counts for one in found)]
-        known = [name for name in PROVIDERS if any(one.providers[name] for one in found)]
-        headings = roles if roles != [UNMARKED] else ["count"]
-        rows: list[tuple[Any, ...]] = [
-            (
-                one.operator,
-                *(one.counts.get(role, "") for role in roles),
-                *(one.providers[name] or "?" for name in known),
-            )
-            for one in found
-        ]
-        title = f"operators of {file.name}"
-        yield table(title, ("operator", *headings, *known), rows, right=headings)
+        counts = operators(file)
+        roles = [role for role in (*ROLES, UNMARKED) if any(role in count.counts for count in counts)]
+        known = [name for name in PROVIDERS if any(count.providers[name] for count in counts)]
+        columns = (
+            Column("operator", lambda count: count.operator),
+            *(
+                Column(
+                    "count" if roles == [UNMARKED] else role, lambda count, role=role: count.counts.get(role, ""), True
+                )
+                for role in roles
+            ),
+            *(Column(name, lambda count, name=name: count.providers[name] or "?") for name in known),
+        )
+        yield table_of(f"operators of {file.name}", columns, counts)
 
     def _classes(self) -> Iterable[RenderableType]:
         assert self.inspection.manifest is not None
-        yield table("classes", ("index", "label"), enumerate(self.inspection.manifest.labels or ()), right=("index",))
+        yield table_of("classes", CLASSES, enumerate(self.inspection.manifest.labels or ()))
 
     def _verification(self) -> Iterable[RenderableType]:
         from rich.text import Text
@@ -185,21 +198,21 @@ class FileSections:
         if not manifest.verification:
             yield Text("not verified: exported with --no-verify\n", style="yellow")
             return
-        rows = [
-            (line.artifact, line.quantity, line.condition, f"{line.error:.1e}", f"{line.tolerance:.0e}", line.provider)
-            for line in manifest.verification
-        ]
-        failed = sum(not line.passed for line in manifest.verification)
-        verdict = f"{failed} of {len(rows)} failed" if failed else f"all {len(rows)} within tolerance"
-        columns = ("artifact", "quantity", "condition", "error", "tolerance", "provider")
-        yield table(f"verification at export: {verdict}", columns, rows, right=("error", "tolerance"))
+        failed = sum(not comparison.passed for comparison in manifest.verification)
+        count = len(manifest.verification)
+        verdict = f"{failed} of {count} failed" if failed else f"all {count} within tolerance"
+        yield table_of(f"verification at export: {verdict}", VERIFICATION, manifest.verification)
 
 
 _ENDS = ("inputs", "outputs")
 
 
+def _columns(columns: tuple[Column, ...], pulled_back: bool) -> tuple[Column, ...]:
+    return columns if pulled_back else tuple(column for column in columns if column.heading not in OF_A_PULLBACK)
+
+
 def softness(manifest: Manifest) -> Callable[[GateSite], str]:
-    """How the temperature of a gate of `manifest` reads: fixed, or an input's with its default."""
+    """The temperature of a gate of `manifest` as text: a fixed number, or an input with its default."""
     fixed = manifest.recipe.temperature_input == "scalar"
 
     def text(gate: GateSite) -> str:
@@ -214,7 +227,7 @@ def softness(manifest: Manifest) -> Callable[[GateSite], str]:
 
 
 def _summary(file: FileReport) -> dict[str, Any]:
-    """What there is to say of a file in figures, as JSON values."""
+    """Sizes and counts of a file, as JSON values."""
     facts: dict[str, Any] = {"name": file.name, "bytes": file.bytes, "format": file.format}
     if file.structure is None:
         return facts
@@ -268,7 +281,3 @@ def _port(port: Port) -> tuple[str, str, str, str, str]:
     values = port.default if isinstance(port.default, tuple) else () if port.default is None else (port.default,)
     default = ", ".join(dict.fromkeys(f"{value:g}" for value in values))
     return port.name, port.dtype, shape_text(port.shape), default, port.meaning
-
-
-def _rule(pair: Pair) -> str:
-    return f"{pair.gate.rule} {pair.gate.kind}" if pair.gate is not None else ""

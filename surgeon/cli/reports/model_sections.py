@@ -1,4 +1,4 @@
-"""The sections of `surgeon inspect` for a model that is not exported yet; this needs torch."""
+"""The sections of `surgeon inspect` for a network that is not exported yet; this needs torch."""
 
 from __future__ import annotations
 
@@ -7,125 +7,146 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from surgeon.analysis.inspect.structure import figure_text
-from surgeon.cli.reports.tables import bytes_text, shape_text, table
+from surgeon.cli.reports.tables import Column, bytes_text, cells, facts_table, shape_text, table_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from surgeon.analysis.inspect.convertibility import ConvertibilityReport
     from surgeon.network.sources import Samples, Source
 
 ROOT = "(root)"
 
+PORTS = cells(("", "name", "dtype", "shape"))
+LAYERS = (
+    Column("layer", lambda layer: layer.name),
+    Column("kind", lambda layer: layer.kind, spare=3),
+    Column("output", lambda layer: shape_text(layer.shape, "not one tensor")),
+    Column("parameters", lambda layer: "" if layer.parameters is None else figure_text(layer.parameters), right=True),
+    Column(
+        "multiply-adds",
+        lambda layer: "" if layer.multiply_adds is None else figure_text(layer.multiply_adds),
+        right=True,
+    ),
+    Column("memory", lambda layer: "" if layer.bytes is None else bytes_text(layer.bytes), right=True, spare=2),
+    Column("gates", lambda layer: layer.gates or "", right=True),
+    Column("calls", lambda layer: layer.calls if layer.calls > 1 else "", right=True, spare=1),
+)
+NODES = (
+    Column("module", lambda node: node.module or ROOT),
+    Column("node", lambda node: node.name),
+    Column("forward", lambda node: node.operator),
+    Column("output", lambda node: shape_text(node.shape)),
+)
+GATES = (
+    Column("module", lambda gate: gate.module or ROOT),
+    Column("node", lambda gate: gate.name, spare=2),
+    Column("operator", lambda gate: gate.operator, spare=1),
+    Column("kind", lambda gate: gate.kind),
+    Column("output", lambda gate: shape_text(gate.shape)),
+)
+OPERATORS = (
+    Column("operator", lambda treated: treated.operator),
+    Column("count", lambda treated: len(treated.places), right=True),
+    Column("treatment", lambda treated: treated.treatment),
+)
+CLASSES = cells(("index", "label"), right=("index",))
+
 
 class ModelSections:
-    """What there is to show of a network; with a pattern, of its layers, nodes and gates those that fit.
+    """The sections of a network, each computed when it is asked for; with a pattern, the layers and nodes that match.
 
-    `example` is what the network takes, two samples. Raises ConversionError where torch.export cannot record it, and
-    SurgeonError from `data` and `tables` where nothing fits.
+    `example` is two samples of what the network takes. `data` and `tables` raise SurgeonError where nothing matches the
+    pattern or the network does not take `example`, and ConversionError where a section needs a recording and
+    torch.export has none.
     """
 
     def __init__(self, name: str, source: Source, example: Samples, pattern: str | None) -> None:
-        from surgeon.analysis.inspect.model_summary import outline
+        from surgeon.analysis.inspect.model_summary import ModelSummary
 
         self.name, self.source, self.example, self.pattern = name, source, example, pattern
-        self.outline = outline(source.module, example)
+        self.summary = ModelSummary(source.module, example)
         sections = ["overview", "ports", "layers", "nodes", "gates", "operators"]
         self.there = tuple(sections + (["classes"] if source.labels else []))
 
     def data(self, section: str) -> Any:
         """A section as JSON values."""
         if section == "overview":
-            counts = {"parameters": self.outline.parameters, "multiply_adds": self.outline.multiply_adds}
+            counts = {"parameters": self.summary.parameters, "multiply_adds": self.summary.multiply_adds}
             image = dataclasses.asdict(self.source.image) if self.source.image is not None else None
             return {"model": dataclasses.asdict(self.source.model), "image": image, **counts}
         if section == "ports":
-            ports = [dataclasses.asdict(port) for port in self.source.extra_inputs]
-            given = {"name": "input", "dtype": "float32", "shape": ["N", *self.source.input_shape]}
-            return {"inputs": [given, *ports], "outputs": self.outline.outputs}
+            extra = [dataclasses.asdict(port) for port in self.source.extra_inputs]
+            first = {"name": "input", "dtype": "float32", "shape": ["N", *self.source.input_shape]}
+            return {"inputs": [first, *extra], "outputs": self.summary.outputs}
         if section == "operators":
-            return self._support().to_json()["operators"]
+            return self._convertibility().to_json()["operators"]
         if section == "classes":
             return list(self.source.labels or ())
-        found = {"layers": self._layers_there, "nodes": self._steps, "gates": self._gates_there}[section]()
-        return [dataclasses.asdict(one) for one in found]
+        rows = {"layers": self._matching_layers, "nodes": self._matching_nodes, "gates": self._matching_gates}[section]
+        return [dataclasses.asdict(row) for row in rows()]
 
     def tables(self, section: str) -> Iterable[RenderableType]:
         """A section for people."""
         shown: Iterable[RenderableType] = getattr(self, f"_{section}")()
         return shown
 
-    def _fitting(self, listed: Iterable[Any], module: str) -> list[Any]:
-        """Those of `listed` that fit the pattern: by name, or by what the attribute `module` names."""
+    def _matching(self, rows: Iterable[Any], module: str) -> list[Any]:
+        """The rows that match the pattern: by name, or by the module that the attribute `module` holds."""
         from surgeon.analysis.inspect.grouping import named
         from surgeon.analysis.inspect.inspection import nothing_fits
 
-        every = list(listed)
-        found = [one for one in every if named(self.pattern, getattr(one, module), [one.name])]
-        if self.pattern is not None and not found:
-            raise nothing_fits(self.pattern, [getattr(one, module) or one.name for one in every])
-        return found
+        candidates = list(rows)
+        matching = [row for row in candidates if named(self.pattern, getattr(row, module), [row.name])]
+        if self.pattern is not None and not matching:
+            raise nothing_fits(self.pattern, [getattr(row, module) or row.name for row in candidates])
+        return matching
 
-    def _layers_there(self) -> list[Any]:
-        return self._fitting(self.outline.layers, "name")
+    def _matching_layers(self) -> list[Any]:
+        return self._matching(self.summary.layers, "name")
 
-    def _steps(self) -> list[Any]:
-        return self._fitting(self.outline.steps, "module")
+    def _matching_nodes(self) -> list[Any]:
+        return self._matching(self.summary.nodes, "module")
 
-    def _gates_there(self) -> list[Any]:
-        return self._fitting((step for step in self.outline.steps if step.kind), "module")
+    def _matching_gates(self) -> list[Any]:
+        return self._matching((node for node in self.summary.nodes if node.kind), "module")
 
-    def _support(self) -> Any:
+    def _convertibility(self) -> ConvertibilityReport:
         from surgeon.analysis.inspect.convertibility import check
 
-        return check(self.source.module, self.example)
+        return check(self.source.module, self.example, captured=self.summary.captured)
 
     def _overview(self) -> Iterable[RenderableType]:
-        gates = [step.kind for step in self.outline.steps if step.kind]
+        kinds = self.summary.gate_kinds
         rows = [
-            ("model", f"{self.name}, {self.outline.parameters:,} parameters"),
+            ("model", f"{self.name}, {self.summary.parameters:,} parameters"),
             ("source", self.source.model.source),
-            ("forward", f"{figure_text(self.outline.multiply_adds) or 0} multiply-adds for one sample"),
-            ("gates", f"{gates.count('gate')} gates, {gates.count('pool')} max pools"),
+            ("forward", f"{figure_text(self.summary.multiply_adds) or 0} multiply-adds for one sample"),
+            ("gates", f"{kinds.count('gate')} gates, {kinds.count('pool')} max pools"),
             ("temperature", f"{self.source.temperature:g}, unless `surgeon export --temperature` says another"),
         ]
         if self.source.labels:
             rows.append(("classes", f"{len(self.source.labels)} with names"))
-        yield table("", ("", " "), rows)
+        yield facts_table(rows)
         yield ""
 
     def _ports(self) -> Iterable[RenderableType]:
         rows = [("in", "input", "float32", shape_text(("N", *self.source.input_shape)))]
         rows += [("in", port.name, port.dtype, shape_text(port.shape)) for port in self.source.extra_inputs]
-        rows += [("out", name, "", shape_text(shape, "not one tensor")) for name, shape in self.outline.outputs.items()]
-        yield table("what it takes and gives", ("", "name", "dtype", "shape"), rows)
+        rows += [("out", name, "", shape_text(shape, "not one tensor")) for name, shape in self.summary.outputs.items()]
+        yield table_of("what it takes and gives", PORTS, rows)
 
     def _layers(self) -> Iterable[RenderableType]:
-        rows = []
-        for one in self._layers_there():
-            counted = one.parameters is not None
-            costs = [figure_text(one.parameters), figure_text(one.multiply_adds)] if counted else ["", ""]
-            memory = bytes_text(one.bytes) if one.bytes is not None else ""
-            shape = shape_text(one.shape, "not one tensor")
-            calls = one.calls if one.calls > 1 else ""
-            rows.append((one.name, one.kind, shape, *costs, memory, one.gates or "", calls))
-        columns = ("layer", "kind", "output", "parameters", "multiply-adds", "memory", "gates", "calls")
-        yield table("layers, with what is inside them", columns, rows, columns[3:], spare=("calls", "memory", "kind"))
+        yield table_of("layers, with what is inside them", LAYERS, self._matching_layers())
 
     def _nodes(self) -> Iterable[RenderableType]:
-        rows = [(one.module or ROOT, one.name, one.operator, shape_text(one.shape)) for one in self._steps()]
-        yield table("nodes", ("module", "node", "forward", "output"), rows)
+        yield table_of("nodes", NODES, self._matching_nodes())
 
     def _gates(self) -> Iterable[RenderableType]:
-        rows = [
-            (one.module or ROOT, one.name, one.operator, one.kind, shape_text(one.shape)) for one in self._gates_there()
-        ]
-        yield table(
-            "gates and pools", ("module", "node", "operator", "kind", "output"), rows, spare=("operator", "node")
-        )
+        yield table_of("gates and pools", GATES, self._matching_gates())
 
     def _operators(self) -> Iterable[RenderableType]:
-        rows = [(one.operator, len(one.places), one.treatment) for one in self._support().operators]
-        yield table("operators, and how an export treats them", ("operator", "count", "treatment"), rows, ("count",))
+        yield table_of("operators, and how an export treats them", OPERATORS, self._convertibility().operators)
 
     def _classes(self) -> Iterable[RenderableType]:
-        yield table("classes", ("index", "label"), enumerate(self.source.labels or ()), right=("index",))
+        yield table_of("classes", CLASSES, enumerate(self.source.labels or ()))

@@ -1,8 +1,22 @@
-"""Tables and figures as people read them, for `surgeon inspect`."""
+"""The one helper for tables that commands print, and figures as people read them.
+
+A table is a title, a list of columns and the rows. `Column(heading, value)` computes a cell from a row, whatever a row
+is:
+
+    LAYERS = [
+        Column("layer", lambda layer: layer.name),
+        Column("memory", lambda layer: bytes_text(layer.bytes), right=True, spare=1),
+    ]
+    yield table_of("layers", LAYERS, layers)
+
+To add a column to a section of `surgeon inspect`, add one such line to the list of its table, in
+`model_sections.py` for a network or in `file_sections.py` for a bundle or an ONNX file. `--json` prints every field of
+the rows by itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -29,21 +43,60 @@ class Sections(Protocol):
         """A section for people."""
 
 
+@dataclass(frozen=True)
+class Column:
+    """A column: its heading, and the cell that it has in a row, which may be a rich Text with a style of its own."""
+
+    heading: str
+    value: Callable[[Any], Any]
+    right: bool = False  # aligned to the right, as figures are
+    spare: int = 0  # where the terminal is too narrow, 1 is left out first, then 2, …; 0 stays
+    wrap: bool = True
+
+
+def table_of(title: str, columns: Sequence[Column], rows: Iterable[Any]) -> Fitted:
+    """A table under its title; headings are left out where every column's is blank; text is never taken for markup."""
+    return Fitted(title, tuple(columns), tuple(rows))
+
+
+def cells(headings: Sequence[str], right: Sequence[str] = (), spare: Sequence[str] = ()) -> tuple[Column, ...]:
+    """Columns of rows that are sequences already; `right` and `spare` name some of them, the first to go first."""
+    places = {heading: place for place, heading in enumerate(spare, 1)}
+    return tuple(
+        Column(heading, lambda row, i=i: row[i], heading in right, places.get(heading, 0))
+        for i, heading in enumerate(headings)
+    )
+
+
+def table(
+    title: str,
+    headings: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    right: Sequence[str] = (),
+    spare: Sequence[str] = (),
+) -> Fitted:
+    """The same of rows that hold their cells already; see `cells`."""
+    return table_of(title, cells(headings, right, spare), rows)
+
+
+def facts_table(rows: Iterable[tuple[str, Any]]) -> Fitted:
+    """Names and values, without headings."""
+    return table("", ("", " "), rows)
+
+
 def printable(item: Any) -> str:
-    """What a cell says, without the characters that would steer a terminal: names may come from any file."""
+    """The text of a cell without the characters that would steer a terminal: names may come from any file."""
     text = "" if item is None else str(item)
     return "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A table that leaves out columns, those of `spare` in turn, until it fits a terminal; a pipe gets all of them."""
+    """A table that leaves out spare columns in turn until it fits a terminal; a pipe gets all of them."""
 
     title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-    right: Sequence[str] = ()
-    spare: Sequence[str] = ()
+    columns: tuple[Column, ...]
+    rows: tuple[Any, ...]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Rich's way to ask for what is printed."""
@@ -51,42 +104,30 @@ class Fitted:
 
         if self.title:
             yield Text(printable(self.title), style="bold")
-        for left_out in range(len(self.spare) + 1):
-            table = self._table(self.spare[:left_out])
-            wide = console.measure(table, options=options.update(width=10_000)).maximum
-            if wide <= options.max_width or not console.is_terminal:
+        spare = sorted(column.spare for column in self.columns if column.spare)
+        for last in (0, *spare):
+            shown = [column for column in self.columns if not 0 < column.spare <= last]
+            grid = self._grid(shown)
+            width = console.measure(grid, options=options.update(width=10_000)).maximum
+            if width <= options.max_width or not console.is_terminal:
                 break
-        yield table
+        yield grid
 
-    def _table(self, without: Sequence[str]) -> Table:
+    def _grid(self, columns: Sequence[Column]) -> Table:
         from rich import box
         from rich.table import Table
         from rich.text import Text
 
-        headed = any(column.strip() for column in self.columns)
-        made = Table(box=box.SIMPLE_HEAD if headed else None, pad_edge=False, show_header=headed)
-        kept = [place for place, column in enumerate(self.columns) if column not in without]
-        for column in (self.columns[place] for place in kept):
-            side: Literal["left", "right"] = "right" if column in self.right else "left"
-            made.add_column(column, justify=side, overflow="fold", style=STYLES.get(column))
+        headed = any(column.heading.strip() for column in self.columns)
+        grid = Table(box=box.SIMPLE_HEAD if headed else None, pad_edge=False, show_header=headed)
+        for column in columns:
+            side: Literal["left", "right"] = "right" if column.right else "left"
+            style = STYLES.get(column.heading)
+            grid.add_column(column.heading, justify=side, overflow="fold", style=style, no_wrap=not column.wrap)
         for row in self.rows:
-            cells = [row[place] for place in kept]
-            made.add_row(*[cell if isinstance(cell, Text) else Text(printable(cell)) for cell in cells])
-        return made
-
-
-def table(
-    title: str,
-    columns: Sequence[str],
-    rows: Iterable[Sequence[Any]],
-    right: Sequence[str] = (),
-    spare: Sequence[str] = (),
-) -> Fitted:
-    """A table under its title; headings are left out where every column's is blank; text is never taken for markup.
-
-    A cell may be a styled `rich.text.Text`.
-    """
-    return Fitted(title, columns, list(rows), right, spare)
+            cells = [column.value(row) for column in columns]
+            grid.add_row(*[cell if isinstance(cell, Text) else Text(printable(cell)) for cell in cells])
+        return grid
 
 
 def shape_text(shape: Sequence[int | str] | None, none: str = "") -> str:

@@ -85,7 +85,7 @@ def capture(module: nn.Module, example: Example, at: Sequence[str] = (), dynamic
     _refuse(at, dynamic_size)
     with without_checkpoints():
         with called_functions() as functions:
-            returned = _returned_by(module, examples)
+            returned = returned_by(module, examples)
         if functions:
             with evaluating(module):
                 require_own_derivatives(module, examples)
@@ -95,7 +95,7 @@ def capture(module: nn.Module, example: Example, at: Sequence[str] = (), dynamic
     is_cut = bool(at) or not isinstance(returned, Tensor)
     with ends if is_cut else contextlib.nullcontext(), without_checkpoints():
         if is_cut:
-            _returned_by(module, examples)
+            returned_by(module, examples)  # a layer that never runs, or that is no one tensor, is refused here
         graph = record(module, *examples, dynamic_size=dynamic_size)
     known = [*source_modules(module), *entries(returned)]
     if at:
@@ -185,7 +185,7 @@ def _exported(module: nn.Module, examples: tuple[Tensor, ...], shapes: ShapesCol
             raise error from None
 
 
-def _returned_by(module: nn.Module, examples: tuple[Tensor, ...]) -> Any:
+def returned_by(module: nn.Module, examples: tuple[Tensor, ...]) -> Any:
     """What the module returns for `examples`; raises where it does not take them: torch.export accepts wrong dtypes."""
     try:
         return _called(module, *examples)
