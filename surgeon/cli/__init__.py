@@ -68,7 +68,7 @@ class LazyGroup(HelpfulGroup):
 def group() -> None:
     """Turn a pretrained ReLU network into one graph that computes its excitation pullback, and run it without PyTorch.
 
-    A MODEL is a name (`surgeon models`), or `package.module:factory` of your own. A BUNDLE is the folder that
+    A SOURCE is a name (`surgeon models`), or `package.module:factory` of your own. A BUNDLE is the folder that
     `surgeon export` writes; running one needs no PyTorch.
     """
 

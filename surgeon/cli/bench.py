@@ -1,23 +1,24 @@
-"""`surgeon bench`: how long a bundle's artifacts take, beside what one would use without them."""
+"""`surgeon bench`: times of a bundle's artifacts, beside those of baselines."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from surgeon.analysis.bench import BASELINES
 from surgeon.cli import options
 from surgeon.errors import Interrupted
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
 
     from surgeon.analysis.bench.benchmark import Benchmark, Round
     from surgeon.analysis.bench.profiling import Profile
 
-BASELINES = ("forward", "eager", "compile")
 NAMES = {"ascent": "ascent, per step of {}", "steps": "ascent_step, its state on the GPU"}
 MOST_SHARES = 12  # of a profile, on the screen
 
@@ -29,51 +30,29 @@ Examples:
   surgeon bench exported/lite0 --against none --profile"""
 
 
-def _listed(choices: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
-    """An option's type: some of `choices` with commas between them, or none."""
-
-    def convert(text: str) -> tuple[str, ...]:
-        names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
-        if names == ("none",):
-            return ()
-        unknown = [name for name in names if name not in choices]
-        if unknown:
-            raise click.BadParameter(f"there is no {unknown[0]!r}; choose from {', '.join(choices)}, or none.")
-        return names
-
-    return convert
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    """An option's type: whole numbers of 1 or more with commas between them."""
-    sizes = [part.strip() for part in text.split(",")]
-    wrong = [size for size in sizes if not size.isdecimal() or int(size) < 1]
-    if wrong:
-        raise click.BadParameter(f"{wrong[0]!r} is not a whole number of 1 or more.")
-    return tuple(dict.fromkeys(int(size) for size in sizes))
-
-
 @click.command("bench", epilog=EXAMPLES)
 @options.bundle
 @click.option(
     "--against",
-    type=_listed(BASELINES),
-    metavar="NAMES",
+    type=options.CommaList(click.Choice(BASELINES), "NAMES", unique=True, words={"none": ()}),
     help="forward (the plain ONNX export), eager (the same gates by autograd), compile (torch.compile of that), or "
     "none.  [default: forward, where torch is installed]",
 )
-@click.option("--batch", "batches", type=_sizes, default="1", show_default=True, metavar="N,...", help="Batch sizes.")
+@click.option(
+    "--batch", "batches", type=options.CommaList(click.IntRange(min=1), "N,...", unique=True), default="1",
+    show_default=True, help="Batch sizes.",
+)  # fmt: skip
 @options.steps
 @click.option(
     "--repeats",
     type=click.IntRange(min=1),
     default=15,
     show_default=True,
-    help="Turns, in each of which each is timed.",
+    help="Turns; each candidate is timed once in a turn.",
 )
 @click.option("--warm-up", type=click.IntRange(min=0), default=2, show_default=True, help="Turns before, not counted.")
 @click.option("--profile", "profiled", is_flag=True, help="Show where the pullback's time goes: operators and layers.")
-@click.option("--source", metavar="MODEL", help="The network, if not what the manifest says.")
+@click.option("--source", metavar="SOURCE", help="The network, if not what the manifest says.")
 @click.option("--weights", metavar="FILE|NAME", help="Its weights, if not where the manifest says.")
 @options.device
 @options.provider_options
@@ -83,10 +62,10 @@ def _sizes(text: str) -> tuple[int, ...]:
 def command(bundle: Path, against: tuple[str, ...] | None, quiet: bool, as_json: bool, **settings: Any) -> None:
     """Time the pullback and the ascent (per step) of BUNDLE, in turn with forward passes and with PyTorch.
 
-    A pullback does a forward pass's work twice, so the ratio is to two plain forward passes of the same network in the
-    same runtime. Every opponent's values are compared with the artifact's before it is timed. An ascent ends with one
-    forward pass more, for the score of what it reached, which counts as half a step. On the CPU the bundle is run as
-    surgeon.load has it, at its default temperature. Ctrl-C keeps the turns that are done.
+    A pullback does a forward pass's work twice, so ratios are to two plain forward passes of the same network in the
+    same runtime. The values of every baseline are compared with the artifact's before it is timed. An ascent ends with
+    one more forward pass, for the score of its result, which counts as half a step. On the CPU the bundle runs as
+    surgeon.load runs it, at its default temperature. Ctrl-C keeps the turns that are done.
     """
     from surgeon.analysis.bench.benchmark import benchmark, torch_is_installed
     from surgeon.cli import screen
@@ -118,62 +97,59 @@ def command(bundle: Path, against: tuple[str, ...] | None, quiet: bool, as_json:
 
 
 def _print_round(console: Console, report: Benchmark, round: Round) -> None:
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
-    from surgeon.analysis.bench.benchmark import quartiles
     from surgeon.cli import screen
+    from surgeon.cli.reports.tables import Column, table_of
 
-    title = f"{report.model}, batch {round.batch}, {report.machine.device}"
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    compared = any(timing.ratios for timing in round.timings)
-    weighed = any(timing.peak for timing in round.timings)
-    ratios = ("ratio to 2 x forward", "quartiles") if compared else ()
-    for column in ("", "median", "quartiles", *ratios, *(("peak memory",) if weighed else ())):
-        table.add_column(column, justify="right" if column else "left")
-    for timing in round.timings:
-        cells = [NAMES.get(timing.name, timing.name).format(report.steps)]
-        cells += [f"{_milliseconds(timing.median)} ms", " – ".join(map(_milliseconds, timing.quartiles))]
-        if timing.ratios is not None:
-            low, high = quartiles(timing.ratios)
-            cells += [f"{timing.ratio:.2f}", f"{low:.2f} – {high:.2f}"]
-        table.add_row(*cells, "" if timing.peak is None else screen.size_text(timing.peak))
-    console.print(table)
+    def spread(quartiles: tuple[float, float], text: Callable[[float], str]) -> str:
+        return " – ".join(map(text, quartiles))
+
+    columns = [
+        Column("", lambda timing: NAMES.get(timing.name, timing.name).format(report.steps)),
+        Column("median", lambda timing: f"{_milliseconds(timing.median)} ms", right=True),
+        Column("quartiles", lambda timing: spread(timing.quartiles, _milliseconds), right=True),
+    ]
+    if any(timing.ratios for timing in round.timings):
+        columns += [
+            Column("ratio to 2 x forward", lambda timing: f"{timing.ratio:.2f}", right=True),
+            Column("quartiles", lambda timing: spread(timing.ratio_quartiles, "{:.2f}".format), right=True),
+        ]
+    if any(timing.peak for timing in round.timings):
+        peak = Column("peak memory", lambda row: "" if row.peak is None else screen.size_text(row.peak), right=True)
+        columns.append(peak)
+    console.print(table_of(f"{report.model}, batch {round.batch}, {report.machine.device}", columns, round.timings))
     for name, reason in round.skipped.items():
         console.print(Text(f"{name} was left out: {reason}", style="yellow"), soft_wrap=True)
 
 
 def _print_profile(console: Console, profile: Profile) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+    from surgeon.cli.reports.tables import Column, table_of
 
-    ways = {"operator": profile.operators, "layer": profile.layers}
+    divisions = {"operator": profile.operators, "layer": profile.layers}
     if len(profile.providers) > 1:
-        ways["provider"] = profile.providers
-    for way, shares in ways.items():
-        title = Text(f"pullback, batch {profile.batch}, by {way}", style="bold")
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in (way, "nodes", "time", "share"):
-            table.add_column(column, justify="left" if column == way else "right")
-        shown, rest = shares[:MOST_SHARES], shares[MOST_SHARES:]
-        rows = [(share.name, share.nodes, share.seconds) for share in shown]
-        if rest:
-            extra_inputs = f"{len(rest)} more"
-            rows.append((extra_inputs, sum(share.nodes for share in rest), sum(share.seconds for share in rest)))
-        for name, nodes, seconds in rows:
-            table.add_row(Text(name), str(nodes), f"{_milliseconds(seconds)} ms", f"{seconds / profile.seconds:.0%}")
-        console.print(table)
+        divisions["provider"] = profile.providers
+    for kind, shares in divisions.items():
+        columns = (
+            Column(kind, lambda share: share[0]),
+            Column("nodes", lambda share: share[1], right=True),
+            Column("time", lambda share: f"{_milliseconds(share[2])} ms", right=True),
+            Column("share", lambda share: f"{share[2] / profile.seconds:.0%}", right=True),
+        )
+        rows = [(share.name, share.nodes, share.seconds) for share in shares[:MOST_SHARES]]
+        if rest := shares[MOST_SHARES:]:
+            rest_name = f"{len(rest)} more"
+            rows.append((rest_name, sum(share.nodes for share in rest), sum(share.seconds for share in rest)))
+        console.print(table_of(f"pullback, batch {profile.batch}, by {kind}", columns, rows))
 
 
 def _print_machine(console: Console, report: Benchmark) -> None:
     machine = report.machine
     load = "" if machine.load is None else f"; load before {machine.load:g}"
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
-    given = ", ".join(f"{key}={value}" for key, value in report.provider_options.items())
+    set_options = ", ".join(f"{key}={value}" for key, value in report.provider_options.items())
     lines = (
-        *([f"ONNX Runtime's provider has {given}"] if given else []),
+        *([f"ONNX Runtime's provider has {set_options}"] if set_options else []),
         f"{report.repeats} turns after {report.warm_up} to warm up; gates {report.gate}, pools {report.pool}",
         f"{machine.processor}, {machine.cores} cores, {machine.threads} threads, {machine.system}{load}",
         versions,
@@ -181,11 +157,11 @@ def _print_machine(console: Console, report: Benchmark) -> None:
     for line in lines:
         console.print(line, style="dim", markup=False, soft_wrap=True)
     if machine.busy:
-        told = "the machine was busy: other processes wanted its cores: times mean little, ratios less than usual"
-        console.print(told, style="yellow", soft_wrap=True)
+        warning = "the machine was busy: other processes wanted its cores: times mean little, ratios less than usual"
+        console.print(warning, style="yellow", soft_wrap=True)
 
 
 def _milliseconds(seconds: float) -> str:
-    """Three digits that mean something."""
+    """`seconds` in milliseconds, to three digits."""
     value = 1000 * seconds
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

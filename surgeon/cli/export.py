@@ -74,7 +74,7 @@ class Temperature(click.ParamType[tuple[str, float]]):
         metavar="LAYER",
         multiple=True,
         help="The layer whose output takes the cotangent: a module, an entry of what the network returns, or a node "
-        "(`surgeon inspect MODEL --show layers` lists them). The bundle ends there. Of a module that "
+        "(`surgeon inspect SOURCE --show layers` lists them). The bundle ends there. Of a module that "
         "the network calls again, the last call counts. Repeatable: the output then holds the layers' outputs, "
         "flattened, one after the other.  [default: the network's output]",
     ),
@@ -176,9 +176,9 @@ class Temperature(click.ParamType[tuple[str, float]]):
 @options.silent
 @options.as_json
 def command(model: str, output: Path | None, no_verify: bool, quiet: bool, as_json: bool, **choices: Any) -> None:
-    """Convert MODEL, write its bundle, and verify what was written.
+    """Convert SOURCE, write its bundle, and verify what was written.
 
-    MODEL is a name (`surgeon models`), `package.module:factory`, a callable without arguments that returns a module, or
+    SOURCE is a name (`surgeon models`), `package.module:factory`, a callable without arguments that returns a module, or
     a file: an ONNX network, or a program that torch.export saved (.pt2); FILE:OUTPUT names one of several outputs.
     The bundle holds the pullback and the ascents as ONNX and TorchScript files. They are run and compared with
     PyTorch's autograd on other inputs, batches and temperatures than they were traced with; over tolerance, the command

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.command("verify", short_help="Compare a bundle's artifacts with PyTorch's autograd.")
 @options.bundle
-@click.option("--source", metavar="MODEL", help="The network to compare with.  [default: what the manifest names]")
+@click.option("--source", metavar="SOURCE", help="The network to compare with.  [default: what the manifest names]")
 @click.option("--weights", metavar="FILE|NAME|random", help="Its weights.  [default: what the manifest names]")
 @click.option("--tolerance", type=options.number(above=0), help="Relative L2 error allowed.  [default: by quantity]")
 @click.option("--integrity", is_flag=True, help="Check the files against the manifest and nothing more (no torch).")

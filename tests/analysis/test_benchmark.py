@@ -90,18 +90,18 @@ def test_eager_compiles_in_one_piece(name):
     assert relative(found[1], expected[1]) < 1e-12
 
 
-def test_contenders_take_turns_and_the_warm_up_does_not_count():
+def test_candidates_take_turns_and_the_warm_up_does_not_count():
     ran, now = [], [0.0]
 
-    def contender(name, seconds, passes=1):
+    def candidate(name, seconds, passes=1):
         def run():
             ran.append(name)
             now[0] += seconds
 
-        return benchmark.Contender(name, run, passes)
+        return benchmark.Candidate(name, run, passes)
 
-    three = [contender("a", 1.0), contender("b", 10.0, passes=5), contender("c", 3.0)]
-    replays = list(benchmark.replays(three, repeats=3, warm_up=2, pause=0, clock=lambda: now[0]))
+    three = [candidate("a", 1.0), candidate("b", 10.0, passes=5), candidate("c", 3.0)]
+    replays = list(benchmark.turns(three, repeats=3, warm_up=2, pause=0, clock=lambda: now[0]))
     assert ran == ["a", "b", "c"] * 5
     assert replays == [{"a": 1.0, "b": 2.0, "c": 3.0}] * 3
 
@@ -146,10 +146,10 @@ def test_torch_gets_its_threads_back(bundle):
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize("opponent", ["forward", "eager"])
-def test_an_opponent_that_computes_something_else_is_not_timed(bundle, opponent):
+@pytest.mark.parametrize("baseline", ["forward", "eager"])
+def test_an_baseline_that_computes_something_else_is_not_timed(bundle, baseline):
     with pytest.raises(VerificationError, match="times do not compare"):
-        benchmark.benchmark(bundle, against=(opponent,), repeats=1, source="tests.analysis.test_benchmark:other")
+        benchmark.benchmark(bundle, against=(baseline,), repeats=1, source="tests.analysis.test_benchmark:other")
 
 
 def test_without_a_compiler_the_others_go_on(bundle, surgeon, monkeypatch):
@@ -243,9 +243,9 @@ def test_where_torch_is_missing_the_artifacts_are_timed_alone(bundle, surgeon, m
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (("--against", "forwards"), 2, "there is no 'forwards'; choose from forward, eager, compile, or none"),
-        (("--against", "none,eager"), 2, "there is no 'none'"),
-        (("--batch", "1,0"), 2, "'0' is not a whole number of 1 or more"),
+        (("--against", "forwards"), 2, "'forwards' is not one of 'forward', 'eager', 'compile'"),
+        (("--against", "none,eager"), 2, "'none' is not one of"),
+        (("--batch", "1,0"), 2, "0 is not in the range x>=1"),
         (("--repeats", "0"), 2, "--repeats"),
         (("--device", "cuda"), 5, "the device 'cuda' is not there"),
     ],
@@ -308,17 +308,17 @@ def test_bench_says_which_options_were_used(bundle, monkeypatch, surgeon):
 
 
 def test_what_is_left_to_another_provider_is_shown(bundle, monkeypatch, surgeon):
-    monkeypatch.setattr(candidates.Artifact, "fallback", property(lambda self: ("Conv (a)",)))
+    monkeypatch.setattr(candidates.LoadedArtifact, "fallback", property(lambda self: ("Conv (a)",)))
     code, out, err = surgeon("bench", bundle, "--against", "none", "--repeats", 1)
     assert code == 0, err
     assert "pullback.onnx: 1 nodes are left to CUDA: Conv (a)" in out
 
 
-def test_a_contender_that_fails_is_an_error(bundle, monkeypatch):
+def test_a_candidate_that_fails_is_an_error(bundle, monkeypatch):
     def failing(*_):
         raise RuntimeError("out of memory\nat such a place")
 
     cuda_graphs.pretend(monkeypatch)
-    monkeypatch.setattr("surgeon.runtime.binding._Lap.run", failing)
+    monkeypatch.setattr("surgeon.runtime.binding._BufferSet.run", failing)
     with pytest.raises(SurgeonError, match=r"pullback.onnx does not run \(out of memory\)"):
         benchmark.benchmark(bundle, device=cuda_graphs.GPU, repeats=1)

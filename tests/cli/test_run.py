@@ -335,7 +335,7 @@ def test_names_do_not_steer_the_terminal():
     [
         (["--graph", "graph.png"], "neither in .svg nor in .html"),
         (["--depth", "2"], "--depth goes with --graph"),
-        (["--extra-input", "mask=1,8,8"], "--input and --extra-input go with a MODEL"),
+        (["--extra-input", "mask=1,8,8"], "--input and --extra-input go with a SOURCE"),
     ],
 )
 def test_options_that_do_not_go_together(surgeon, bundles, arguments, words):

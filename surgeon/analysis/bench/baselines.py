@@ -1,6 +1,6 @@
-"""What an artifact is timed against: the network's plain ONNX export, and the same pullback by PyTorch's autograd.
+"""Baselines that an artifact is timed against: the network's plain ONNX export, and the same pullback by autograd.
 
-Each is asked for its values first, and takes part only where they are the artifact's.
+A baseline is timed only where its values equal the artifact's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.analysis.bench import eager
-from surgeon.analysis.bench.candidates import Contender, LoadedArtifact, Unavailable
+from surgeon.analysis.bench.candidates import Candidate, LoadedArtifact, Unavailable
 from surgeon.bundle.manifest import Manifest
 from surgeon.bundle.units import Array
 from surgeon.conversion.writers.translation import export_plain
@@ -31,7 +31,7 @@ from surgeon.verify.verify import HALF_TOLERANCE, HARD_TOLERANCE, OUTPUT_TOLERAN
 
 
 class Forward(nn.Module):
-    """A network up to the layers that take the cotangent, so that its forward pass is what the pullback contains."""
+    """A network up to the layers that take the cotangent: the forward pass that the pullback contains."""
 
     def __init__(self, network: nn.Module, at: Sequence[str]) -> None:
         super().__init__()
@@ -41,10 +41,10 @@ class Forward(nn.Module):
         return oracle.forward(self.network, input, self._at)
 
 
-class Rivals:
-    """The opponents `names` of the bundle that `manifest` describes; a context, which lends torch its settings.
+class Baselines:
+    """The baselines `names` of the bundle that `manifest` describes; as a context, it sets torch's threads and TF32.
 
-    Raises ProviderError where PyTorch cannot use `device`, SurgeonError where the network is not to be had.
+    Raises ProviderError where PyTorch cannot use `device`, SurgeonError where the network cannot be found.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Rivals:
             )
         if manifest.extra_inputs:
             raise SurgeonError(
-                "opponents are given one input, and the bundle's network takes several", "Give --against none"
+                "baselines take one input, and the bundle's network takes several", "Give --against none"
             )
         self.names = tuple(dict.fromkeys(names))
         self._folder, self._device, self._threads = folder, device, threads
@@ -77,7 +77,7 @@ class Rivals:
         self._plain: LoadedArtifact | None = None
         self._settings = (torch.get_num_threads(), *_tf32())
 
-    def __enter__(self) -> Rivals:
+    def __enter__(self) -> Baselines:
         torch.set_num_threads(self._threads)
         _allow_tf32(self._device.tf32, self._device.tf32)  # as the artifact's provider has it
         return self
@@ -89,19 +89,21 @@ class Rivals:
         _allow_tf32(*tf32)
         torch.set_num_threads(threads)
 
-    def contender(self, name: str, given: dict[str, Array], output: Array, pullback: Array) -> Contender:
-        """The opponent `name` doing one pass on `given`, checked against the artifact's values.
+    def candidate(self, name: str, inputs: dict[str, Array], output: Array, pullback: Array) -> Candidate:
+        """The baseline `name` doing one pass on `inputs`, checked against the artifact's values.
 
-        Raises VerificationError where they differ, Unavailable where the opponent cannot take part.
+        Raises VerificationError where they differ, Unavailable where the baseline cannot take part.
         """
         if name == "forward":
-            return self._forward(given, output)
-        input, cotangent = (torch.from_numpy(given[key]).to(self._place, self._dtype) for key in ("input", "cotangent"))
+            return self._forward(inputs, output)
+        input, cotangent = (
+            torch.from_numpy(inputs[key]).to(self._place, self._dtype) for key in ("input", "cotangent")
+        )
         network = self._eager(input, cotangent, pullback)
         if name == "compile":
             network = _compiled(network, input, cotangent)
-        found = eager.pull(network, input, cotangent)
-        for quantity, value, expected in zip(("output", "pullback"), found, (output, pullback), strict=True):
+        values = eager.pull(network, input, cotangent)
+        for quantity, value, expected in zip(("output", "pullback"), values, (output, pullback), strict=True):
             self._check(f"{name}'s {quantity}", _array(value), expected, self._tolerance(quantity))
 
         def run() -> None:
@@ -109,15 +111,15 @@ class Rivals:
             if self._device.memory == "cuda":
                 torch.cuda.synchronize()
 
-        return Contender(name, run)
+        return Candidate(name, run)
 
-    def _forward(self, given: dict[str, Array], output: Array) -> Contender:
+    def _forward(self, inputs: dict[str, Array], output: Array) -> Candidate:
         if self._plain is None:
-            self._plain = self._export_plain(given["input"])
-        precise = {"input": given["input"].astype(numpy.float16 if self._dtype == torch.float16 else numpy.float32)}
-        (found,) = self._plain.values(precise).values()
-        self._check("the plain export's output", found, output, self._tolerance("output"))
-        return self._plain.contender("forward", precise)
+            self._plain = self._export_plain(inputs["input"])
+        precise = {"input": inputs["input"].astype(numpy.float16 if self._dtype == torch.float16 else numpy.float32)}
+        (values,) = self._plain.values(precise).values()
+        self._check("the plain export's output", values, output, self._tolerance("output"))
+        return self._plain.candidate("forward", precise)
 
     def _export_plain(self, input: Array) -> LoadedArtifact:
         path, recipe = self._folder / "forward.onnx", self._manifest.recipe
@@ -133,13 +135,13 @@ class Rivals:
         return LoadedArtifact.open(path, self._device, self._threads)
 
     def _eager(self, input: Tensor, cotangent: Tensor, pullback: Array) -> eager.Network:
-        """The faster of both ways in which the network's own code can run, if its values are right."""
+        """Without operators in place, which is faster, if the values are right; else as the author wrote it."""
         if self._manifest.recipe.temperatures:
             raise Unavailable("PyTorch's way has one temperature for all gates, and the bundle has several")
         module, temperature = self._module.to(self._place), self._manifest.defaults.temperature
         fast = eager.network(module, self._manifest.recipe, temperature)
-        found = _array(eager.pull(fast, input, cotangent)[1])
-        if _error(found, pullback) <= self._tolerance("pullback"):
+        computed = _array(eager.pull(fast, input, cotangent)[1])
+        if _error(computed, pullback) <= self._tolerance("pullback"):
             return fast
         return eager.network(module, self._manifest.recipe, temperature, in_place=True)
 
@@ -153,8 +155,8 @@ class Rivals:
         cold = max(1.0, 0.1 / self._manifest.defaults.temperature)
         return min(HARD_TOLERANCE, SOFT_TOLERANCE * cold) if exact else HARD_TOLERANCE
 
-    def _check(self, what: str, found: Array, expected: Array, tolerance: float) -> None:
-        error = _error(found, expected)
+    def _check(self, what: str, values: Array, expected: Array, tolerance: float) -> None:
+        error = _error(values, expected)
         if error > tolerance:
             raise VerificationError(
                 f"{what} is off the bundle's by {error:.1e} ({tolerance:.0e} allowed), so their times do not compare",
@@ -175,8 +177,8 @@ def _array(values: Tensor) -> Array:
     return values.cpu().numpy()
 
 
-def _error(found: Array, expected: Array) -> float:
-    return relative_error(torch.from_numpy(found), torch.from_numpy(expected))
+def _error(values: Array, expected: Array) -> float:
+    return relative_error(torch.from_numpy(values), torch.from_numpy(expected))
 
 
 def _compiled(network: eager.Network, input: Tensor, cotangent: Tensor) -> eager.Network:
@@ -194,7 +196,7 @@ def _compiled(network: eager.Network, input: Tensor, cotangent: Tensor) -> eager
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """torch.compile's warnings and advice are not about what is measured; its errors are told."""
+    """Silence torch.compile's warnings and advice, but not its errors."""
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,13 +1,14 @@
-"""How long a bundle's artifacts take, beside what one would use without them; all in turn, in one process.
+"""Times of a bundle's artifacts and of baselines, measured in turn in one process.
 
-A pullback does the forward's multiply-adds twice, so twice the plain forward in the same runtime is its floor, and what
-every ratio here is to. The contenders take turns, A B C A B C, so that a machine that slows down slows all of them; the
-ratio is taken within each turn. torch is imported only where a contender needs it.
+A pullback does the forward's multiply-adds twice, so twice the plain forward in the same runtime is its floor; every
+ratio here is to that. The candidates take turns, A B C A B C, so that a machine that slows down slows all of them, and
+ratios are taken within a turn. torch is imported only where a baseline needs it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import statistics
 import tempfile
@@ -21,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from surgeon.analysis.bench.candidates import Contender, LoadedArtifact, Unavailable
+from surgeon.analysis.bench import BASELINES
+from surgeon.analysis.bench.candidates import Candidate, LoadedArtifact, Unavailable
 from surgeon.analysis.bench.profiling import Profile, profile
 from surgeon.bundle.folder import Bundle
 from surgeon.bundle.units import Array
@@ -33,27 +35,24 @@ from surgeon.runtime.session import load
 from surgeon.runtime.system_info import Machine
 
 if TYPE_CHECKING:
-    from surgeon.analysis.bench.baselines import Rivals
-
-BASELINES = ("forward", "eager", "compile")
-"""forward: the plain ONNX export; eager: the same gates by PyTorch's autograd; compile: torch.compile of that."""
+    from surgeon.analysis.bench.baselines import Baselines
 
 PAUSE = 0.1
-"""Seconds before each measurement: for 50 ms, ONNX Runtime's threads spin for more work, and would be in the way."""
+"""Seconds to wait before each measurement: ONNX Runtime's threads spin for more work for 50 ms after a run."""
 
 
 Progress = Callable[[str, float], None]
-"""Is told what is done now, and which share of the work is done already, from 0 to 1."""
+"""Called with what is being done, and the share of the work that is done, from 0 to 1."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One contender at one batch size: seconds per pass, one number for each turn."""
+    """One candidate at one batch size: seconds per pass in each turn."""
 
     name: str
     seconds: tuple[float, ...]
     ratios: tuple[float, ...] | None  # to 2 x forward of the same turn; None where forward was not timed
-    peak: int | None = None  # bytes of memory at the most, on the CPU; None where that was not measured
+    peak: int | None = None  # most bytes of memory, on the CPU; None where not measured
 
     @property
     def median(self) -> float:
@@ -75,7 +74,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Round:
-    """All contenders at one batch size; `skipped` says of each that could not take part why."""
+    """All candidates at one batch size; `skipped` maps each that could not take part to the reason."""
 
     batch: int
     timings: tuple[Timing, ...]
@@ -98,7 +97,7 @@ class Benchmark:
     rounds: tuple[Round, ...]
     off_device: dict[str, tuple[str, ...]]  # by artifact, the nodes that run on the CPU beside a GPU
     fallback: dict[str, tuple[str, ...]]  # by artifact, the nodes that TensorRT left to CUDA
-    provider_options: dict[str, str]  # all that ONNX Runtime's provider was told
+    provider_options: dict[str, str]  # of ONNX Runtime's provider
     interrupted: bool  # by Ctrl-C: turns are missing, or whole rounds
 
     def to_json(self) -> dict[str, Any]:
@@ -125,90 +124,83 @@ def benchmark(
     weights: str | None = None,
     progress: Progress = lambda doing, share: None,
 ) -> Benchmark:
-    """Time `pullback` and `ascent` (per step) of the bundle against `against`, a choice of OPPONENTS.
+    """Time `pullback` and `ascent` (per step) of the bundle against the baselines `against`, a choice of BASELINES.
 
-    On a GPU `steps`, an ascent by single steps, takes part too, and with CUDA graphs it alone; all that ONNX Runtime
-    runs gets the `provider_options`. An ascent's last forward pass counts as half a step. `threads` None takes every
-    core that the process may use, for PyTorch and ONNX Runtime alike; `steps` None takes the bundle's default;
-    `profiled` adds where the pullback's time goes. Opponents need torch and the network itself: `source` and `weights`
-    say where it is, if not where the manifest says. Ctrl-C ends it with the turns that are done, if any is. Raises
-    SurgeonError for an opponent that is unknown or needs what is not installed, or where one does not run,
-    VerificationError where an opponent computes something else, OptionError for an option that is not taken,
-    ProviderError for a device that is not there.
+    On a GPU `steps`, an ascent by single steps, takes part too, and with CUDA graphs it replaces the ascent; every ONNX
+    Runtime session gets the `provider_options`. An ascent's last forward pass counts as half a step. `threads` None
+    uses every core that the process may use, for PyTorch and ONNX Runtime alike; `steps` None is the bundle's default;
+    `profiled` adds a profile of the pullback. Baselines need torch and the network itself: `source` and `weights`
+    replace what the manifest names. Ctrl-C keeps the turns that are done, if any is. Raises SurgeonError for a baseline
+    that is unknown, needs what is not installed, or does not run; VerificationError where a baseline computes something
+    else; OptionError for an option that is not taken; ProviderError for a device that is not there.
     """
-    unknown = [name for name in against if name not in BASELINES]
-    if unknown:
-        raise SurgeonError(f"there is no opponent {unknown[0]!r}", f"Choose from {', '.join(BASELINES)}")
-    for name, value in (
-        ("batch", min(batches, default=0)),
-        ("repeats", repeats),
-        ("steps", 1 if steps is None else steps),
-    ):
-        if value < 1:
-            raise SurgeonError(f"{name} is {value}", "Give 1 or more")
-    if against and not torch_is_installed():
-        raise SurgeonError(
-            f"timing against {', '.join(against)} needs torch, which is not installed",
-            'pip install "surgeon[convert]", or give --against none',
-        )
+    _require_valid(against, batches, repeats, steps)
     session = load(bundle, device, threads, provider_options)
-    opened, place = session.bundle, session.device
-    manifest = opened.manifest
-    steps = manifest.defaults.steps if steps is None else steps
+    manifest, place = session.bundle.manifest, session.device
     threads = threads or machines.cores()
-    inputs = [feeds(opened, batch) for batch in batches]
+    plan = _Measurement(
+        artifacts=_Artifacts.open(session.bundle, place, threads),
+        steps=manifest.defaults.steps if steps is None else steps,
+        repeats=repeats,
+        warm_up=warm_up,
+    )
+    inputs = [feeds(session.bundle, batch) for batch in batches]
+    profiler = functools.partial(profile, session.bundle, device=place, threads=threads)
     busy = machines.load_average()
-    own = _Own.open(opened, place, threads)
     with ExitStack() as stack:
         baselines = None
         if against:
-            from surgeon.analysis.bench.baselines import Rivals
+            from surgeon.analysis.bench.baselines import Baselines
 
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="surgeon-bench-")))
             progress("the network itself", 0)
-            baselines = stack.enter_context(Rivals(manifest, against, folder, place, threads, source, weights))
-        rounds: list[Round] = []
-        interrupted = False
-        for given in inputs:
-            tell = _part(progress, f"batch {len(given['input'])}: ", len(rounds), len(inputs))
-            found, interrupted = _round(own, baselines, given, steps, repeats, warm_up, tell, before=len(rounds))
-            if found is None:
-                break
-            if profiled and not interrupted:
-                tell("profiling the pullback", 1)
-                found = dataclasses.replace(found, profile=profile(opened, given, place, threads))
-            rounds.append(found)
-            if interrupted:
-                break
+            baselines = stack.enter_context(Baselines(manifest, against, folder, place, threads, source, weights))
+        rounds, interrupted = _rounds(plan, baselines, inputs, profiler if profiled else None, progress)
     return Benchmark(
         bundle=str(bundle),
         model=manifest.model.name,
         gate=manifest.recipe.gate,
         pool=manifest.recipe.pool,
         machine=machines.describe(device, threads, busy),
-        steps=steps,
+        steps=plan.steps,
         repeats=repeats,
         warm_up=warm_up,
         rounds=tuple(rounds),
-        off_device={name: artifact.off_device for name, artifact in own.artifacts.items()},
-        fallback={name: artifact.fallback for name, artifact in own.artifacts.items()},
+        off_device={name: artifact.off_device for name, artifact in plan.artifacts.loaded.items()},
+        fallback={name: artifact.fallback for name, artifact in plan.artifacts.loaded.items()},
         provider_options=place.options,
         interrupted=interrupted,
     )
 
 
+def _require_valid(against: Sequence[str], batches: Sequence[int], repeats: int, steps: int | None) -> None:
+    """Raise SurgeonError for an unknown baseline, one that needs torch where it is not, or a count below 1."""
+    unknown = [name for name in against if name not in BASELINES]
+    if unknown:
+        raise SurgeonError(f"there is no baseline {unknown[0]!r}", f"Choose from {', '.join(BASELINES)}")
+    counts = {"batch": min(batches, default=0), "repeats": repeats, "steps": 1 if steps is None else steps}
+    for name, count in counts.items():
+        if count < 1:
+            raise SurgeonError(f"{name} is {count}", "Give 1 or more")
+    if against and not torch_is_installed():
+        raise SurgeonError(
+            f"timing against {', '.join(against)} needs torch, which is not installed",
+            'pip install "surgeon[convert]", or give --against none',
+        )
+
+
 def _part(progress: Progress, prefix: str, place: int, parts: int) -> Progress:
-    """`progress` of one of several parts of the work, as if that were all."""
+    """`progress` for one of several equal parts of the work."""
     return lambda doing, share: progress(prefix + doing, (place + share) / parts)
 
 
 def torch_is_installed() -> bool:
-    """Whether opponents can be made at all; imports nothing."""
+    """Whether torch, which every baseline needs, is installed; imports nothing."""
     return importlib.util.find_spec("torch") is not None
 
 
 def turns(
-    candidates: Sequence[Contender],
+    candidates: Sequence[Candidate],
     repeats: int,
     warm_up: int,
     *,
@@ -216,22 +208,22 @@ def turns(
     clock: Callable[[], float] = time.perf_counter,
     progress: Progress = lambda doing, share: None,
 ) -> Iterator[dict[str, float]]:
-    """Seconds per pass of each contender by name, of each of `repeats` turns; `warm_up` turns before do not count."""
+    """Seconds per pass of each candidate, by name, in each of `repeats` turns; `warm_up` turns before do not count."""
     for turn in range(-warm_up, repeats):
         seconds = {}
         share = (turn + warm_up) / (repeats + warm_up)
-        for contender in candidates:
-            progress(f"{contender.name}, " + ("warming up" if turn < 0 else f"turn {turn + 1} of {repeats}"), share)
+        for candidate in candidates:
+            progress(f"{candidate.name}, " + ("warming up" if turn < 0 else f"turn {turn + 1} of {repeats}"), share)
             time.sleep(pause)
             begin = clock()
-            contender.run()
-            seconds[contender.name] = (clock() - begin) / contender.passes
+            candidate.run()
+            seconds[candidate.name] = (clock() - begin) / candidate.passes
         if turn >= 0:
             yield seconds
 
 
 def timings(turns: Sequence[Mapping[str, float]]) -> list[Timing]:
-    """Of each contender what the `turns` took, and each turn's ratio to twice its `forward`, where there is one."""
+    """The timings of each candidate over `turns`, with ratios to twice the turn's `forward`, where that was timed."""
 
     def ratios(name: str) -> tuple[float, ...] | None:
         return tuple(turn[name] / (2 * turn["forward"]) for turn in turns) if "forward" in turns[0] else None
@@ -276,14 +268,14 @@ def feeds(bundle: Bundle, batch: int, seed: int = 0) -> dict[str, Array]:
 
 
 @dataclass(frozen=True)
-class _Own:
-    """The bundle's own artifacts, loaded."""
+class _Artifacts:
+    """The bundle's artifacts that take part."""
 
-    artifacts: dict[str, LoadedArtifact]
+    loaded: dict[str, LoadedArtifact]
     skipped: dict[str, str]
 
     @classmethod
-    def open(cls, bundle: Bundle, device: Device, threads: int) -> _Own:
+    def open(cls, bundle: Bundle, device: Device, threads: int) -> _Artifacts:
         names, skipped = ["pullback.onnx", "ascent.onnx"], {}
         if device.name != "cpu":
             names.append("ascent_step.onnx")
@@ -291,61 +283,91 @@ class _Own:
             names.remove("ascent.onnx")
             skipped["ascent"] = "it is a loop, and a CUDA graph holds none"
         temperature = bundle.manifest.defaults.temperature
-        there = [name for name in names if name in bundle.manifest.artifacts]
-        at_once = BatchSizer(bundle.manifest, threads)
-        opened = {name: LoadedArtifact.open(bundle.file(name), device, threads, temperature, at_once) for name in there}
-        return cls(opened, skipped)
+        sizer = BatchSizer(bundle.manifest, threads)
+        loaded = {
+            name: LoadedArtifact.open(bundle.file(name), device, threads, temperature, sizer)
+            for name in names
+            if name in bundle.manifest.artifacts
+        }
+        return cls(loaded, skipped)
 
-    def candidates(self, given: dict[str, Array], steps: int) -> list[Contender]:
-        found = [self.artifacts["pullback.onnx"].contender("pullback", given)]
-        if "ascent.onnx" in self.artifacts:
-            climbing = {**given, "steps": numpy.array(steps)}
+    def candidates(self, inputs: dict[str, Array], steps: int) -> list[Candidate]:
+        candidates = [self.loaded["pullback.onnx"].candidate("pullback", inputs)]
+        if "ascent.onnx" in self.loaded:
+            of_ascent = {**inputs, "steps": numpy.array(steps)}
             passes = steps + 0.5  # the last is forward alone
-            found.append(self.artifacts["ascent.onnx"].contender("ascent", climbing, passes))
-        if "ascent_step.onnx" in self.artifacts:
-            starting = {**given, "origin": given["input"]}
-            found.append(self.artifacts["ascent_step.onnx"].walker("steps", starting, steps))
-        return found
+            candidates.append(self.loaded["ascent.onnx"].candidate("ascent", of_ascent, passes))
+        if "ascent_step.onnx" in self.loaded:
+            of_step = {**inputs, "origin": inputs["input"]}
+            candidates.append(self.loaded["ascent_step.onnx"].stepping_candidate("steps", of_step, steps))
+        return candidates
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """What is timed at every batch size, and how often."""
+
+    artifacts: _Artifacts
+    steps: int
+    repeats: int
+    warm_up: int
+
+
+def _rounds(
+    plan: _Measurement,
+    baselines: Baselines | None,
+    inputs: Sequence[dict[str, Array]],
+    profiler: Callable[[dict[str, Array]], Profile] | None,
+    progress: Progress,
+) -> tuple[list[Round], bool]:
+    """A round for each of `inputs`, and whether Ctrl-C ended them early."""
+    rounds: list[Round] = []
+    for feed in inputs:
+        report = _part(progress, f"batch {len(feed['input'])}: ", len(rounds), len(inputs))
+        round, interrupted = _round(plan, baselines, feed, report, before=len(rounds))
+        if round is None:
+            return rounds, interrupted
+        if profiler is not None and not interrupted:
+            report("profiling the pullback", 1)
+            round = dataclasses.replace(round, profile=profiler(feed))
+        rounds.append(round)
+        if interrupted:
+            return rounds, True
+    return rounds, False
 
 
 def _round(
-    own: _Own,
-    baselines: Rivals | None,
-    given: dict[str, Array],
-    steps: int,
-    repeats: int,
-    warm_up: int,
-    progress: Progress,
-    before: int,
+    plan: _Measurement, baselines: Baselines | None, inputs: dict[str, Array], progress: Progress, before: int
 ) -> tuple[Round | None, bool]:
-    """Check the opponents' values, then time everyone at this batch size; whether Ctrl-C cut it short.
+    """Check the baselines' values, then time all candidates at this batch size; also whether Ctrl-C cut it short.
 
-    None where it did so within the first turn, `before` rounds being there; without any, KeyboardInterrupt is raised.
+    The round is None where that happened within the first turn and `before` rounds are done; without any,
+    KeyboardInterrupt is raised.
     """
-    candidates, skipped = own.candidates(given, steps), dict(own.skipped)
+    candidates, skipped = plan.artifacts.candidates(inputs, plan.steps), dict(plan.artifacts.skipped)
     if baselines is not None:
-        own_values = own.artifacts["pullback.onnx"].values(given)
-        output, pullback = own_values["output"], own_values["pullback"]
+        values = plan.artifacts.loaded["pullback.onnx"].values(inputs)
         for name in baselines.names:
             progress(f"{name}: " + ("compiling" if name == "compile" else "checking its values"), 0)
             try:
-                candidates.append(baselines.contender(name, given, output, pullback))
+                candidates.append(baselines.candidate(name, inputs, values["output"], values["pullback"]))
             except Unavailable as error:
                 skipped[name] = str(error)
-    candidates.sort(key=lambda contender: contender.name != "forward")
-    done, interrupted = collect_until_interrupt(turns(candidates, repeats, warm_up, progress=progress), before)
+    candidates.sort(key=lambda candidate: candidate.name != "forward")
+    timed = turns(candidates, plan.repeats, plan.warm_up, progress=progress)
+    done, interrupted = collect_until_interrupt(timed, before)
     if not done:
         return None, interrupted
-    timed = timings(done)
+    results = timings(done)
     if not interrupted:
         progress("memory", 1)
-        peaks, interrupted = collect_until_interrupt((contender.peak() for contender in candidates), before=len(done))
-        timed = [dataclasses.replace(one, peak=peak) for one, peak in zip_longest(timed, peaks)]
-    return Round(len(given["input"]), tuple(timed), skipped), interrupted
+        peaks, interrupted = collect_until_interrupt((candidate.peak() for candidate in candidates), before=len(done))
+        results = [dataclasses.replace(timing, peak=peak) for timing, peak in zip_longest(results, peaks)]
+    return Round(len(inputs["input"]), tuple(results), skipped), interrupted
 
 
 def _timing_json(timing: Timing) -> dict[str, Any]:
-    """The figures and, for whoever wants other ones, the numbers that they come from."""
+    """The statistics, and the seconds that they are computed from."""
     return {
         "name": timing.name,
         "median": timing.median,

@@ -1,4 +1,4 @@
-"""Who takes part in a benchmark, and how an artifact does."""
+"""Candidates: what a benchmark times, and ONNX artifacts as candidates."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ TimedCall = Callable[[], Any]
 
 
 @dataclass(frozen=True)
-class Contender:
+class Candidate:
     """Something to time. Calling `run` does `passes` passes (a forward pass is half of one), and returns after them.
 
-    `peak` measures the bytes of memory that it takes, in a process of its own.
+    `peak` measures the most bytes of memory that a run takes, in a separate process; None where that is not known.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Contender:
 
 
 class Unavailable(Exception):
-    """An opponent that cannot take part on this machine; the message says why, and the others go on."""
+    """A baseline cannot take part on this machine, for the reason in the message; the others are timed without it."""
 
 
 @dataclass(frozen=True)
@@ -50,49 +50,49 @@ class LoadedArtifact:
     def open(
         cls, path: Path, device: Device, threads: int, temperature: float | None = None, at_once: SamplesPerRun = whole
     ) -> LoadedArtifact:
-        """As `surgeon.load` has it at this temperature. Raises what `surgeon.runtime.providers.open_session` raises."""
+        """Load `path` as `surgeon.load` does at this temperature; raises as `runtime.providers.open_session` does."""
         session = open_session(path, device, threads, temperature=temperature)
         return cls(path, bind(session, device, at_once), device, threads, temperature)
 
     @property
     def off_device(self) -> tuple[str, ...]:
-        """The nodes that a session on a GPU runs on the CPU, but for arithmetic on sizes."""
+        """The nodes that a session on a GPU runs on the CPU, arithmetic on sizes left out."""
         return off_device(self.path, self.loaded.session, self.device)
 
     @property
     def fallback(self) -> tuple[str, ...]:
-        """The nodes that the provider left to the one behind it."""
+        """The nodes that the provider leaves to its fallback."""
         return fallback(self.loaded.session, self.device)
 
-    def values(self, given: Mapping[str, Array]) -> dict[str, Array]:
-        """The outputs by name, of those of `given` that the file takes. Raises SurgeonError where it does not run."""
-        outputs = _named(self.path, self.loaded.run)(self._taken(given))
+    def values(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The outputs by name, for the `inputs` that the file takes; raises SurgeonError where it does not run."""
+        outputs = _named(self.path, self.loaded.run)(self._taken(inputs))
         return dict(zip((port.name for port in self.loaded.session.get_outputs()), outputs, strict=True))
 
-    def contender(self, name: str, given: Mapping[str, Array], passes: float = 1) -> Contender:
-        """A contender that runs the file on those of `given` that it takes; on a GPU, they are there beforehand."""
-        taken = self._taken(given)
+    def candidate(self, name: str, inputs: Mapping[str, Array], passes: float = 1) -> Candidate:
+        """A candidate that runs the file on the `inputs` that it takes; on a GPU, they are copied there beforehand."""
+        taken = self._taken(inputs)
         if isinstance(self.loaded, DeviceSession):
-            return Contender(name, _named(self.path, self.loaded.timed_run(taken)), passes)
+            return Candidate(name, _named(self.path, self.loaded.timed_run(taken)), passes)
         at_once = self.loaded.at_once(taken)
         peak = functools.partial(memory.peak, self.path, taken, self.threads, at_once, self.temperature)
-        return Contender(name, functools.partial(self.loaded.run, taken), passes, peak)
+        return Candidate(name, functools.partial(self.loaded.run, taken), passes, peak)
 
-    def walker(self, name: str, given: Mapping[str, Array], steps: int) -> Contender:
-        """A contender that does `steps` more steps of an ascent on a GPU, where its state stays."""
+    def stepping_candidate(self, name: str, inputs: Mapping[str, Array], steps: int) -> Candidate:
+        """A candidate that continues an ascent by `steps` steps on a GPU, where its state stays."""
         assert isinstance(self.loaded, DeviceSession)
-        step = self.loaded.timed_step(self._taken(given))
+        step = self.loaded.timed_step(self._taken(inputs))
 
         def run() -> None:
             for _ in range(steps):
                 step()
 
-        return Contender(name, _named(self.path, run), steps)
+        return Candidate(name, _named(self.path, run), steps)
 
-    def _taken(self, given: Mapping[str, Array]) -> dict[str, Array]:
+    def _taken(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         session = self.loaded.session
         ports = [port.name for port in [*session.get_inputs(), *session.get_overridable_initializers()]]
-        return {name: given[name] for name in ports if name in given}
+        return {name: inputs[name] for name in ports if name in inputs}
 
 
 def _named(path: Path, call: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,9 +1,8 @@
-"""The fair opponent: the same pullback as fast as plain PyTorch gives it, by autograd on the author's own module.
+"""The eager baseline: the same pullback by autograd on the author's own module, as fast as plain PyTorch computes it.
 
-This is how the method's reference code goes about it: a custom autograd function in the place of each ReLU, and pooling
-over unfolded windows for the backward of max pooling. Where the oracle is slow in order to be obvious, this is not:
-ReLUs in place become ReLUs out of place without a copy, and the pool's derivative is written out. Whoever times it
-compares its values first.
+As in the method's reference code, a custom autograd function replaces each ReLU, and max pooling has a backward over
+unfolded windows. The oracle is slow in order to be obvious; this is not: ReLUs in place become ReLUs out of place
+without a copy, and the pool's derivative is written out. Compare its values before you time it.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ _INDEXED = frozenset(call for call in oracle_rules.POOLS if "with_indices" in ca
 def network(module: nn.Module, recipe: Recipe, temperature: float, *, in_place: bool = False) -> Network:
     """`module` up to the recipe's layer, with the recipe's gates: call it, then autograd gives the pullback.
 
-    Without `in_place`, what the author does in place is done out of place, which is faster, and wrong for the few
-    networks that read the tensor again.
+    Without `in_place`, operators in place run out of place, which is faster, and wrong for the few networks that read
+    the overwritten tensor again.
     """
     gates = Gates(recipe, temperature, in_place)
-    # Watching modules takes hooks, which torch.compile does not like: only where the scope asks for it.
+    # Hooks on modules cut torch.compile's graph in pieces: only where the scope needs them.
     watching = recipe.gate_scope == "modules"
 
     def forward(input: Tensor) -> Tensor:
@@ -54,7 +53,7 @@ def pull(network: Network, input: Tensor, cotangent: Tensor) -> tuple[Tensor, Te
 
 
 class Gates(oracle_rules.PullbackMode):
-    """The oracle's way of finding the gates in a module that runs, with faster rules behind it."""
+    """Finds the gates of a running module as the oracle does, and applies faster rules."""
 
     def __init__(self, recipe: Recipe, temperature: float, in_place: bool = False) -> None:
         super().__init__(recipe, temperature)
@@ -62,7 +61,7 @@ class Gates(oracle_rules.PullbackMode):
         self._in_place = in_place
 
     def __torch_function__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # As the oracle's, without the look at a call's name that would cut torch.compile's graph in pieces.
+        # Same as the oracle's, but without reading `call.__name__`, which causes graph breaks.
         kwargs = dict(kwargs or {})
         if self._depth:
             if call in oracle_rules.POOLS and self.recipe.pool == "soft":
@@ -97,7 +96,7 @@ class Gates(oracle_rules.PullbackMode):
         *,
         with_indices: bool,
     ) -> Any:
-        # Whoever reads the indices, or pools volumes, gets the oracle's rule: F.unfold is for images.
+        # Pools with indices and pools of volumes take the oracle's rule: F.unfold is for images.
         if dimensions == 3 or with_indices or return_indices:
             return super()._pool(
                 dimensions,

@@ -1,8 +1,8 @@
-"""How much memory there is, and how much a run of an artifact takes, measured in a process of its own. Torch-free.
+"""Peak memory of running an artifact, measured in a separate process. Torch-free.
 
-The process has Python, numpy, ONNX Runtime and the inputs when it begins to count, so what is counted is the session,
-its weights among it, and two runs, of which the second may take more: what a program that runs the artifact needs on
-top of its own.
+The process imports numpy and ONNX Runtime and reads the inputs before it begins to count. So the figure is the memory
+of the session, weights included, and of two runs, the second of which may take more: what running the artifact adds to
+a program.
 """
 
 from __future__ import annotations
@@ -24,38 +24,29 @@ from surgeon.runtime.providers import CPU, open_session
 def peak(
     path: Path, feeds: Mapping[str, Array], threads: int, at_once: int, temperature: float | None = None
 ) -> int | None:
-    """Bytes at the peak of loading the ONNX file `path` and running it twice on the CPU; None on Windows.
+    """Peak bytes of loading the ONNX file `path` and running it twice on the CPU; None on Windows.
 
-    It is loaded as `surgeon.load` does, for one `temperature` if that is given, and runs `at_once` samples together.
-
+    It is loaded as by `surgeon.load`, for one `temperature` unless that is None, and runs `at_once` samples together.
     Raises SurgeonError where the process fails, as it does where memory runs out.
     """
     if sys.platform == "win32":
         return None
     with tempfile.TemporaryDirectory(prefix="surgeon-memory-") as folder:
-        given = Path(folder) / "feeds.npz"
-        numpy.savez(given, allow_pickle=False, **feeds)
-        command = [
-            sys.executable,
-            "-m",
-            "surgeon.analysis.bench.memory",
-            str(path),
-            str(given),
-            str(threads),
-            str(at_once),
-        ]
-        command += [] if temperature is None else [repr(temperature)]
+        feeds_file = Path(folder) / "feeds.npz"
+        numpy.savez(feeds_file, allow_pickle=False, **feeds)
+        command = [sys.executable, "-m", "surgeon.analysis.bench.memory"]
+        command += map(str, (path, feeds_file, threads, at_once, *(() if temperature is None else (temperature,))))
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
     if ran.returncode:
-        told = (ran.stderr.strip().splitlines() or [f"it ended with {ran.returncode}"])[-1]
-        raise SurgeonError(f"the memory of {path.name} could not be measured: {told}", "Free some memory first")
+        reason = (ran.stderr.strip().splitlines() or [f"it ended with {ran.returncode}"])[-1]
+        raise SurgeonError(f"the memory of {path.name} could not be measured: {reason}", "Free some memory first")
     return int(ran.stdout)
 
 
-def _measure(path: Path, given: Path, threads: int, at_once: int, temperature: float | None) -> int:
+def _measure(path: Path, feeds_file: Path, threads: int, at_once: int, temperature: float | None) -> int:
     import onnxruntime  # noqa: F401  its libraries are not the artifact's
 
-    with numpy.load(given) as stored:
+    with numpy.load(feeds_file) as stored:
         feeds = {name: stored[name] for name in stored.files}
     before = _highest()
     loaded = HostSession(open_session(path, CPU, threads, temperature=temperature), lambda _: at_once)
@@ -65,7 +56,7 @@ def _measure(path: Path, given: Path, threads: int, at_once: int, temperature: f
 
 
 def _highest() -> int:
-    """Bytes of memory at the most, so far. Linux's own count, since getrusage there remembers the parent's as well."""
+    """Peak bytes of this process so far; on Linux from /proc, since getrusage there counts the parent's peak too."""
     if sys.platform == "linux":
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         return 1024 * int(status.partition("VmHWM:")[2].split()[0])

@@ -1,7 +1,7 @@
-"""Where a pullback's time goes: by operator, and by the source layer that asked for it. Torch-free.
+"""A pullback's time by operator and by source layer. Torch-free.
 
-ONNX Runtime's own profiler times each node that it runs. Nodes that it made itself, by fusing or by moving a tensor
-into or out of its blocked layout, are known by the result that they stand for; what stands for none is called its own.
+ONNX Runtime's profiler times each node that it runs. Nodes that it made itself, by fusing or by moving a tensor into or
+out of its blocked layout, are attributed by the name of their result; those without such a name are listed as its own.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from surgeon.runtime.binding import UNCAPTURED, run_options
 from surgeon.runtime.providers import CPU, Device, open_session
 from surgeon.runtime.tuning import tuned
 
-_OWN = re.compile(r"(_nchwc|_token_\d+|/\w+/)+$")  # what ONNX Runtime adds to the name of what it replaces
+_SUFFIX = re.compile(r"(_nchwc|_token_\d+|/\w+/)+$")  # that ONNX Runtime adds to the name of a node it replaces
 _KERNEL = "_kernel_time"
 RUNTIME = "(ONNX Runtime)"
-"""The layer of nodes that stand for none of the artifact's, such as changes of layout."""
+"""The layer of nodes that replace none of the artifact's, such as changes of layout."""
 
 NO_MODULE = "(no module)"
-"""The layer of nodes that no module asked for: 1/T, and sizes of the input."""
+"""The layer of nodes that belong to no module: 1/T, and sizes of the input."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """Time of the nodes that are alike in one way: operator, layer or provider."""
+    """Time of the nodes with the same operator, layer or provider."""
 
     name: str
     nodes: int
@@ -43,10 +43,10 @@ class Share:
 
 @dataclass(frozen=True)
 class Profile:
-    """One artifact's time at one batch size, divided in three ways; each list with its largest share first."""
+    """One artifact's time at one batch size, divided in three ways; the largest share comes first."""
 
     batch: int
-    seconds: float  # of one run: the sum over its nodes, so without what lies between them
+    seconds: float  # of one run: the sum over its nodes, without the time between them
     operators: tuple[Share, ...]
     layers: tuple[Share, ...]  # "layer1.0.conv1, backward"
     providers: tuple[Share, ...]
@@ -68,7 +68,7 @@ def profile(
     """Run `pullback.onnx` of `bundle` on `feeds` once to warm up and `repeats` times under ONNX Runtime's profiler.
 
     Raises what `surgeon.runtime.providers.open_session` raises. On a GPU the times are those of starting each kernel
-    and not of the kernel itself, so only the list of providers says much.
+    and not of the kernel itself, so only the list of providers is informative.
     """
     path = bundle.file("pullback.onnx")
     with tempfile.TemporaryDirectory(prefix="surgeon-profile-") as folder:
@@ -84,7 +84,7 @@ def profile(
         batch=len(feeds["input"]),
         seconds=sum(node.seconds for node in nodes),
         operators=_shares((node.operator, node.seconds) for node in nodes),
-        layers=_shares((owners.get(_OWN.sub("", node.name), RUNTIME), node.seconds) for node in nodes),
+        layers=_shares((owners.get(_SUFFIX.sub("", node.name), RUNTIME), node.seconds) for node in nodes),
         providers=_shares((node.provider, node.seconds) for node in nodes),
     )
 
@@ -102,13 +102,13 @@ def _timed(events: Iterable[dict[str, Any]], repeats: int) -> list[_Timed]:
 
 def _owners(model: onnx.ModelProto) -> dict[str, str]:
     """The source layer of each node and of each of its results, and whether it belongs to the forward pass."""
-    found = {}
+    owners = {}
     for node in model.graph.node:
         facts = {prop.key: prop.value for prop in node.metadata_props}
         layer, role = facts.get("surgeon.module") or NO_MODULE, facts.get("surgeon.role", "")
         for name in (node.name, *node.output):
-            found[name] = f"{layer}, {role}" if role else layer
-    return found
+            owners[name] = f"{layer}, {role}" if role else layer
+    return owners
 
 
 def _shares(timed: Iterable[tuple[str, float]]) -> tuple[Share, ...]:
@@ -116,5 +116,5 @@ def _shares(timed: Iterable[tuple[str, float]]) -> tuple[Share, ...]:
     for name, seconds in timed:
         count, total = sums.get(name, (0, 0.0))
         sums[name] = count + 1, total + seconds
-    found = (Share(name, count, seconds) for name, (count, seconds) in sums.items())
-    return tuple(sorted(found, key=lambda share: -share.seconds))
+    shares = (Share(name, count, seconds) for name, (count, seconds) in sums.items())
+    return tuple(sorted(shares, key=lambda share: -share.seconds))
