@@ -101,9 +101,9 @@ def test_candidates_take_turns_and_the_warm_up_does_not_count():
         return benchmark.Candidate(name, run, passes)
 
     three = [candidate("a", 1.0), candidate("b", 10.0, passes=5), candidate("c", 3.0)]
-    replays = list(benchmark.turns(three, repeats=3, warm_up=2, pause=0, clock=lambda: now[0]))
+    turns = list(benchmark.turns(three, repeats=3, warm_up=2, pause=0, clock=lambda: now[0]))
     assert ran == ["a", "b", "c"] * 5
-    assert replays == [{"a": 1.0, "b": 2.0, "c": 3.0}] * 3
+    assert turns == [{"a": 1.0, "b": 2.0, "c": 3.0}] * 3
 
 
 def test_ratios_are_to_two_forward_passes_of_the_same_turn():

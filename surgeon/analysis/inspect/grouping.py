@@ -14,18 +14,18 @@ from surgeon.bundle.manifest import GateSite
 
 @dataclass(frozen=True)
 class Pair:
-    """The ONNX nodes of one node of the source graph, forward and backward; either may be empty."""
+    """The forward and the backward ONNX nodes of one node of the source graph; either may be empty."""
 
     module: str
-    source: str  # the node's name; of a file that does not say, the ONNX node's
+    source: str  # the node's name; without metadata, the ONNX node's
     forward: tuple[Node, ...]
     backward: tuple[Node, ...]
     gate: GateSite | None = None
-    step: bool = False  # whether `backward` is an ascent's step instead
+    step: bool = False  # whether `backward` holds an ascent's step
 
     @property
     def shape(self) -> Shape | None:
-        """Of what it hands on: its last forward output, or else its last backward output."""
+        """Of its last forward output; without one, of its last backward output."""
         return _shape(self.forward or self.backward)
 
     @property
@@ -36,7 +36,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class ModuleShare:
-    """What a source module does itself, its children not included; counts are those of `structure.Node`."""
+    """A source module without its children; counts are those of `structure.Node`."""
 
     module: str
     operators: dict[str, int]  # of the forward pass, by how often
@@ -50,15 +50,15 @@ class ModuleShare:
 
 
 def pictured(structure: Structure) -> int | None:
-    """Which graph holds the pullback, such as an ascent's loop; None where no node is marked so."""
+    """The index of the graph that holds the pullback, such as an ascent's loop; None without backward nodes."""
     backward = collections.Counter(node.graph for node in structure.nodes if node.part == "backward")
     return backward.most_common(1)[0][0] if backward else None
 
 
 def pairs(structure: Structure, gates: Sequence[GateSite] = ()) -> tuple[Pair, ...]:
-    """Each node of the source graph in order of use, then backward nodes that have no forward one, then a step.
+    """The nodes of the source graph in order of use, then backward nodes without a forward node, then a step.
 
-    Of the graph that is `pictured`, or of all graphs.
+    Only of the graph that `pictured` names, if it names one.
     """
     graph = pictured(structure)
     nodes = [node for node in structure.nodes if graph is None or node.graph == graph]
@@ -72,14 +72,14 @@ def pairs(structure: Structure, gates: Sequence[GateSite] = ()) -> tuple[Pair, .
     place = {id(node): number for number, node in enumerate(nodes)}
     for members in (*forward.values(), *backward.values()):
         members.sort(key=lambda node: place[id(node)])
-    found = [
+    listed = [
         _pair(source, members, backward.pop(source, []), by_node.get(source)) for source, members in forward.items()
     ]
     for source, members in backward.items():
-        last = [number for number, pair in enumerate(found) if pair.module == members[0].module != ""]
-        found.insert(last[-1] + 1 if last else len(found), _pair(source, [], members, by_node.get(source)))
+        last = [number for number, pair in enumerate(listed) if pair.module == members[0].module != ""]
+        listed.insert(last[-1] + 1 if last else len(listed), _pair(source, [], members, by_node.get(source)))
     step = tuple(node for node in nodes if node.part == "step")
-    return (*found, Pair("", "step", (), step, step=True)) if step else tuple(found)
+    return (*listed, Pair("", "step", (), step, step=True)) if step else tuple(listed)
 
 
 def _pair(source: str, forward: Sequence[Node], backward: Sequence[Node], gate: GateSite | None) -> Pair:
@@ -89,7 +89,7 @@ def _pair(source: str, forward: Sequence[Node], backward: Sequence[Node], gate: 
 
 
 def layers(pairs: Iterable[Pair]) -> tuple[ModuleShare, ...]:
-    """One for each source module that has forward nodes, in order of first use."""
+    """The source modules that have forward nodes, in order of first use."""
     modules: dict[str, list[Pair]] = {}
     for pair in pairs:
         if not pair.step:
@@ -144,6 +144,6 @@ def named(pattern: str | None, module: str, names: Iterable[str] = ()) -> bool:
 
 
 def _shape(nodes: Sequence[Node]) -> Shape | None:
-    """Of the last activation among `nodes`: numbers about sizes, and what is made of weights alone, are none."""
+    """Of the last activation among `nodes`, which is a floating-point tensor and no constant."""
     activations = [node for node in nodes if node.floating and not node.constant and node.shape is not None]
     return activations[-1].shape if activations else nodes[-1].shape if nodes else None

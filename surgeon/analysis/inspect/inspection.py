@@ -1,4 +1,4 @@
-"""What a bundle or an ONNX file takes, gives and holds, read without its weights and without running it. Torch-free."""
+"""The ports, structure and facts of a bundle or an ONNX file; no weights are read, nothing is run. Torch-free."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from surgeon.analysis.inspect.structure import Structure
 
 SECTIONS = ("overview", "ports", "layers", "nodes", "gates", "operators", "classes", "verification")
-"""What there is to show, in order."""
+"""The sections that can be shown, in order."""
 
 PICTURED = "pullback.onnx"
 """The artifact of a bundle whose layers and nodes are shown; without it, the first ONNX file."""
@@ -31,7 +31,7 @@ PICTURED = "pullback.onnx"
 
 @dataclass(frozen=True)
 class FileReport:
-    """One file: what it takes and gives where it computes something, and its structure where it is an ONNX file."""
+    """One file: its inputs and outputs unless it holds weights alone, and its structure if it is an ONNX file."""
 
     name: str
     bytes: int
@@ -65,10 +65,10 @@ class OperatorCount:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A bundle or one ONNX file, described.
+    """The description of a bundle or of one ONNX file.
 
     `manifest` is the bundle's, or the facts that surgeon wrote into the file (without files and verification); None
-    for an ONNX file from elsewhere. `facts` is the same as plain data.
+    for an ONNX file from elsewhere. `facts` is `manifest` as plain data.
     """
 
     path: str
@@ -90,29 +90,29 @@ class Inspection:
 
     @property
     def gates(self) -> tuple[GateSite, ...]:
-        """Gates and pools, as far as surgeon made what is inspected."""
+        """Gates and pools; none for a file from elsewhere."""
         return self.manifest.gates if self.manifest is not None else ()
 
     def pairs(self, pattern: str | None = None) -> tuple[Pair, ...]:
-        """The nodes of `pictured`, forward beside backward, those whose module or name fits `pattern`.
+        """The nodes of `pictured`, forward beside backward, whose module or name matches `pattern`.
 
-        Raises SurgeonError where no file is ONNX, or nothing fits.
+        Raises SurgeonError where no file is ONNX, or nothing matches.
         """
         from surgeon.analysis.inspect.grouping import named, pairs
 
         file = self.pictured
         if file is None or file.structure is None:
             raise SurgeonError(f"{self.path} holds no ONNX file", "Export it with --formats onnx")
-        found = pairs(file.structure, self.gates)
-        names = [{pair.source, *(node.name for node in (*pair.forward, *pair.backward))} for pair in found]
-        fitting = [pair for pair, known in zip(found, names, strict=True) if named(pattern, pair.module, known)]
-        if pattern is not None and not fitting:
-            raise nothing_fits(pattern, [pair.module or pair.source for pair in found])
-        return tuple(fitting)
+        candidates = pairs(file.structure, self.gates)
+        names = [{pair.source, *(node.name for node in (*pair.forward, *pair.backward))} for pair in candidates]
+        matching = [pair for pair, known in zip(candidates, names, strict=True) if named(pattern, pair.module, known)]
+        if pattern is not None and not matching:
+            raise nothing_fits(pattern, [pair.module or pair.source for pair in candidates])
+        return tuple(matching)
 
 
 def nothing_fits(pattern: str, names: Iterable[str]) -> SurgeonError:
-    """The error for a pattern that no module or node fits."""
+    """The error for a pattern that no module or node matches."""
     there = list(dict.fromkeys(names))
     shown = ", ".join(there[:6]) + (f" and {len(there) - 6} more" if len(there) > 6 else "")
     return SurgeonError(f"no module or node is called {pattern!r}", f"There are {shown}" if there else "There is none")
@@ -121,9 +121,9 @@ def nothing_fits(pattern: str, names: Iterable[str]) -> SurgeonError:
 def inspect(path: str | Path, input_shape: Shape = ()) -> Inspection:
     """Describe the bundle folder or ONNX file at `path`; a bundle's files are checked against its manifest first.
 
-    `input_shape`, of one sample of the first input, gives numbers to sizes that are free; without it, photos have the
-    size that the bundle's manifest says. Raises SurgeonError where there is no bundle and no file, or it is damaged, or
-    its input cannot have that shape.
+    `input_shape`, of one sample of the first input, replaces free sizes by numbers; without it, photos have the size in
+    the bundle's manifest. Raises SurgeonError where there is no bundle and no file, or it is damaged, or its input
+    cannot have that shape.
     """
     target = Path(path)
     if target.is_dir() or target.name == MANIFEST:
@@ -145,19 +145,19 @@ def operators(file: FileReport) -> tuple[OperatorCount, ...]:
     from surgeon.analysis.inspect.kernels import PROVIDERS, support
 
     assert file.structure is not None
-    found: dict[str, collections.Counter[str]] = {}
+    roles: dict[str, collections.Counter[str]] = {}
     verdicts: dict[str, dict[str, list[str | None]]] = {}
     for node in file.structure.nodes:
-        found.setdefault(node.operator, collections.Counter())[node.role] += 1
-        told = verdicts.setdefault(node.operator, {provider: [] for provider in PROVIDERS})
+        roles.setdefault(node.operator, collections.Counter())[node.role] += 1
+        of_operator = verdicts.setdefault(node.operator, {provider: [] for provider in PROVIDERS})
         for provider in PROVIDERS:
-            told[provider].append(support(node, file.structure.opsets, provider))
+            of_operator[provider].append(support(node, file.structure.opsets, provider))
     worst = {
-        name: {provider: min(all_of, key=_VERDICTS.index) for provider, all_of in told.items()}
-        for name, told in verdicts.items()
+        name: {provider: min(all_of, key=_VERDICTS.index) for provider, all_of in by_provider.items()}
+        for name, by_provider in verdicts.items()
     }
-    listed = [OperatorCount(name, dict(counts), worst[name]) for name, counts in found.items()]
-    return tuple(sorted(listed, key=lambda one: (-sum(one.counts.values()), one.operator)))
+    listed = [OperatorCount(name, dict(counts), worst[name]) for name, counts in roles.items()]
+    return tuple(sorted(listed, key=lambda count: (-sum(count.counts.values()), count.operator)))
 
 
 _VERDICTS = ("no", None, "expanded", "yes")
@@ -181,7 +181,7 @@ def _inspect_bundle(bundle: Bundle, input_shape: Shape) -> Inspection:
 def _report(
     path: Path, model: onnx.ModelProto, described: Iterable[Port], manifest: Manifest | None, input_shape: Shape
 ) -> FileReport:
-    """What the ONNX file itself says of its ports; the manifest only adds what they mean."""
+    """The report on an ONNX file: its own statement of its ports, with their meanings from the manifest."""
     from surgeon.analysis.inspect import shape_inference as inference
     from surgeon.analysis.inspect.structure import read
 

@@ -1,4 +1,4 @@
-"""Which operators of a graph an execution provider of ONNX Runtime has kernels for. Torch-free; opens no session."""
+"""Whether ONNX Runtime's execution providers have kernels for the operators of a graph. Torch-free; no session."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _Kernels = Mapping[tuple[str, str], list[Any]]
 
 
 def support(node: Node, opsets: Mapping[str, int], provider: str) -> str | None:
-    """Whether `provider`, a key of PROVIDERS, runs `node` by a kernel of its own.
+    """Whether `provider`, a key of PROVIDERS, has a kernel for `node`.
 
     "yes"; "expanded" where ONNX defines the operator by others, which take its place; "no"; None where that cannot be
     known: this ONNX Runtime does not list that provider's kernels, or the operator is not ONNX's own.
@@ -43,11 +43,11 @@ def _fits(kernel: Any, schema: Any, types: Mapping[str, str]) -> bool:
     if not first <= schema.since_version <= last:
         return False
     allowed = kernel.type_constraints
-    return all(name not in allowed or given in allowed[name] for name, given in types.items())
+    return all(name not in allowed or kind in allowed[name] for name, kind in types.items())
 
 
 def _types(node: Node, schema: Any) -> dict[str, str]:
-    """The types that `node` gives to its operator's type variables, as far as they are known."""
+    """The values of the operator's type variables at `node`, as far as they are known."""
     ends = [*zip(schema.inputs, node.input_types, strict=False), *zip(schema.outputs, node.output_types, strict=False)]
     name, variadic = onnx.TensorProto.DataType.Name, onnx.defs.OpSchema.FormalParameterOption.Variadic
     return {end.type_str: f"tensor({name(kind).lower()})" for end, kind in ends if kind and end.option != variadic}
@@ -55,14 +55,18 @@ def _types(node: Node, schema: Any) -> dict[str, str]:
 
 @functools.cache
 def _kernels(provider: str) -> _Kernels | None:
-    """The kernels of that provider by operator; None where ONNX Runtime does not say."""
+    """The kernels of that provider by operator; None where ONNX Runtime does not list them."""
     try:
         from onnxruntime.capi import onnxruntime_pybind11_state as state
 
         listed = state.get_registered_ep_kernel_defs(provider)
-    except (ImportError, AttributeError, RuntimeError):  # it is new, and knows providers whose devices are there
+    except (
+        ImportError,
+        AttributeError,
+        RuntimeError,
+    ):  # a recent function, which lists only providers whose devices are present
         return None
-    found: dict[tuple[str, str], list[Any]] = collections.defaultdict(list)
+    by_operator: dict[tuple[str, str], list[Any]] = collections.defaultdict(list)
     for kernel in listed:
-        found[kernel.domain.removeprefix("ai.onnx"), kernel.op_name].append(kernel)
-    return found
+        by_operator[kernel.domain.removeprefix("ai.onnx"), kernel.op_name].append(kernel)
+    return by_operator

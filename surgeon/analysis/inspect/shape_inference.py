@@ -1,6 +1,6 @@
-"""Shapes of an ONNX graph's tensors, as the file states them and as shape inference finds them. Torch-free.
+"""Shapes of an ONNX graph's tensors, stated in the file or inferred. Torch-free.
 
-No weights are needed: of large constants the shapes are enough.
+No weights are needed: the shapes of large constants are enough.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
 from surgeon.runtime.graphs import graphs
 
 Shape = tuple[int | str, ...]
-"""Sizes of a tensor: integers, names of sizes that are free, and "?" where nothing is known."""
+"""Sizes of a tensor: integers, names of free sizes, and "?" for unknown ones."""
 
-_SMALL = 1024  # values: larger constants are weights, which say nothing about shapes
+_SMALL = 1024  # values: larger constants are weights, on whose values no shape depends
 
 
 def inferred(model: ModelProto) -> ModelProto:
-    """`model` with the shapes that follow from it; as it is where they contradict each other."""
+    """`model` with inferred shapes; unchanged where they contradict each other."""
     try:
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
@@ -30,18 +30,20 @@ def inferred(model: ModelProto) -> ModelProto:
 
 def without_weights(model: ModelProto) -> ModelProto:
     """A copy of `model` whose weights are names and shapes; small constants, which may be sizes, keep their values."""
-    weights = [(one, one.raw_data) for graph in graphs(model.graph) for one in graph.initializer if _is_large(one)]
-    for one, _ in weights:
-        one.ClearField("raw_data")  # so that it is not copied
+    weights = [
+        (weight, weight.raw_data) for graph in graphs(model.graph) for weight in graph.initializer if _is_large(weight)
+    ]
+    for weight, _ in weights:
+        weight.ClearField("raw_data")  # so that it is not copied
     light = ModelProto()
     light.CopyFrom(model)
-    for one, data in weights:
-        one.raw_data = data
+    for weight, data in weights:
+        weight.raw_data = data
     for graph in graphs(light.graph):
-        for one in filter(_is_large, graph.initializer):
+        for weight in filter(_is_large, graph.initializer):
             for field in ("float_data", "double_data", "int32_data", "int64_data", "uint64_data"):
-                one.ClearField(field)
-            one.data_location = TensorProto.EXTERNAL
+                weight.ClearField(field)
+            weight.data_location = TensorProto.EXTERNAL
     return light
 
 
@@ -54,8 +56,8 @@ def with_numbers(model: ModelProto, sizes: Mapping[str, int], input_shape: Shape
     numbers, inputs = dict(sizes), ports(model.graph)
     for value in inputs:
         for place, dim in enumerate(value.type.tensor_type.shape.dim):
-            given = input_shape[place - 1] if value is inputs[0] and 0 < place <= len(input_shape) else None
-            number = 1 if place == 0 else given if isinstance(given, int) else None
+            stated = input_shape[place - 1] if value is inputs[0] and 0 < place <= len(input_shape) else None
+            number = 1 if place == 0 else stated if isinstance(stated, int) else None
             if number is None or dim.HasField("dim_value"):
                 continue
             if dim.dim_param:
@@ -78,7 +80,9 @@ def ports(graph: GraphProto) -> list[ValueInfoProto]:
 
     Before IR version 4 every weight is an input too, so a default must be a scalar, or a temperature per gate.
     """
-    weights = {one.name for one in graph.initializer if one.dims and one.name != "temperature"}
+    weights = {
+        initializer.name for initializer in graph.initializer if initializer.dims and initializer.name != "temperature"
+    }
     return [value for value in graph.input if value.name not in weights]
 
 
@@ -96,9 +100,9 @@ def shape(value: ValueInfoProto) -> Shape | None:
 
 def numbers(value: ValueInfoProto) -> tuple[int, ...] | None:
     """The shape that `value` states; None where one of its sizes is no number."""
-    found = shape(value) or ()
-    sizes = tuple(size for size in found if isinstance(size, int))
-    return sizes if len(sizes) == len(found) and shape(value) is not None else None
+    stated = shape(value) or ()
+    sizes = tuple(size for size in stated if isinstance(size, int))
+    return sizes if len(sizes) == len(stated) and shape(value) is not None else None
 
 
 def _is_large(constant: TensorProto) -> bool:

@@ -1,6 +1,6 @@
-"""What an ONNX graph is made of: nodes with shapes, multiply-adds, memory and the module each came from. Torch-free.
+"""The nodes of an ONNX graph with shapes, multiply-adds, memory and source modules. Torch-free.
 
-Nothing is run, and no weights are looked at.
+Nothing is run, and no weights are read.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from surgeon.analysis.inspect.shape_inference import Shape
 from surgeon.runtime.graphs import bodies
 
 ROLES = ("forward", "backward", "step")
-"""What a node of an artifact is for, as its metadata says."""
+"""The purpose of a node of an artifact, from its metadata."""
 
 UNMARKED = "unmarked"
-"""The role of a node that says nothing."""
+"""The role of a node without that metadata."""
 
 _COUNTED = ("Conv", "FusedConv", "ConvTranspose", "Gemm", "MatMul")
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -36,18 +36,18 @@ class Node:
     name: str
     operator: str  # with its domain, where that is not ONNX's own
     role: str  # one of ROLES, or UNMARKED
-    part: str  # its role; of one that is unmarked that of the nodes it serves, "forward" in files from elsewhere
-    module: str  # dotted name of the source module; "" for the root, and where nobody says
-    source: str  # the node of the source graph that it came from; where nobody says, itself or what it serves
+    part: str  # its role; an unmarked node has the part of the nodes it serves, "forward" in files from elsewhere
+    module: str  # dotted name of the source module; "" for the root, and where it is not known
+    source: str  # the node of the source graph that it came from; where that is not known, itself or what it serves
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     shape: Shape | None  # of the first output; None where that is no tensor, or not known
-    sizes: tuple[int, ...] | None  # the same, with numbers for what is free
-    input_types: tuple[int, ...]  # ONNX's element types, one for each place an operator has; 0 where not known
+    sizes: tuple[int, ...] | None  # the same, with numbers for free sizes
+    input_types: tuple[int, ...]  # ONNX's element types, one for each argument; 0 where not known
     output_types: tuple[int, ...]
     multiply_adds: int | None
-    bytes: int | None  # of its outputs; 0 for what is computed from weights alone, once
-    parameters: int  # in the weights that no earlier node reads
+    bytes: int | None  # of its outputs; 0 for constants
+    parameters: int  # in the weights that it is the first to read
     constant: bool  # whether it is computed from weights alone
     graph: int  # which of `Structure.graphs` holds it
 
@@ -68,11 +68,11 @@ class GraphStructure:
 
 @dataclass(frozen=True)
 class Structure:
-    """The nodes of a model, in the file's order, each counted once, those in bodies of loops and branches included."""
+    """The nodes of a model in the file's order, bodies of loops and branches included; each counts once."""
 
     nodes: tuple[Node, ...]
-    parameters: int  # floating-point numbers in initializers, but for the defaults of inputs
-    batch: int  # that the counts are for: 1, or what the file fixes
+    parameters: int  # floating-point numbers in initializers, without the defaults of inputs
+    batch: int  # of the counts: 1, or the batch that the file fixes
     graphs: tuple[GraphStructure, ...]  # the model's own is the first
     opsets: dict[str, int] = field(default_factory=dict)  # by domain
 
@@ -87,9 +87,9 @@ class Structure:
 
 def total(values: Iterable[int | None]) -> int | None:
     """The sum; None where a value is not known."""
-    found = list(values)
-    known = [value for value in found if value is not None]
-    return sum(known) if len(known) == len(found) else None
+    terms = list(values)
+    known = [term for term in terms if term is not None]
+    return sum(known) if len(known) == len(terms) else None
 
 
 def figure_text(count: int | None) -> str:
@@ -107,8 +107,8 @@ def figure_text(count: int | None) -> str:
 def read(model: ModelProto, sizes: Mapping[str, int] | None = None, input_shape: Shape = ()) -> Structure:
     """The structure of `model`; its weights need not be loaded.
 
-    A free batch counts as 1. Other free sizes are numbers by `sizes`, by name, or by `input_shape`, the shape of one
-    sample of the first input; without a number, what depends on them is not known.
+    A free batch counts as 1. Other free sizes take their numbers from `sizes`, by name, or from `input_shape`, the
+    shape of one sample of the first input; counts that depend on a size without a number are None.
     """
     light = inference.without_weights(model)
     stated = inference.inferred(light).graph
@@ -132,8 +132,8 @@ def multiply_adds(
 ) -> int | None:
     """Multiply-adds of one run of `node`, given sizes; biases are not counted. None where a size is not known.
 
-    A convolution takes the kernel's size of one output channel for each output, a transposed one that of one input
-    channel for each input; a product of matrices takes its inner size for each output. Others count 0.
+    A convolution does one for each output and weight of its channel, a transposed convolution for each input and weight
+    of its channel, a matrix product for each output and inner index. Other operators count 0.
     """
     if node.op_type not in _COUNTED:
         return 0
@@ -153,7 +153,7 @@ def multiply_adds(
 
 @dataclass(frozen=True)
 class _Value:
-    """What is known of a tensor."""
+    """The shape and type of a tensor, as far as known."""
 
     shape: Shape | None
     sizes: tuple[int, ...] | None
@@ -169,16 +169,20 @@ class _Value:
             return None
 
 
+_UNKNOWN = _Value(None, None, 0)
+
 _Weight = tuple[str, int, str]
+"""A weight: (file, offset, "") of external data, or ("", graph, name) of an initializer in the model."""
+
 _NO_WEIGHTS: frozenset[_Weight] = frozenset()
 
 
 @dataclass
 class _Scope:
-    """What the nodes of a graph can read: its own tensors, and those of the graphs around it."""
+    """The tensors that the nodes of a graph can read: its own, and those of the graphs around it."""
 
     values: ChainMap[str, _Value] = field(default_factory=ChainMap)
-    weights: ChainMap[str, frozenset[_Weight]] = field(default_factory=ChainMap)  # what each constant is made from
+    weights: ChainMap[str, frozenset[_Weight]] = field(default_factory=ChainMap)  # that each constant is computed from
 
     def inner(self) -> _Scope:
         return _Scope(self.values.new_child(), self.weights.new_child())
@@ -197,9 +201,9 @@ class _Reader:
     def read(self, stated: GraphProto, known: GraphProto, scope: _Scope, name: str = "") -> None:
         """Add the nodes of `stated`, and those of the bodies in it. `known` is the same graph with numbers."""
         place = len(self.graphs)
-        given = inference.ports(stated) if place == 0 else stated.input
+        takes = inference.ports(stated) if place == 0 else stated.input
         inputs, outputs = (
-            tuple((value.name, inference.shape(value) or ()) for value in ends) for ends in (given, stated.output)
+            tuple((value.name, inference.shape(value) or ()) for value in ports) for ports in (takes, stated.output)
         )
         self.graphs.append(GraphStructure(name, inputs, outputs))
         numbered = {value.name: value for value in (*known.input, *known.value_info, *known.output)}
@@ -225,40 +229,46 @@ class _Reader:
         scope.weights[initializer.name] = frozenset([weight])
 
     def _node(self, node: NodeProto, number: int, place: int, scope: _Scope) -> Node:
-        given = [name for name in node.input if name]
-        made = [name for name in node.output if name]
-        constant = not any(bodies(node)) and all(name in scope.weights for name in given)
-        read = _NO_WEIGHTS.union(*(scope.weights.get(name, _NO_WEIGHTS) for name in given))
-        if constant:
-            scope.weights.update(dict.fromkeys(made, read))
-        fresh = _NO_WEIGHTS if constant else read - self._read
-        self._read |= fresh
-        facts = {entry.key: entry.value for entry in node.metadata_props}
-        nothing = _Value(None, None, 0)
-        inputs = [scope.values.get(name, nothing) for name in node.input]
-        outputs = [scope.values.get(name, nothing) for name in made]
-        first = outputs[0] if outputs else nothing
-        domain = f"{node.domain}." if node.domain not in ("", "ai.onnx") else ""
-        role = facts.get("surgeon.role", UNMARKED)
+        reads, writes = [name for name in node.input if name], [name for name in node.output if name]
+        constant = not any(bodies(node)) and all(name in scope.weights for name in reads)
+        first_read = self._first_read(reads, writes, constant, scope)
+        inputs = [scope.values.get(name, _UNKNOWN) for name in node.input]
+        outputs = [scope.values.get(name, _UNKNOWN) for name in writes]
+        first = outputs[0] if outputs else _UNKNOWN
+        name = node.name or f"{node.op_type}_{number}"
+        metadata = {entry.key: entry.value for entry in node.metadata_props}
+        role = metadata.get("surgeon.role", UNMARKED)
         return Node(
-            name=node.name or f"{node.op_type}_{number}",
-            operator=domain + node.op_type,
+            name=name,
+            operator=node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}",
             role=role,
             part="" if role == UNMARKED else role,
-            module=_module(node.name, facts),
-            source=facts.get("surgeon.node") or node.name or f"{node.op_type}_{number}",
-            inputs=tuple(given),
-            outputs=tuple(made),
+            module=_module(node.name, metadata),
+            source=metadata.get("surgeon.node") or name,
+            inputs=tuple(reads),
+            outputs=tuple(writes),
             shape=first.shape,
             sizes=first.sizes,
             input_types=tuple(value.type for value in inputs),
             output_types=tuple(value.type for value in outputs),
             multiply_adds=0 if constant else multiply_adds(node, [value.sizes for value in inputs], first.sizes),
             bytes=0 if constant else total(value.bytes for value in outputs),
-            parameters=sum(self.counts[weight] for weight in fresh),
+            parameters=sum(self.counts[weight] for weight in first_read),
             constant=constant,
             graph=place,
         )
+
+    def _first_read(
+        self, reads: Sequence[str], writes: Sequence[str], constant: bool, scope: _Scope
+    ) -> frozenset[_Weight]:
+        """The weights that a node is the first to read; those of a constant count for the node that reads that."""
+        weights = _NO_WEIGHTS.union(*(scope.weights.get(name, _NO_WEIGHTS) for name in reads))
+        if constant:
+            scope.weights.update(dict.fromkeys(writes, weights))
+            return _NO_WEIGHTS
+        first_read = weights - self._read
+        self._read |= first_read
+        return first_read
 
 
 def _value(stated: ValueInfoProto, known: ValueInfoProto) -> _Value:
@@ -269,7 +279,7 @@ def _value(stated: ValueInfoProto, known: ValueInfoProto) -> _Value:
 
 
 def _module(name: str, facts: Mapping[str, str]) -> str:
-    """The source module: as surgeon says, as PyTorch says, or as the node's name spells it."""
+    """The source module from surgeon's metadata, from PyTorch's, or from the node's name."""
     if "surgeon.role" in facts:
         return facts.get("surgeon.module", "")
     try:
@@ -283,38 +293,38 @@ def _module(name: str, facts: Mapping[str, str]) -> str:
 
 def module_of_path(name: str) -> str:
     """The dotted module of a node with a name such as /layer1/layer1.0/conv1/Conv: layer1.0.conv1."""
-    found: list[str] = []
+    modules: list[str] = []
     for part in name.strip("/").split("/")[:-1]:
-        if found and part.startswith(f"{found[-1]}."):  # PyTorch repeats a container's name in its children's
-            found.pop()
-        found.append(part)
-    return ".".join(found)
+        if modules and part.startswith(f"{modules[-1]}."):  # PyTorch repeats a container's name in its children's
+            modules.pop()
+        modules.append(part)
+    return ".".join(modules)
 
 
 def _placed(nodes: Sequence[Node]) -> tuple[Node, ...]:
     """`nodes`, each with its part.
 
-    One that is unmarked has the part and module of what reads it if it is constant, or cuts the cotangent; and those of
-    the backward or step node that it reads if there is one; what is left is forward.
+    An unmarked node that is constant, or splits the cotangent, has the part and module of its reader. One that reads a
+    backward or step node has that node's. All others are forward.
     """
-    givers: dict[tuple[int, str], Node] = {}
+    producers: dict[tuple[int, str], Node] = {}
     readers: dict[tuple[int, str], Node] = {}
     marked = any(node.part for node in nodes)
     for node in nodes:
         for name in node.inputs:
             readers.setdefault((node.graph, name), node)
-    found: list[Node] = []
+    placed: list[Node] = []
     for node in nodes:
         if not node.part:
             if marked:  # its name is no path of modules
                 node = dataclasses.replace(node, module="")
             reader = next((readers[node.graph, name] for name in node.outputs if (node.graph, name) in readers), node)
-            read = [givers[node.graph, name] for name in node.inputs if (node.graph, name) in givers]
+            read = [producers[node.graph, name] for name in node.inputs if (node.graph, name) in producers]
             cuts = marked and "cotangent" in node.inputs  # into those of several layers
             served = reader if (node.constant or cuts) and not node.module else node
-            host = next((giver for giver in read if giver.part != "forward"), served)
+            host = next((producer for producer in read if producer.part != "forward"), served)
             part, module, source = host.part or "forward", host.module, host.source
             node = dataclasses.replace(node, part=part, module=module, source=source)
-        givers.update({(node.graph, name): node for name in node.outputs})
-        found.append(node)
-    return tuple(found)
+        producers.update({(node.graph, name): node for name in node.outputs})
+        placed.append(node)
+    return tuple(placed)

@@ -1,4 +1,4 @@
-"""Where activations go in a picture, and what enters and leaves it. Torch-free."""
+"""The edges of a picture, and the ports at its ends. Torch-free."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ FORWARD, BACKWARD, SAVED = "forward", "backward", "saved"
 """Edges: within the forward pass, within the backward pass, and from the first to the second."""
 
 Edge = tuple[int, int, str]
-"""From which group to which, and of which kind."""
+"""(source group, target group, kind)."""
 
 End = list[tuple[str, Shape]]
-"""Names and shapes of what enters or leaves a graph."""
+"""Names and shapes of ports."""
 
 _OF_SIZES = ("Shape", "Size")
 
 
-def ends(structure: Structure, found: Sequence[Pair]) -> tuple[End, End, End, End]:
+def ends(structure: Structure, pairs: Sequence[Pair]) -> tuple[End, End, End, End]:
     """Inputs of the forward pass, those of the backward pass alone, outputs of the first, and outputs of the second."""
     graph = structure.graphs[pictured(structure) or 0]
-    reads, makes = _sides(found)
+    reads, makes = _sides(pairs)
     inputs: dict[str, End] = {FORWARD: [], BACKWARD: []}
     outputs: dict[str, End] = {FORWARD: [], BACKWARD: []}
     for end in graph.inputs:
@@ -34,22 +34,22 @@ def ends(structure: Structure, found: Sequence[Pair]) -> tuple[End, End, End, En
 
 
 def between(
-    structure: Structure, found: Sequence[Pair], leaves: Mapping[int, int], top: int, bottom: int
+    structure: Structure, pairs: Sequence[Pair], leaves: Mapping[int, int], top: int, bottom: int
 ) -> list[Edge]:
     """The edges between `leaves`, the group of each pair, and the ends of the graph, the groups `top` and `bottom`.
 
     Only for what is computed from an input that is no scalar: sizes, temperatures and weights are left out.
     """
     graph = structure.graphs[pictured(structure) or 0]
-    reads, makes = _sides(found)
+    reads, makes = _sides(pairs)
     made: dict[str, tuple[int, str]] = {}  # by tensor: the group that has it, and in which pass
-    carrying = {name for one in structure.graphs for name, shape in one.inputs if len(shape) > 1}
+    carrying = {name for graph in structure.graphs for name, shape in graph.inputs if len(shape) > 1}
     for name, shape in graph.inputs:
         if len(shape) > 1:
             side = _read_by(reads, name)
             made[name] = (top if side == FORWARD else bottom, side)
     order = {id(node): number for number, node in enumerate(structure.nodes)}
-    nodes = sorted(_nodes(found), key=lambda one: order[id(one[2])])
+    nodes = sorted(_nodes(pairs), key=lambda placed: order[id(placed[2])])
     for place, side, node in nodes:
         if node.operator not in _OF_SIZES and not carrying.isdisjoint(node.inputs):
             carrying.update(node.outputs)
@@ -68,19 +68,19 @@ def between(
     return list(edges)
 
 
-def _nodes(found: Sequence[Pair]) -> Iterator[tuple[int, str, Node]]:
+def _nodes(pairs: Sequence[Pair]) -> Iterator[tuple[int, str, Node]]:
     """Every node, with the place of its pair and its pass."""
-    for place, pair in enumerate(found):
+    for place, pair in enumerate(pairs):
         for side, nodes in ((FORWARD, pair.forward), (BACKWARD, pair.backward)):
             for node in nodes:
                 yield place, side, node
 
 
-def _sides(found: Sequence[Pair]) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
-    """Which passes read and which make each tensor."""
+def _sides(pairs: Sequence[Pair]) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """The passes that read, and the passes that compute, a tensor, by its name."""
     reads: dict[str, set[str]] = {}
     makes: dict[str, set[str]] = {}
-    for _, side, node in _nodes(found):
+    for _, side, node in _nodes(pairs):
         for name in node.inputs:
             reads.setdefault(name, set()).add(side)
         for name in node.outputs:

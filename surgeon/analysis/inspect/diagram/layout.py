@@ -86,12 +86,12 @@ def _place(diagram: Diagram, opened: Collection[int], layout: Layout, number: in
 
 def shown(diagram: Diagram, opened: Collection[int], number: int) -> int:
     """The row that stands for group `number`: itself, or the outermost closed group around it."""
-    found, at = number, diagram.groups[number].parent
+    row, at = number, diagram.groups[number].parent
     while at is not None:
         if at not in opened:
-            found = at
+            row = at
         at = diagram.groups[at].parent
-    return found
+    return row
 
 
 def _edges(diagram: Diagram, opened: Collection[int], layout: Layout) -> Iterator[Edge]:

@@ -1,4 +1,4 @@
-"""The picture to explore: one HTML file that needs nothing else. Torch-free."""
+"""The interactive picture: one self-contained HTML file. Torch-free."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from surgeon.analysis.inspect.structure import Node, figure_text
 
 
 def render(diagram: Diagram, opened: Collection[int]) -> str:
-    """A page that draws `diagram`, with the groups `opened` as frames until somebody closes them."""
+    """A page that draws `diagram`, with the groups `opened` as frames, which the reader can close."""
     here = files("surgeon.analysis.inspect.diagram")
     data = {
         "note": diagram.note,
@@ -25,7 +25,7 @@ def render(diagram: Diagram, opened: Collection[int]) -> str:
         "edges": diagram.edges,
         "opened": sorted(opened),
     }
-    # In a script's text nothing is escaped, so what could end it must not occur.
+    # HTML does not unescape the text of a script, so whatever could end the script must not occur in it.
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c").replace("&", "\\u0026")
     page = here.joinpath("page.html").read_text(encoding="utf-8")
     parts = {

@@ -12,7 +12,7 @@ from surgeon.analysis.inspect.structure import figure_text
 
 LEGEND = "bars, k and M: multiply-adds; dashed: what the backward pass reads of the forward pass"
 
-_WIDE = {"name": 7.2, "text": 6.1}  # pixels that a letter takes, on average and a little more
+_WIDE = {"name": 7.2, "text": 6.1}  # pixels of a letter: a little above the average
 _PAD = 10
 
 MARKERS = "".join(
@@ -23,7 +23,7 @@ MARKERS = "".join(
 
 
 def style() -> str:
-    """The colours and letters of both kinds of picture."""
+    """The style sheet of both kinds of picture."""
     return files("surgeon.analysis.inspect.diagram").joinpath("style.css").read_text(encoding="utf-8")
 
 
@@ -44,7 +44,7 @@ def render(diagram: Diagram, opened: Collection[int]) -> str:
             f'<rect class="frame" x="{inset}" y="{top}" width="{layout.width - 2 * inset}" height="{bottom - top}" '
             f'rx="6"/>' + _text(diagram.groups[number].short, left, top + 17, "frame-name")
         )
-    parts += [f'<path class="edge {one.kind}{" arc" * one.arc}" d="{one.path}"/>' for one in layout.edges]
+    parts += [f'<path class="edge {edge.kind}{" arc" * edge.arc}" d="{edge.path}"/>' for edge in layout.edges]
     most = max([1, *(work or 0 for n in layout.rows for work in (diagram.groups[n].work, diagram.groups[n].back_work))])
     for number, y in layout.rows.items():
         parts += _row(diagram.groups[number], y, most)
@@ -97,7 +97,7 @@ def _box(x: int, y: int, work: int | None, most: int) -> str:
 
 
 def _line(x: int, y: int, words: str, figure: str, letters: str, strong: bool = True) -> str:
-    """Words at the left of a box, a figure at its right."""
+    """A text at the left of a box, a figure at its right."""
     room = GEOMETRY["box"] - 2 * _PAD - len(figure) * _WIDE["text"] - 8
     kind = "name" if letters == "name" and strong else "soft"
     drawn = _text(_cut(words, room, letters), x + _PAD, y, kind)
@@ -114,6 +114,6 @@ def _text(words: str, x: float, y: float, kind: str) -> str:
 
 
 def _clean(words: str, quote: bool = False) -> str:
-    """Escaped, and without the characters that XML forbids, which a file's names may hold."""
+    """Escaped text without the characters that XML forbids; names from a file may hold them."""
     legal = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in words)
     return escape(legal, {'"': "&quot;"} if quote else {})

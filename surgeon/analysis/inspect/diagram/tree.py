@@ -1,4 +1,4 @@
-"""What a picture shows: the tree of modules, the nodes in each, and the edges between them. Torch-free."""
+"""The contents of a picture: the tree of modules, their nodes, and the edges between them. Torch-free."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from surgeon.bundle.manifest import Manifest
 from surgeon.errors import SurgeonError
 
 ROWS = 40
-"""How many rows a picture has, where nobody says how deep it goes."""
+"""The number of rows of a picture without a stated depth."""
 
-_FEW = 8  # with fewer rows there is little to see
-_MANY = 80  # children of a module, above which they are taken together
+_FEW = 8  # rows, below which a picture shows too little
+_MANY = 80  # children of a module, above which they are grouped
 
 
 @dataclass
@@ -33,9 +33,9 @@ class Group:
     children: list[int] = field(default_factory=list)
     forward: list[Node] = field(default_factory=list)  # children's included
     backward: list[Node] = field(default_factory=list)
-    left: str = ""  # what it does forward and backward, in words
+    left: str = ""  # its operators forward and backward, as text
     right: str = ""
-    shape: str = ""  # of what it hands on, forward and backward
+    shape: str = ""  # of its output, forward and backward
     back_shape: str = ""
     gates: str = ""  # rule and temperature
     work: int | None = 0  # multiply-adds, forward and backward
@@ -44,7 +44,7 @@ class Group:
 
 @dataclass
 class Diagram:
-    """A tree of groups, the first of which is the graph itself, and edges between those without children."""
+    """A tree of groups, the first of which is the graph itself, and edges between its leaves."""
 
     title: str
     note: str
@@ -53,34 +53,34 @@ class Diagram:
 
 
 def build(inspection: Inspection) -> Diagram:
-    """The diagram of the file that `inspection` pictures; raises SurgeonError where there is nothing to draw."""
-    found, file = inspection.pairs(), inspection.pictured
+    """The diagram of the file that `inspection` pictures; raises SurgeonError where it is empty."""
+    pairs, file = inspection.pairs(), inspection.pictured
     assert file is not None and file.structure is not None
-    if not found:
+    if not pairs:
         raise SurgeonError(f"{inspection.path} has no nodes, so there is nothing to draw")
     tree = _Tree(inspection.manifest)
-    ends = edges.ends(file.structure, found)
+    ends = edges.ends(file.structure, pairs)
     top = tree.new(_port(ends[0], ends[3]))
-    leaves = tree.add(0, list(enumerate(found)), ())
+    leaves = tree.add(0, list(enumerate(pairs)), ())
     bottom = tree.new(_port(ends[2], ends[1]))
     tree.gather(0)
-    drawn = edges.between(file.structure, found, leaves, top, bottom)
+    drawn = edges.between(file.structure, pairs, leaves, top, bottom)
     manifest = inspection.manifest
     title = f"{manifest.model.name}: {file.name}" if manifest is not None else file.name
     return Diagram(title, _note(tree.groups[0], file.structure.batch), tree.groups, drawn)
 
 
 def _port(left: Sequence[tuple[str, Shape]], right: Sequence[tuple[str, Shape]]) -> Group:
-    """An end of the graph: what comes in or goes out beside the forward and beside the backward pass."""
-    left, right = (sorted(end, key=lambda one: len(one[1]) < 2) for end in (left, right))  # scalars last
+    """An end of the graph: the ports of the forward and of the backward pass."""
+    left, right = (sorted(end, key=lambda port: len(port[1]) < 2) for end in (left, right))  # scalars last
     names = [", ".join(name for name, _ in end) for end in (left, right)]
     shapes = [_shape_text(end[0][1]) if end else "" for end in (left, right)]
     return Group(names[0], "", 0, "port", right=names[1], shape=shapes[0], back_shape=shapes[1])
 
 
 def opened(diagram: Diagram, depth: int | None = None, pattern: str | None = None) -> set[int]:
-    """Which groups are frames: the levels above `depth`, or as many as ROWS allow, and what `pattern` names."""
-    found, rows = {0}, len(diagram.groups[0].children)
+    """The groups that are frames: levels above `depth`, or as many as ROWS allow, and modules matching `pattern`."""
+    frames, rows = {0}, len(diagram.groups[0].children)
     level, deep = list(diagram.groups[0].children), 1
     while level and (depth is None or deep < depth):
         below: list[int] = []
@@ -90,16 +90,16 @@ def opened(diagram: Diagram, depth: int | None = None, pattern: str | None = Non
                 continue
             more = rows - 1 + len(group.children)
             if depth is not None or more <= ROWS or rows < _FEW:
-                found.add(number)
+                frames.add(number)
                 rows = more
                 below += group.children
         level, deep = below, deep + 1
     if pattern is not None:
-        _open_named(diagram, found, pattern)
-    return found
+        _open_named(diagram, frames, pattern)
+    return frames
 
 
-def _open_named(diagram: Diagram, found: set[int], pattern: str) -> None:
+def _open_named(diagram: Diagram, frames: set[int], pattern: str) -> None:
     fitting = [
         number for number, group in enumerate(diagram.groups) if number and named(pattern, group.name, [group.short])
     ]
@@ -109,7 +109,7 @@ def _open_named(diagram: Diagram, found: set[int], pattern: str) -> None:
         number: int | None = start if diagram.groups[start].kind == "module" else diagram.groups[start].parent
         while number is not None:
             if diagram.groups[number].children:
-                found.add(number)
+                frames.add(number)
             number = diagram.groups[number].parent
 
 
@@ -186,14 +186,14 @@ class _Tree:
     def _call(
         self, parent: int, items: Sequence[_Item], here: tuple[str, ...], prefix: tuple[str, ...]
     ) -> dict[int, int]:
-        """One call of a module without others inside, or a run of nodes that are the own ones of the module around."""
-        own = here == prefix
+        """One call of a module without inner modules, or a run of nodes of the surrounding module itself."""
+        is_parents = here == prefix
         first = items[0][1]
         nodes = [node for _, pair in items for node in pair.forward]
-        told = [node.operator for node in nodes if node.floating] or [node.operator for node in nodes]
-        names = ", ".join(dict.fromkeys(told)) or first.source
-        short = ("ascent step" if first.step else names) if own else _short(here, prefix)
-        number = self.new(Group(short, ".".join(here), parent, "part" if own else "module"))
+        operators = [node.operator for node in nodes if node.floating] or [node.operator for node in nodes]
+        names = ", ".join(dict.fromkeys(operators)) or first.source
+        short = ("ascent step" if first.step else names) if is_parents else _short(here, prefix)
+        number = self.new(Group(short, ".".join(here), parent, "part" if is_parents else "module"))
         if len(items) == 1:
             self._pairs[number] = [first]
             return {items[0][0]: number}
@@ -206,47 +206,47 @@ class _Tree:
         return leaves
 
     def gather(self, number: int) -> list[Pair]:
-        """Fill in what `number` and the groups in it hold; return the pairs."""
+        """Fill in the contents of group `number` and of the groups in it; return its pairs."""
         group = self.groups[number]
         if group.kind == "port":
             return []
-        found = list(self._pairs.get(number, []))
+        pairs = list(self._pairs.get(number, []))
         for child in group.children:
-            found += self.gather(child)
-        group.forward = [node for pair in found for node in pair.forward]
-        group.backward = [node for pair in found for node in pair.backward]
+            pairs += self.gather(child)
+        group.forward = [node for pair in pairs for node in pair.forward]
+        group.backward = [node for pair in pairs for node in pair.backward]
         group.left, group.right = _words(count(group.forward)), _words(count(group.backward))
-        shapes = [pair.shape for pair in found if pair.forward]
-        back = [pair.backward_shape for pair in found if pair.backward]
+        shapes = [pair.shape for pair in pairs if pair.forward]
+        back = [pair.backward_shape for pair in pairs if pair.backward]
         group.shape = _shape_text(shapes[-1]) if shapes else ""
         group.back_shape = _shape_text(back[0]) if back else ""
         group.work = total(node.multiply_adds for node in group.forward)
         group.back_work = total(node.multiply_adds for node in group.backward)
-        group.gates = self._gates(found)
-        return found
+        group.gates = self._gates(pairs)
+        return pairs
 
-    def _gates(self, found: Iterable[Pair]) -> str:
+    def _gates(self, pairs: Iterable[Pair]) -> str:
         """Such as "soft T 0.3", or "9 soft, T 0.3"."""
         kinds: Counter[tuple[str, str]] = Counter()
-        for pair in found:
+        for pair in pairs:
             if pair.gate is not None:
-                own = pair.gate.temperature
-                at = f"T {self._default if own is None else own:g}" if pair.gate.soft else ""
+                fixed = pair.gate.temperature
+                at = f"T {self._default if fixed is None else fixed:g}" if pair.gate.soft else ""
                 kinds[pair.gate.rule, at] += 1
-        told = [
+        counts = [
             f"{rule} {at}".strip() if number == 1 else f"{number} {rule}{at and ', ' + at}"
             for (rule, at), number in kinds.items()
         ]
-        return "; ".join(told) if len(told) < 3 else f"{sum(kinds.values())} gates"
+        return "; ".join(counts) if len(counts) < 3 else f"{sum(kinds.values())} gates"
 
 
 def _together(before: Pair, pair: Pair) -> bool:
-    """Whether two neighbours of one module make one row: those do that have forward nodes."""
+    """Whether two neighbours of one module share a row: they do if they have forward nodes."""
     return bool(before.forward) and bool(pair.forward)
 
 
 def _short(path: Sequence[str], around: Sequence[str]) -> str:
-    """The name of a module within another: downsample.0 in layer1.0; but layer1.0 in layer1, as 0 says little."""
+    """The name of a module within another: downsample.0 in layer1.0; but layer1.0 in layer1, as 0 is unclear."""
     start = len(around)
     return ".".join(path[start - 1 if start and path[start].isdecimal() else start :])
 
@@ -265,7 +265,7 @@ def _shape_text(shape: Shape | None) -> str:
 
 def _note(whole: Group, batch: int) -> str:
     sides = [("forward", whole.forward, whole.work), ("backward", whole.backward, whole.back_work)]
-    told = [
+    passes = [
         f"{name} {len(nodes)} nodes, {figure_text(work) or 0} multiply-adds" for name, nodes, work in sides if nodes
     ]
-    return "; ".join(told) + (f"; for a batch of {batch}" if batch > 1 else "")
+    return "; ".join(passes) + (f"; for a batch of {batch}" if batch > 1 else "")
