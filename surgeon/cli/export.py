@@ -55,7 +55,7 @@ class Temperature(click.ParamType[tuple[str, float]]):
 
 
 @click.command(cls=options.GroupedCommand, epilog=EXAMPLES)
-@click.argument("model")
+@click.argument("model", metavar="SOURCE")
 @options.group(
     "The network",
     click.option("--weights", metavar="FILE|NAME|random", help="A state dict, a published name, or random[:SEED]."),
@@ -178,8 +178,8 @@ class Temperature(click.ParamType[tuple[str, float]]):
 def command(model: str, output: Path | None, no_verify: bool, quiet: bool, as_json: bool, **choices: Any) -> None:
     """Convert SOURCE, write its bundle, and verify what was written.
 
-    SOURCE is a name (`surgeon models`), `package.module:factory`, a callable without arguments that returns a module, or
-    a file: an ONNX network, or a program that torch.export saved (.pt2); FILE:OUTPUT names one of several outputs.
+    SOURCE is a name (`surgeon models`), `package.module:factory`, a callable without arguments that returns a module,
+    or a file: an ONNX network, or a program that torch.export saved (.pt2); FILE:OUTPUT names one of several outputs.
     The bundle holds the pullback and the ascents as ONNX and TorchScript files. They are run and compared with
     PyTorch's autograd on other inputs, batches and temperatures than they were traced with; over tolerance, the command
     exits with 3 and leaves no bundle.
