@@ -115,3 +115,24 @@ def copied(tmp_path: Path) -> Callable[[Path], Path]:
         return Path(shutil.copytree(bundle, tmp_path / "copies" / bundle.name))
 
     return copy
+
+
+@pytest.fixture
+def run(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in a folder with the photo cat.png: exit code, standard output, standard error."""
+    import numpy
+    import PIL.Image
+
+    from surgeon import cli
+
+    pixels = numpy.random.default_rng(0).integers(0, 256, (12, 16, 3), numpy.uint8)
+    PIL.Image.fromarray(pixels).save(tmp_path / "cat.png")
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = cli.invoke([str(argument) for argument in arguments])
+        return code, *capfd.readouterr()
+
+    return call

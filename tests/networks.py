@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -163,9 +168,98 @@ def functional() -> nn.Module:
     return build(Functional).float()
 
 
+class Deep(nn.Module):
+    """In-place and functional ReLUs, one of them called twice, a submodule without name of its own, two outputs."""
+
+    input_shape = (3, 9, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
+        self.body = nn.Conv2d(4, 6, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.top = nn.Conv2d(6, 5, 1)
+        self.head = nn.Linear(5, 7)
+        self.unused = nn.Linear(5, 7)
+
+    def features(self, x: Tensor) -> Tensor:
+        x = F.relu(self.body(self.stem(x)) - 0.1)
+        return self.relu(self.top(self.relu(x - 0.2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.max_pool2d(self.features(x), 2).mean((2, 3)))
+
+
+class Several(Deep):
+    """Returns what no pullback can start at."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"out": super().forward(x), "features": self.features(x)}
+
+
 NETWORKS: dict[str, type[nn.Module]] = {
     network.__name__: network for network in (Stem, Functional, CeilPool, Clamps, Slopes, Line, Volume)
 }
+
+
+class Apply(nn.Module):
+    """A function of the input and some layers."""
+
+    def __init__(self, function: Callable[..., Any], *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x, *self.layers)
+
+
+class Side(nn.Module):
+    """Functions of one input side by side: [N, …] -> [N, their elements]."""
+
+    def __init__(self, functions: Sequence[Callable[[Tensor], Tensor]]) -> None:
+        super().__init__()
+        self.functions = functions
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([function(x).flatten(1) for function in self.functions], 1)
+
+
+class Together(nn.Module):
+    """Networks side by side, each on its share of a flat input: [N, their inputs' elements] -> [N, their outputs'].
+
+    One export answers for all of them: no share of the pullback depends on another network.
+    """
+
+    def __init__(self, networks: Mapping[str, nn.Module], shapes: Sequence[tuple[int, ...]]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleDict(networks)
+        self.shapes = tuple(shapes)
+        self.sizes = [math.prod(shape) for shape in self.shapes]
+        self.input_shape = (sum(self.sizes),)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat(self.outputs(x), 1)
+
+    def outputs(self, x: Tensor) -> list[Tensor]:
+        shares = zip(self.networks.values(), x.split(self.sizes, 1), self.shapes, strict=True)
+        return [network(share.unflatten(1, shape)).flatten(1) for network, share, shape in shares]
+
+    def places(self, x: Tensor) -> dict[str, tuple[slice, slice]]:
+        """By name, where a network's elements are in the input, and where in the output, for an input `x`."""
+        with torch.no_grad():
+            widths = [output.shape[1] for output in self.outputs(x)]
+        ends = [list(itertools.accumulate(sizes, initial=0)) for sizes in (self.sizes, widths)]
+        inputs, outputs = ([slice(*pair) for pair in itertools.pairwise(places)] for places in ends)
+        return dict(zip(self.networks, zip(inputs, outputs, strict=True), strict=True))
+
+
+def random_norm(kind: type[nn.modules.batchnorm._BatchNorm], channels: int, affine: bool = True) -> nn.Module:
+    norm = kind(channels, affine=affine)
+    generator = torch.Generator().manual_seed(channels)
+    for value in (norm.running_mean, norm.running_var, *norm.parameters()):
+        value.data = torch.rand(channels, generator=generator) + 0.4
+    return norm
 
 
 def build(network: type[nn.Module], seed: int = 0) -> nn.Module:
@@ -188,3 +282,11 @@ def example(network: type[nn.Module], batch: int = 3, seed: int = 1) -> Tensor:
     """A random input [batch, …] for `network`, float64."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn((batch, *network.input_shape), generator=generator, dtype=torch.float64)
+
+
+def deep() -> nn.Module:
+    return build(Deep).float()
+
+
+def several() -> nn.Module:
+    return build(Several).float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -17,14 +18,14 @@ from surgeon.conversion.pullback import PullbackModule
 from surgeon.conversion.rewriting import rewrite
 from surgeon.conversion.rules import CONSTANT, DERIVED, RULES
 from surgeon.errors import ConversionError, SurgeonError
-from tests.networks import NETWORKS, Stem, build, example
+from tests.networks import NETWORKS, Side, Stem, build, example
 
 HARD = Recipe(gate="hard", pool="hard")
 aten = torch.ops.aten
 
 
 class Apply(nn.Module):
-    """A function as a module."""
+    """A function as a module, in this file, whose lines are what messages name."""
 
     def __init__(self, function: Callable[[Tensor], object]) -> None:
         super().__init__()
@@ -53,22 +54,25 @@ def in_place(x: Tensor) -> Tensor:
     return z * x
 
 
-# Each differs from its neighbour of one line in what autograd makes of it.
-FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+# Each differs from its neighbour of one line in what autograd makes of it. These are about a whole network.
+WHOLE: dict[str, Callable[[Tensor], Tensor]] = {
     "a view of the input": lambda x: x.view(x.shape[0], -1),
     "the input changed in place": lambda x: F.relu(x, inplace=True) * 2,
     "the input changed in place twice": lambda x: x.sub_(0.1).div_(0.5).relu(),
     "the batch as a number": lambda x: x.relu().reshape(len(x), -1)[:, : 4 * int(x.shape[1])],
     "the batch as a number, the input changed": lambda x: x.sub_(0.1).div_(0.5).relu().reshape(len(x), -1),
-    "values changed in place": in_place,
     "a copy at the end": lambda x: F.dropout(x.relu(), training=False).clone(),
+    "in another dtype": lambda x: x.to(torch.float32) * 2,
+}
+# These may stand side by side in one.
+PARTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "values changed in place": in_place,
     "detached": lambda x: x.detach() * x,
     "without gradient": lambda x: untracked(x) * x,
     "by an index that depends on the input": lambda x: x.gather(1, x.max(1, keepdim=True).indices),
     "values and indices": lambda x: (lambda values, indices: values * indices)(*x.sort(2)),
     "rounded to integers": lambda x: x * (3 * x).long(),
     "by a mask that depends on the input": lambda x: x * (x > 0.2),
-    "in another dtype": lambda x: x.to(torch.float32) * 2,
     "pieces that nobody reads": lambda x: x.split([2, 1, 3], 2)[1] + x.unbind(3)[0].unsqueeze(2)[..., :1],
     "a number first": lambda x: 2 - x / 3 + 1 / (x * x + 1),
     "a negative and overlong slice": lambda x: x[:, -9:9, -3:, ::4],
@@ -80,20 +84,40 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_functions_keep_values_and_gradient(name: str) -> None:
-    function = FUNCTIONS[name]
-    pullback = PullbackModule(capture(Apply(function), image()), HARD)
+def keeps(pullback: PullbackModule, function: Callable[[Tensor], Tensor], before: int = 0, behind: int = 0) -> None:
+    """Hold values and gradient to the function's, which has its output between so many columns of others'."""
     for batch in (1, 3):
         x = image(batch).requires_grad_(True)
         output = function(x.clone())
         g = torch.randn_like(output)
         (gradient,) = torch.autograd.grad(output, x, g)
         given = image(batch)
-        found, pulled = pullback(given, g)
+        cotangent = F.pad(g.flatten(1), (before, behind)) if before or behind else g
+        found, pulled = pullback(given, cotangent)
+        if before or behind:
+            found = found[:, before : found.shape[1] - behind].reshape(output.shape)
         assert torch.equal(given, image(batch))
         assert torch.allclose(found, output, rtol=1e-12)
         assert (pulled - gradient).norm() <= 1e-10 * gradient.norm()
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_functions_keep_values_and_gradient(name: str) -> None:
+    keeps(PullbackModule(capture(Apply(WHOLE[name]), image()), HARD), WHOLE[name])
+
+
+@functools.cache
+def side_by_side() -> tuple[PullbackModule, list[int]]:
+    """The pullback of all PARTS in one graph, and how many columns of the output each has."""
+    widths = [part(image()).flatten(1).shape[1] for part in PARTS.values()]
+    return PullbackModule(capture(Side(list(PARTS.values())), image()), HARD), widths
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_functions_side_by_side_keep_theirs(name: str) -> None:
+    pullback, widths = side_by_side()
+    place = list(PARTS).index(name)
+    keeps(pullback, PARTS[name], sum(widths[:place]), sum(widths[place + 1 :]))
 
 
 def test_a_network_that_overwrites_its_input_leaves_the_caller_his() -> None:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from surgeon.conversion.capture.capture import Captured, capture
 from surgeon.conversion.passes.constants import LARGEST, fold_constants
 from surgeon.conversion.passes.optimise import optimise
-from tests.conversion.test_optimise import NORM, Apply, count, image, keeps_values, random_norm
+from tests.networks import Apply, random_norm
+from tests.passes import NORM, count, image, keeps_values
 
 
 def targets(captured: Captured) -> set[str]:

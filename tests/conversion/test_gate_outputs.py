@@ -19,7 +19,7 @@ from surgeon.analysis.evaluate.gate_statistics import GateStatistics, PhotoStati
 from surgeon.analysis.figures import gate_plot
 from surgeon.bundle.folder import Bundle
 from surgeon.bundle.manifest import Image, Recipe
-from surgeon.cli.gates import facts, table
+from surgeon.cli.reports.gates_report import facts, table
 from surgeon.conversion.probe import GateProbe
 from surgeon.conversion.rewriting import rewrite_program
 from surgeon.errors import SurgeonError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,13 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from surgeon.bundle.manifest import Defaults, Model, Recipe
+from surgeon.conversion.capture.capture import capture
+from surgeon.conversion.pullback import PullbackModule
 from surgeon.conversion.rewriting import rewrite
-from surgeon.conversion.rules.pools import Windows
+from surgeon.conversion.rules.convolutions import Geometry
+from surgeon.conversion.rules.pools import PoolWindows
 from surgeon.errors import ConversionError, SurgeonError
 from surgeon.exporting import export
 from surgeon.network.sources import Source
 from surgeon.verify.oracle.reference import reference_pullback
 
+T = 0.7
 SCALARS = Defaults(step_size=1.0, radius=2.0)
 
 
@@ -29,14 +34,15 @@ class Own(nn.ReLU):
 
 
 class After(nn.Module):
-    """`function` behind a convolution and a user's own ReLU."""
+    """`functions` side by side, behind a convolution and a user's own ReLU: [N, 3, H, W] -> [N, their elements]."""
 
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, *functions: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.conv, self.relu, self.function = nn.Conv2d(3, 4, 3), Own(), function
+        self.conv, self.relu, self.functions = nn.Conv2d(3, 4, 3), Own(), functions
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.function(self.relu(self.conv(x)))
+        h = self.relu(self.conv(x))
+        return torch.cat([function(h) for function in self.functions], 1)
 
 
 def shuffled(h: Tensor) -> Tensor:
@@ -86,8 +92,10 @@ class Foreign(nn.Module):
 
 
 def test_names_that_are_not_ascii(tmp_path: Path) -> None:
-    bundle = export(Foreign(), tmp_path / "bundle", defaults=SCALARS, input_shape=(3, 6, 6))
+    """In both formats, and with the weights in the files themselves."""
+    bundle = export(Foreign(), tmp_path / "bundle", defaults=SCALARS, input_shape=(3, 6, 6), single_file=True)
     assert bundle.manifest.artifacts.keys() >= {"pullback.ts", "ascent.onnx"}
+    assert not list(bundle.path.glob("*.bin"))
 
 
 @pytest.mark.parametrize(("network", "at"), [(nn.Identity(), ()), (nn.Sequential(nn.Dropout(), nn.ReLU()), ("0",))])
@@ -96,29 +104,47 @@ def test_an_output_that_is_the_input_is_refused(tmp_path: Path, network: nn.Modu
         export(network, tmp_path / "bundle", Recipe(at=at), input_shape=(3, 6, 6))
 
 
-def built(function: Callable[[Tensor], Tensor]) -> tuple[nn.Module, Tensor]:
+def built(*functions: Callable[[Tensor], Tensor]) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
-    return After(function).double().eval(), torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    return After(*functions).double().eval(), torch.randn(2, 3, 6, 6, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("recipe", [Recipe(), Recipe(gate_scope="modules"), Recipe(gate="guided", pool="hard")])
+RECIPES = {
+    "soft": Recipe(),
+    "modules only": Recipe(gate_scope="modules"),
+    "guided": Recipe(gate="guided", pool="hard"),
+}
+
+
+@functools.cache
+def pulled(recipe: str) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Of the explicit graph of all FUNCTIONS: their cotangents, the output, and each function's pullback in turn."""
+    module, x = built(*FUNCTIONS.values())
+    outputs = [function(module.relu(module.conv(x))) for function in module.functions]
+    generator = torch.Generator().manual_seed(1)
+    cotangents = [torch.randn(output.shape, generator=generator, dtype=x.dtype) for output in outputs]
+    temperature = [torch.tensor(T, dtype=x.dtype)] if RECIPES[recipe].gate == "soft" else []
+    # The input once for each function, with a cotangent that is zero at the others.
+    rows = x.repeat(len(outputs), 1, 1, 1)
+    output, pullback = rewrite(module, x, RECIPES[recipe])(rows, torch.block_diag(*cotangents), *temperature)
+    return cotangents, output[: len(x)], pullback.unflatten(0, (len(outputs), len(x)))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_odd_networks_agree_with_the_oracle(name: str, recipe: Recipe) -> None:
+def test_odd_networks_agree_with_the_oracle(name: str, recipe: str) -> None:
+    place = list(FUNCTIONS).index(name)
+    cotangents, outputs, pullbacks = pulled(recipe)
     module, x = built(FUNCTIONS[name])
-    v = torch.randn(module(x).shape, dtype=x.dtype)
-    temperature = [torch.tensor(0.7)] if recipe.gate == "soft" else []
-    output, expected = reference_pullback(module, x, v, recipe=recipe, temperature=0.7)
-    found, pulled = rewrite(module, x, recipe)(x, v, *[t.double() for t in temperature])
+    output, expected = reference_pullback(module, x, cotangents[place], recipe=RECIPES[recipe], temperature=T)
+    found = outputs.split([cotangent.shape[1] for cotangent in cotangents], 1)[place]
     # instance norm keeps its statistics in the default precision
     assert torch.allclose(found, output, rtol=1e-6)
-    assert (pulled - expected).norm() < 1e-6 * expected.norm()
+    assert (pullbacks[place] - expected).norm() < 1e-6 * expected.norm()
     assert expected.norm() > 1e-3
 
 
 def test_soft_gates_without_a_temperature_are_refused() -> None:
-    from surgeon.conversion.capture.capture import capture
-    from surgeon.conversion.pullback import PullbackModule
-
     module, x = built(lambda h: h.flatten(1))
     with pytest.raises(SurgeonError, match="temperature"):
         PullbackModule(capture(module, x), Recipe())(x, torch.ones(2, 64, dtype=x.dtype))
@@ -126,7 +152,7 @@ def test_soft_gates_without_a_temperature_are_refused() -> None:
 
 def test_half_precision_pools_have_numbers_at_small_temperatures() -> None:
     x = torch.tensor([[[[0.0, 300.0], [-600.0, 1.0]]]], dtype=torch.float16)
-    windows = Windows((2, 2), (1, 1), (2, 2), (2, 2), (0, 0), (1, 1), False)
+    windows = PoolWindows((2, 2), (1, 1), Geometry.of((2, 2), (2, 2), (0, 0), (1, 1), 2), False)
     g, values = torch.ones(1, 1, 1, 1, dtype=x.dtype), x.amax((2, 3), keepdim=True)
     found = windows.soft(g, values, x, torch.tensor(1000.0, dtype=x.dtype))
     assert found.flatten().tolist() == [0.0, 1.0, 0.0, 0.0]

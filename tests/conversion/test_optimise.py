@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 import torch
@@ -12,78 +12,49 @@ from torch import Tensor, nn
 from surgeon.bundle.manifest import Recipe
 from surgeon.conversion import rewriting
 from surgeon.conversion.capture.capture import Captured, capture
-from surgeon.conversion.passes import optimise as passes
+from surgeon.conversion.capture.nodes import source_module
 from surgeon.conversion.passes.optimise import optimise, optimise_pullback
 from surgeon.verify.oracle.reference import reference_pullback
+from tests.networks import Apply, Together, random_norm
+from tests.passes import NORM, count, image, keeps_values
 
 aten = torch.ops.aten
 
 
-def random_norm(kind: type[nn.modules.batchnorm._BatchNorm], channels: int, affine: bool = True) -> nn.Module:
-    norm = kind(channels, affine=affine)
-    generator = torch.Generator().manual_seed(channels)
-    for value in (norm.running_mean, norm.running_var, *norm.parameters()):
-        value.data = torch.rand(channels, generator=generator) + 0.4
-    return norm
-
-
-def image(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-
-
-class Apply(nn.Module):
-    """Some layers and a function of them and the input."""
-
-    def __init__(self, function: Callable[..., Tensor], *layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x, *self.layers)
-
-
-def keeps_values(module: nn.Module, x: Tensor, name: str) -> tuple[int, Captured]:
-    """Apply one pass; how often it did, and the graph, which computes what the module does."""
-    module = module.double().eval()
-    captured = capture(module, x)
-    count = getattr(passes, name)(captured.graph)
-    captured.graph.graph.lint()
-    captured.graph.recompile()
-    other = torch.cat([x, 2 * x[:1]])
-    assert torch.allclose(captured.graph(other), module(other), rtol=1e-12, atol=1e-12)
-    return count, captured
-
-
-def count(captured: Captured, target: object) -> int:
-    return sum(node.target is target for node in captured.graph.graph.nodes)
-
-
-NORM = aten._native_batch_norm_legit_no_training.default
-FOLDABLE: dict[str, tuple[nn.Module, Tensor]] = {
-    "convolution": (nn.Sequential(nn.Conv2d(2, 6, 3), random_norm(nn.BatchNorm2d, 6)), image(2, 2, 5, 5)),
+FOLDABLE: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "convolution": (nn.Sequential(nn.Conv2d(2, 6, 3), random_norm(nn.BatchNorm2d, 6)), (2, 5, 5)),
     "grouped, no bias": (
         nn.Sequential(nn.Conv2d(4, 6, 3, groups=2, bias=False), random_norm(nn.BatchNorm2d, 6)),
-        image(2, 4, 5, 5),
+        (4, 5, 5),
     ),
     "not affine, one dimension": (
         nn.Sequential(nn.Conv1d(2, 3, 2), random_norm(nn.BatchNorm1d, 3, affine=False)),
-        image(2, 2, 5),
+        (2, 5),
     ),
-    "three dimensions": (nn.Sequential(nn.Conv3d(1, 2, 2), random_norm(nn.BatchNorm3d, 2)), image(2, 1, 3, 3, 3)),
-    "transposed": (nn.Sequential(nn.ConvTranspose2d(2, 3, 3, 2), random_norm(nn.BatchNorm2d, 3)), image(2, 2, 4, 4)),
+    "three dimensions": (nn.Sequential(nn.Conv3d(1, 2, 2), random_norm(nn.BatchNorm3d, 2)), (1, 3, 3, 3)),
+    "transposed": (nn.Sequential(nn.ConvTranspose2d(2, 3, 3, 2), random_norm(nn.BatchNorm2d, 3)), (2, 4, 4)),
     "transposed, grouped": (
         nn.Sequential(nn.ConvTranspose2d(4, 6, 3, 2, groups=2), random_norm(nn.BatchNorm2d, 6)),
-        image(2, 4, 4, 4),
+        (4, 4, 4),
     ),
 }
 
 
-@pytest.mark.parametrize("name", FOLDABLE)
-def test_batch_norm_folds_into_the_convolution_before_it(name: str) -> None:
-    applied, captured = keeps_values(*FOLDABLE[name], "fold_batch_norm")
-    assert applied == 1
-    assert count(captured, NORM) == 0
+def together(modules: Mapping[str, nn.Module], shapes: Sequence[tuple[int, ...]]) -> tuple[nn.Module, Tensor]:
+    network = Together(modules, shapes)
+    return network, image(2, *network.input_shape)
+
+
+def left(captured: Captured, target: object) -> list[str]:
+    """The networks of a Together in which the operator is left, and read."""
+    nodes = [node for node in captured.graph.graph.nodes if node.target is target and node.users]
+    return [source_module(node).split(".")[1] for node in nodes]
+
+
+def test_batch_norm_folds_into_the_convolution_before_it() -> None:
+    modules, shapes = zip(*FOLDABLE.values(), strict=True)
+    applied, captured = keeps_values(*together(dict(zip(FOLDABLE, modules, strict=True)), shapes), "fold_batch_norm")
+    assert (left(captured, NORM), applied) == ([], len(FOLDABLE))
 
 
 def test_a_shared_weight_is_folded_for_each_use_by_itself() -> None:
@@ -105,12 +76,13 @@ NOT_FOLDABLE: dict[str, Callable[..., Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("name", NOT_FOLDABLE)
-def test_batch_norm_stays_where(name: str) -> None:
-    module = Apply(NOT_FOLDABLE[name], nn.Conv2d(2, 2, 3), random_norm(nn.BatchNorm2d, 2))
-    applied, captured = keeps_values(module, image(2, 2, 5, 5), "fold_batch_norm")
-    assert applied == 0
-    assert count(captured, NORM) == 1
+def test_batch_norm_stays_where_it_cannot_be_folded() -> None:
+    modules = {
+        name: Apply(function, nn.Conv2d(2, 2, 3), random_norm(nn.BatchNorm2d, 2))
+        for name, function in NOT_FOLDABLE.items()
+    }
+    applied, captured = keeps_values(*together(modules, [(2, 5, 5)] * len(modules)), "fold_batch_norm")
+    assert (left(captured, NORM), applied) == (list(modules), 0)
 
 
 def test_batch_norm_stays_behind_a_computed_weight() -> None:
@@ -152,16 +124,25 @@ def test_adaptive_pools_to_another_size_stay() -> None:
     assert keeps_values(module, image(2, 2, 5, 5), "drop_identities")[0] == 0
 
 
-@pytest.mark.parametrize(
-    ("widths", "value", "applied"),
-    [((1, 1, 2, 2), 0.0, 1), ((2, 2), 0.0, 1), ((0, 1, 0, 1), 0.0, 0), ((1, 1, 1, 1), 0.5, 0), ((-1, -1), 0.0, 0),
-     ((0, 0, 0, 0, 1, 1), 0.0, 0)],
-)  # fmt: skip
-def test_symmetric_zero_padding_folds_into_a_convolution(widths: tuple[int, ...], value: float, applied: int) -> None:
+PADDINGS = {
+    "on all sides": ((1, 1, 2, 2), 0.0),
+    "left and right": ((2, 2), 0.0),
+    "on one side": ((0, 1, 0, 1), 0.0),
+    "with another value": ((1, 1, 1, 1), 0.5),
+    "cropped": ((-1, -1), 0.0),
+    "of channels": ((0, 0, 0, 0, 1, 1), 0.0),
+}
+
+
+def padded(widths: tuple[int, ...], value: float) -> nn.Module:
     channels = 4 if len(widths) == 6 else 2
-    module = Apply(lambda x, conv: conv(F.pad(x, widths, value=value)), nn.Conv2d(channels, 3, 3, padding=(1, 0)))
-    found, _ = keeps_values(module, image(2, 2, 6, 7), "fold_padding")
-    assert found == applied
+    return Apply(lambda x, conv: conv(F.pad(x, widths, value=value)), nn.Conv2d(channels, 3, 3, padding=(1, 0)))
+
+
+def test_symmetric_zero_padding_folds_into_a_convolution() -> None:
+    modules = {name: padded(*how) for name, how in PADDINGS.items()}
+    applied, captured = keeps_values(*together(modules, [(2, 6, 7)] * len(modules)), "fold_padding")
+    assert (left(captured, aten.constant_pad_nd.default), applied) == (list(PADDINGS)[2:], 2)
 
 
 def padded_pool(x: Tensor, conv: nn.Module) -> Tensor:

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 import surgeon
 from surgeon.analysis.inspect.model_summary import layers
 from surgeon.bundle.manifest import Recipe
+from surgeon.conversion.capture.capture import Captured, capture
+from surgeon.conversion.passes.optimise import optimise
+from surgeon.conversion.pullback import PullbackModule
 from surgeon.conversion.rewriting import rewrite
 from surgeon.errors import ConversionError, SurgeonError
 from surgeon.exporting import export
@@ -24,7 +27,12 @@ from surgeon.network.layers import entries
 from surgeon.verify.cases import comparable
 from surgeon.verify.oracle.reference import forward, reference_pullback
 from surgeon.verify.verify import relative_error
-from tests.network.test_layers import Deep, build, images, run  # noqa: F401  (run is a fixture)
+from tests.networks import Deep, build, deep, example
+
+
+def images(batch: int = 2, seed: int = 0) -> Tensor:
+    return example(Deep, batch, seed)
+
 
 Pair = collections.namedtuple("Pair", ["low", "high"])
 
@@ -56,7 +64,14 @@ PACKINGS = {
 
 def returning(packing: str) -> nn.Module:
     network = type(Returning.__name__, (Returning,), {"pack": staticmethod(PACKINGS[packing][0])})
-    return build(network).double()
+    return build(network)
+
+
+def captured_at(module: nn.Module, *names: str, dynamic_size: bool = False) -> Captured:
+    """The graph that ends at these layers, as rewriting optimises it."""
+    captured = capture(module, images(), names, dynamic_size)
+    optimise(captured.graph)
+    return captured
 
 
 def tensors(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,17 +86,17 @@ def tensors(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def test_the_pullback_starts_at_an_entry(packing: str) -> None:
     module = returning(packing)
     for name, place in PACKINGS[packing][1].items():
-        graph = rewrite(module, images(), Recipe(gate="hard", at=(name,)))
+        captured = captured_at(module, name)
         x = images(3, seed=1).requires_grad_(True)
         expected = tensors(module, x)[place]
         g = torch.randn_like(expected)
         (gradient,) = torch.autograd.grad(expected, x, g)
-        output, pulled = graph(x.detach(), g)
+        output, pulled = PullbackModule(captured, Recipe(gate="hard", at=(name,)))(x.detach(), g)
         assert torch.allclose(output, expected, rtol=1e-12), name
         assert (pulled - gradient).norm() <= 1e-10 * gradient.norm() > 0, name
         recipe = Recipe(at=(name,))
         same, oracle = reference_pullback(module, x.detach(), g, recipe=recipe, temperature=0.7)
-        soft = rewrite(module, images(), recipe)(x.detach(), g, torch.tensor(0.7, dtype=x.dtype))
+        soft = PullbackModule(captured, recipe)(x.detach(), g, torch.tensor(0.7, dtype=x.dtype))
         assert torch.equal(same, expected) and (soft[1] - oracle).norm() <= 1e-10 * oracle.norm()
 
 
@@ -97,14 +112,14 @@ def test_entries_have_names() -> None:
     assert entries(a) == entries("text") == {}
 
 
-def test_a_container_of_one_tensor_needs_no_name_and_one_of_several_does(run, tmp_path: Path) -> None:  # noqa: F811
+def test_a_container_of_one_tensor_needs_no_name_and_one_of_several_does(run, tmp_path: Path) -> None:
     class Single(Deep):
         def forward(self, x: Tensor) -> dict[str, list[Tensor]]:
             return {"out": [super().forward(x)]}
 
-    module, x = build(Single).double(), images(3)
+    module, x = build(Single), images(3)
     output, pulled = rewrite(module, images(), Recipe(gate="hard"))(x, torch.eye(7)[:3].double())
-    expected = build(Deep).double()(x.requires_grad_(True))
+    expected = build(Deep)(x.requires_grad_(True))
     assert torch.allclose(output, expected)
     (gradient,) = torch.autograd.grad(expected, x, torch.eye(7)[:3].double())
     assert (pulled - gradient).norm() <= 1e-10 * gradient.norm() > 0
@@ -114,7 +129,7 @@ def test_a_container_of_one_tensor_needs_no_name_and_one_of_several_does(run, tm
         rewrite(returning("dict"), images())
     with pytest.raises(SurgeonError, match=r"no layer 'auks'\. Did you mean aux"):
         rewrite(returning("dict"), images(), Recipe(at=("auks",)))
-    code, _, err = run("check", "tests.network.test_layers:several")
+    code, _, err = run("check", "tests.networks:several")
     assert code == 4 and "--at out" in err and err.count("\n") == 1
 
 
@@ -124,14 +139,13 @@ def test_a_module_comes_before_an_entry_and_that_before_a_node() -> None:
             y = F.relu(self.body(self.stem(x)))
             return {"body": y - 1, "relu_1": y - 2}  # relu_1 is also the node of the functional ReLU
 
-    module, x = build(Ambiguous).double(), images(3)
+    module, x = build(Ambiguous), images(3)
     raw = module.body(module.stem(x))
     for name, expected in (("body", raw), ("relu_1", F.relu(raw) - 2)):
-        graph = rewrite(module, images(), Recipe(gate="hard", at=(name,)))
-        assert torch.allclose(graph(x, torch.ones_like(raw))[0], expected)
+        assert torch.allclose(captured_at(module, name).graph(x), expected)
 
 
-def test_entries_are_listed_and_every_listed_one_converts(run) -> None:  # noqa: F811
+def test_entries_are_listed_and_every_listed_one_converts(run) -> None:
     module = returning("nested")
     found = {layer.name: layer for layer in layers(module, images())}
     assert [name for name, layer in found.items() if layer.kind == "entry"] == [
@@ -141,10 +155,10 @@ def test_entries_are_listed_and_every_listed_one_converts(run) -> None:  # noqa:
         "flows.1.high",
     ]
     assert found["flows.0"].shape == ("N", 5, 9, 8)
-    code, out, _ = run("inspect", "tests.network.test_layers:several", "--show", "layers", "--json")
+    code, out, _ = run("inspect", "tests.networks:several", "--show", "layers", "--json")
     listed = [layer["name"] for layer in json.loads(out)["layers"] if layer["kind"] == "entry"]
     assert (code, listed) == (0, ["out", "features"])
-    assert run("check", "tests.network.test_layers:several", "--at", "features", "--at", "out")[0] == 0
+    assert run("check", "tests.networks:several", "--at", "features", "--at", "out")[0] == 0
 
 
 ALL = ("stem.1", "relu", "body", "aux", "out")
@@ -163,7 +177,7 @@ def test_several_layers_are_one_output(names: tuple[str, ...]) -> None:
     if "max_pool2d_with_indices" in names:
         listed = [layer.name for layer in layers(module, images()) if "max_pool" in layer.kind]
         names = tuple(listed[0] if name == "max_pool2d_with_indices" else name for name in names)
-    graph = rewrite(module, images(), Recipe(gate="hard", at=names))
+    graph = PullbackModule(captured_at(module, *names), Recipe(gate="hard", at=names))
     for batch in (1, 3):
         x = images(batch, seed=batch).requires_grad_(True)
         _, features, stem = tensors(module, x)
@@ -180,7 +194,7 @@ def test_several_layers_are_one_output(names: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("names", [ALL, ("body", "relu_1")])
 def test_the_oracle_takes_several_layers(names: tuple[str, ...]) -> None:
     module, x, recipe = returning("dict"), images(3, seed=3), Recipe(at=names)
-    graph = rewrite(module, images(), recipe)
+    graph = PullbackModule(captured_at(module, *names), recipe)
     theirs, own = comparable(module, recipe, images())
     assert (own.at == names) is ("relu_1" not in names)
     with torch.no_grad():
@@ -191,14 +205,12 @@ def test_the_oracle_takes_several_layers(names: tuple[str, ...]) -> None:
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(exported) -> Path:
     """Of two layers, the higher one first."""
-    folder = tmp_path_factory.mktemp("outputs") / "two"
-    export("tests.network.test_layers:deep", folder, Recipe(at=("body", "stem.1")))
-    return folder
+    return exported("tests.networks:deep", at=("body", "stem.1"), formats=("torchscript", "onnx"), check=True)
 
 
-def test_a_bundle_says_which_slice_is_whose(bundle: Path, run) -> None:  # noqa: F811
+def test_a_bundle_says_which_slice_is_whose(bundle: Path, run) -> None:
     session = surgeon.load(bundle)
     assert [(one.name, one.kind, one.shape, one.start) for one in session.layers] == [
         ("body", "module", (6, 9, 8), 0),
@@ -223,7 +235,7 @@ def test_nothing_above_the_highest_layer_is_kept(bundle: Path) -> None:
 
 
 def test_split_and_join(bundle: Path) -> None:
-    session, module = surgeon.load(bundle), build(Deep)
+    session, module = surgeon.load(bundle), deep()
     x = images(3, seed=7).float()
     random = numpy.random.default_rng(0)
     g = {"stem.1": random.normal(size=(3, 4, 9, 8)), "body": random.normal(size=(3, 6, 9, 8))}
@@ -250,7 +262,7 @@ def test_split_and_join(bundle: Path) -> None:
         session.join({"body": g["body"][:1], "stem.1": g["stem.1"]})
 
 
-def test_a_unit_names_its_layer(bundle: Path, run) -> None:  # noqa: F811
+def test_a_unit_names_its_layer(bundle: Path, run) -> None:
     session = surgeon.load(bundle)
     cotangent = session.at_units([("body", 5), ("stem.1", 3, 8, 7)])
     assert cotangent.shape == (2, 720) and cotangent[0, 360:432].all() and cotangent[0].sum() == 72
@@ -281,7 +293,7 @@ def test_a_unit_names_its_layer(bundle: Path, run) -> None:  # noqa: F811
 
 
 def test_layers_that_do_not_go_together(tmp_path: Path) -> None:
-    module = build(Deep).double()
+    module = build(Deep)
     for names, words in (
         (("body", "body"), "the layer 'body' is named twice"),
         (("body", "bodi"), "no layer 'bodi'. Did you mean body"),
@@ -300,13 +312,14 @@ def test_layers_that_do_not_go_together(tmp_path: Path) -> None:
             return {"out": super().forward(x), "ones": torch.ones_like(x)}
 
     with pytest.raises(ConversionError, match="the layer ones does not depend on the input"):
-        rewrite(build(Constant).double(), images(), Recipe(at=("out", "ones")))
+        rewrite(build(Constant), images(), Recipe(at=("out", "ones")))
 
 
 @pytest.mark.parametrize("name", ["aux", "relu_1"])
 def test_one_layer_of_any_size_in_a_network_of_several_outputs(name: str) -> None:
     module = returning("dict")
-    graph = rewrite(module, images(), Recipe(gate="hard", at=(name,), dynamic_size=True))
+    recipe = Recipe(gate="hard", at=(name,), dynamic_size=True)
+    graph = PullbackModule(captured_at(module, name, dynamic_size=True), recipe)
     x = torch.rand(3, 3, 12, 15, dtype=torch.float64, requires_grad=True)
     _, features, stem = tensors(module, x)
     expected = features if name == "aux" else F.relu(module.body(stem) - 0.1)
@@ -322,36 +335,44 @@ def test_entries_in_half_precision(tmp_path: Path) -> None:
     assert all(line.passed for line in found.manifest.verification)
 
 
-def test_temperatures_of_their_own_with_several_layers(tmp_path: Path) -> None:
+def test_temperatures_of_their_own_with_several_layers() -> None:
+    module, x = deep().double(), images(3, seed=3)
     recipe = Recipe(at=("stem.2", "relu", "body"), temperature_input="per-gate")
-    found = export("tests.network.test_layers:deep", tmp_path / "own", recipe)
-    assert all(line.passed for line in found.manifest.verification)
+    graph = PullbackModule(captured_at(module, *recipe.at), recipe)
+    assert [gate.module for gate in graph.gates] == ["stem.2", "", "relu", "relu"]
+    temperatures = torch.tensor([0.3, 0.5, 0.8, 1.2], dtype=x.dtype)
+    each = [(gate.module, value) for gate, value in zip(graph.gates, temperatures.tolist(), strict=True)]
+    theirs, own = comparable(module, recipe, images())
+    with torch.no_grad():
+        g = torch.randn_like(forward(theirs, x, own.at))
+    output, expected = reference_pullback(theirs, x, g, recipe=own, temperature=each)
+    found, pulled = graph(x, g, temperatures)
+    assert torch.allclose(found, output) and relative_error(pulled, expected) < 1e-12
 
 
-def test_a_map_for_each_class_goes_by_name(tmp_path: Path, run) -> None:  # noqa: F811
-    bundle = export("tests.conversion.test_outputs:segmenting", tmp_path / "maps", formats=("onnx",))
-    session = surgeon.load(bundle.path)
+def test_a_map_for_each_class_goes_by_name(exported, run) -> None:
+    bundle = exported(f"{__name__}:segmenting")
+    session = surgeon.load(bundle)
     assert session.manifest.labels == ("sky", "sea", "sand") and not session.has_classes
     assert session.target("sea") == 1 and session.label((1, 2, 3)) == "sea at 2,3"
-    code, out, _ = run("run", bundle.path, "cat.png", "--target", "sand", "--json")
+    code, out, _ = run("run", bundle, "cat.png", "--target", "sand", "--json")
     report = json.loads(out)["photos"][0]
     assert code == 0 and report["unit"] == {"layer": None, "place": [2], "label": "sand"}
     assert report["score"][-1] > report["score"][0]
-    assert "output unit 0,1,1 (sky at 1,1)" in run("run", bundle.path, "cat.png", "--unit", "0,1,1")[1]
-    assert run("figure", "grid", bundle.path, "cat.png", "--target", "sky", "--unit", "1", "-o", "g.png")[0] == 0
-    code, _, err = run("run", bundle.path, "cat.png")
+    assert "output unit 0,1,1 (sky at 1,1)" in run("run", bundle, "cat.png", "--unit", "0,1,1")[1]
+    assert run("figure", "grid", bundle, "cat.png", "--target", "sky", "--unit", "1", "-o", "g.png")[0] == 0
+    code, _, err = run("run", bundle, "cat.png")
     assert code == 1 and "Name a class with --target, a unit with --unit" in err
-    code, _, err = run("run", bundle.path, "cat.png", "--target", "3")
+    code, _, err = run("run", bundle, "cat.png", "--target", "3")
     assert code == 1 and "no class 3. The classes are 0 to 2" in err
 
 
-def test_an_entry_of_classes_keeps_their_names(tmp_path: Path, run) -> None:  # noqa: F811
-    source, recipe = "tests.conversion.test_outputs:classifying", Recipe(at=("logits",))
-    bundle = export(source, tmp_path / "logits", recipe, formats=("onnx",))
-    session = surgeon.load(bundle.path)
+def test_an_entry_of_classes_keeps_their_names(exported, run) -> None:
+    bundle = exported(f"{__name__}:classifying", at=("logits",))
+    session = surgeon.load(bundle)
     assert session.has_classes and session.target("c") == 2
-    assert run("run", bundle.path, "cat.png", "--target", "c")[0] == 0
-    assert json.loads((bundle.path / "manifest.json").read_text())["layers"][0]["kind"] == "entry"
+    assert run("run", bundle, "cat.png", "--target", "c")[0] == 0
+    assert json.loads((bundle / "manifest.json").read_text())["layers"][0]["kind"] == "entry"
 
 
 def segmenting() -> nn.Module:
@@ -361,7 +382,7 @@ def segmenting() -> nn.Module:
         def forward(self, x: Tensor) -> dict[str, Tensor]:
             return {"out": self.features(x)[:, :3]}
 
-    return build(Segmenting)
+    return build(Segmenting).float()
 
 
 def classifying() -> nn.Module:
@@ -371,7 +392,7 @@ def classifying() -> nn.Module:
         def forward(self, x: Tensor) -> dict[str, Tensor]:
             return {"logits": super().forward(x), "features": self.features(x)}
 
-    return build(Classifying)
+    return build(Classifying).float()
 
 
 @pytest.mark.slow

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
+import struct
 from pathlib import Path
 
 import numpy
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, numpy_helper
+from torch import nn
 
+import surgeon
 from surgeon import cli
+from surgeon.conversion.writers.onnx_writer import WEIGHTS, embed_weights
+from surgeon.conversion.writers.storage import store_again
 from surgeon.errors import SurgeonError
-
-torch = pytest.importorskip("torch")
-nn = torch.nn
-
-import surgeon  # noqa: E402
+from surgeon.exporting import export
 
 SIDE = 12
+SHAPE = {"input_shape": (3, SIDE, SIDE)}
 
 
 def network() -> nn.Module:
@@ -28,27 +32,32 @@ def network() -> nn.Module:
     return nn.Sequential(*layers, *wide, nn.Flatten(), nn.Linear(110 * 2, 7))
 
 
-def export(
-    path: Path, *, shard_size: int | None = None, single_file: bool = False, check: bool = False, **choices
-) -> Path:
-    recipe = surgeon.Recipe(gate_outputs=True, **choices)
-    given = {"formats": ("onnx",), "shard_size": shard_size, "single_file": single_file, "check": check}
-    return surgeon.export(network(), path, recipe, input_shape=(3, SIDE, SIDE), **given).path
+@pytest.fixture(scope="module")
+def plain(exported) -> Path:
+    return exported(network, gate_outputs=True, options=SHAPE)
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory) -> Path:
-    return export(tmp_path_factory.mktemp("bundles") / "plain")
+def verified(exported) -> Path:
+    """Of halves, in chunks."""
+    return exported(network, gate_outputs=True, weights_dtype="fp16", check=True, options=SHAPE | {"shard_size": 1})
+
+
+def stored(plain: Path, folder: Path, *, halves: bool = False, most: int | None = None) -> Path:
+    """A copy of the folder, its weights stored again as export stores them."""
+    shutil.copytree(plain, folder)
+    store_again(folder, WEIGHTS, halves, most)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def halves(plain: Path) -> Path:
-    return export(plain.with_name("halves"), check=True, weights_dtype="fp16")
+def halves(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stored(plain, tmp_path_factory.mktemp("stored") / "halves", halves=True)
 
 
 @pytest.fixture(scope="module")
-def sharded(plain: Path) -> Path:
-    return export(plain.with_name("sharded"), shard_size=1)
+def sharded(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stored(plain, tmp_path_factory.mktemp("stored") / "sharded", most=1)
 
 
 def feeds(name: str) -> dict[str, numpy.ndarray]:
@@ -108,44 +117,42 @@ def test_chunks_are_no_larger_than_asked(sharded: Path) -> None:
     model = onnx.load(sharded / "pullback.onnx", load_external_data=False)
     largest = max(numpy.prod(tensor.dims) * 4 for tensor in model.graph.initializer)
     assert largest < 10**6 and all(size <= 10**6 for size in sizes.values())
-    assert {name for name in surgeon.load(sharded).manifest.files if name.endswith(".bin")} == set(sizes)
 
 
-def test_both_and_in_a_single_file(plain: Path, halves: Path, tmp_path) -> None:
+def test_both_and_in_a_single_file(halves: Path, verified: Path, tmp_path: Path) -> None:
     expected = answers(str(halves / "ascent.onnx"), "ascent.onnx")
-    for bundle in (
-        export(tmp_path / "both", weights_dtype="fp16", shard_size=1),
-        export(tmp_path / "single", weights_dtype="fp16", single_file=True),
-    ):
-        found = answers(str(bundle / "ascent.onnx"), "ascent.onnx")
+    single = Path(shutil.copytree(halves, tmp_path / "single"))
+    embed_weights(single)
+    for folder in (verified, single):
+        found = answers(str(folder / "ascent.onnx"), "ascent.onnx")
         assert all(numpy.array_equal(one, other) for one, other in zip(found, expected, strict=True))
-    assert not list((tmp_path / "single").glob("*.bin"))
+    assert not list(single.glob("*.bin"))
+    assert [name for name in surgeon.load(verified).manifest.files if name.endswith(".bin")] == ["weights-1.bin"]
 
 
-def test_it_is_verified_as_what_it_is(halves: Path, capfd) -> None:
-    lines = surgeon.load(halves).manifest.verification
+def test_it_is_verified_as_what_it_is(verified: Path, capfd) -> None:
+    lines = surgeon.load(verified).manifest.verification
     assert all("stored in fp16" in line.condition and line.passed for line in lines)
     assert max(line.error for line in lines if line.quantity == "output") < 2e-3
-    assert cli.invoke(["inspect", str(halves)]) == 0
+    assert cli.invoke(["inspect", str(verified)]) == 0
     assert "fp32, weights stored in fp16" in capfd.readouterr().out
 
 
-def test_opponents_are_held_to_what_it_is(halves: Path, capfd) -> None:
+def test_opponents_are_held_to_what_it_is(verified: Path, capfd) -> None:
     options = ("--source", f"{__name__}:network", "--against", "forward,eager", "--repeats", "1", "--quiet")
-    assert cli.invoke(["bench", str(halves), *options]) == 0, capfd.readouterr().err
+    assert cli.invoke(["bench", str(verified), *options]) == 0, capfd.readouterr().err
 
 
-def test_what_does_not_fit_is_refused(tmp_path) -> None:
-    large = network()
-    with torch.no_grad():
-        large[3].weight[0, 0, 0, 0] = 1e5
+def test_what_does_not_fit_is_refused(plain: Path, tmp_path: Path) -> None:
+    large = Path(shutil.copytree(plain, tmp_path / "large"))
+    with (large / WEIGHTS).open("r+b") as file:
+        file.write(struct.pack("<f", 1e5))
     with pytest.raises(SurgeonError, match="too large for float16"):
-        surgeon.export(large, tmp_path / "large", surgeon.Recipe(weights_dtype="fp16"), input_shape=(3, SIDE, SIDE))
+        store_again(large, WEIGHTS, True, None)
+    refused = tmp_path / "refused"
     with pytest.raises(SurgeonError, match="none in chunks"):
-        export(tmp_path / "two", shard_size=1, single_file=True)
+        export(network(), refused / "two", shard_size=1, single_file=True, **SHAPE)
     for choice in ({"weights_dtype": "fp16"}, {"scalars": "required"}):
         with pytest.raises(SurgeonError, match="about ONNX files"):
-            surgeon.export(
-                network(), tmp_path / "ts", surgeon.Recipe(**choice), input_shape=(3, 12, 12), formats=("torchscript",)
-            )
-    assert not list(tmp_path.iterdir())
+            export(network(), refused / "ts", surgeon.Recipe(**choice), formats=("torchscript",), **SHAPE)
+    assert not refused.exists()

@@ -7,14 +7,12 @@ from pathlib import Path
 
 import numpy
 import onnx
-import PIL.Image
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import surgeon
-from surgeon import cli
 from surgeon.analysis.inspect.model_summary import layers
 from surgeon.bundle.manifest import Recipe
 from surgeon.conversion.rewriting import rewrite
@@ -25,37 +23,9 @@ from surgeon.network.weights import varied_input
 from surgeon.runtime.photos import load_photo
 from surgeon.verify.oracle.reference import reference_pullback
 from surgeon.verify.verify import relative_error
+from tests.networks import Deep, Several, build, deep
 
-SHAPE = (3, 9, 8)
-
-
-class Deep(nn.Module):
-    """In-place and functional ReLUs, one of them called twice, a submodule without name of its own, two outputs."""
-
-    input_shape = SHAPE
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
-        self.body = nn.Conv2d(4, 6, 3, padding=1)
-        self.relu = nn.ReLU(inplace=True)
-        self.top = nn.Conv2d(6, 5, 1)
-        self.head = nn.Linear(5, 7)
-        self.unused = nn.Linear(5, 7)
-
-    def features(self, x: Tensor) -> Tensor:
-        x = F.relu(self.body(self.stem(x)) - 0.1)
-        return self.relu(self.top(self.relu(x - 0.2)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(F.max_pool2d(self.features(x), 2).mean((2, 3)))
-
-
-class Several(Deep):
-    """Returns what no pullback can start at."""
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"out": super().forward(x), "features": self.features(x)}
+SHAPE = Deep.input_shape
 
 
 class Branching(Deep):
@@ -80,29 +50,12 @@ class Exotic(Deep):
         return torch.erfinv(self.features(x).mode(3).values.flatten(1).tanh())
 
 
-def build(network: type[nn.Module]) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(2)
-        module = network().eval().requires_grad_(False)
-        module.stem[1].running_mean.normal_(0, 0.3)
-        module.stem[1].running_var.uniform_(0.5, 2)
-    return module
-
-
-def deep() -> nn.Module:
-    return build(Deep)
-
-
-def several() -> nn.Module:
-    return build(Several)
-
-
 def exotic() -> nn.Module:
-    return build(Exotic)
+    return build(Exotic).float()
 
 
 def branching() -> nn.Module:
-    return build(Branching)
+    return build(Branching).float()
 
 
 def images(batch: int = 2, seed: int = 0) -> Tensor:
@@ -112,22 +65,8 @@ def images(batch: int = 2, seed: int = 0) -> Tensor:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("layers") / "body"
-    export("tests.network.test_layers:deep", folder, Recipe(at=("body",)), formats=("onnx",))
+    export("tests.networks:deep", folder, Recipe(at=("body",)), formats=("onnx",))
     return folder
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Runs the command line in a folder with a photo: exit code, standard output, standard error."""
-    pixels = numpy.random.default_rng(0).integers(0, 256, (12, 16, 3), numpy.uint8)
-    PIL.Image.fromarray(pixels).save(tmp_path / "cat.png")
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        code = cli.invoke([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
-
-    return call
 
 
 def features_by_hand(module: nn.Module, name: str, x: Tensor) -> Tensor:
@@ -147,7 +86,7 @@ def features_by_hand(module: nn.Module, name: str, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("network", [Deep, Several])
 @pytest.mark.parametrize("name", ["stem.1", "body", "relu", "relu_1"])
 def test_the_pullback_starts_at_a_layer(network: type[nn.Module], name: str) -> None:
-    module = build(network).double()
+    module = build(network)
     graph = rewrite(module, images(), Recipe(gate="hard", at=(name,)))
     for batch in (1, 3):
         x = images(batch, seed=batch).requires_grad_(True)
@@ -206,15 +145,15 @@ def test_a_layer_that_is_not_there_or_gives_no_tensor() -> None:
         with pytest.raises(SurgeonError, match=words):
             rewrite(module, images(), Recipe(at=(name,)))
     with pytest.raises(ConversionError, match=r"Several returns a dict of 2: out \[N, 7\], features .*--at"):
-        rewrite(build(Several).double(), images())
+        rewrite(build(Several), images())
 
 
 def test_a_node_is_verified_too(tmp_path: Path) -> None:
-    bundle = export("tests.network.test_layers:deep", tmp_path / "node", Recipe(at=("relu_1",)), formats=("onnx",))
+    bundle = export("tests.networks:deep", tmp_path / "node", Recipe(at=("relu_1",)), formats=("onnx",))
     assert bundle.manifest.verification and bundle.manifest.labels is None
     with pytest.raises(SurgeonError, match="does not tell gates that are modules"):
         recipe = Recipe(at=("relu_1",), gate_scope="modules")
-        export("tests.network.test_layers:deep", tmp_path / "no", recipe, formats=("onnx",))
+        export("tests.networks:deep", tmp_path / "no", recipe, formats=("onnx",))
 
 
 def test_a_layer_in_half_precision(tmp_path: Path) -> None:
@@ -281,24 +220,24 @@ def test_layers_are_listed(run) -> None:
     assert list(found)[:4] == ["stem", "stem.0", "stem.1", "stem.2"] and "unused" not in found
     assert (found["relu"].calls, found["relu"].gates, found["stem"].gates) == (2, 2, 1)
     assert found["body"].shape == ("N", 6, 9, 8) and found["relu_1"].kind == "aten.relu.default"
-    code, out, err = run("inspect", "tests.network.test_layers:deep", "--show", "layers", "--json")
+    code, out, err = run("inspect", "tests.networks:deep", "--show", "layers", "--json")
     listed = json.loads(out)["layers"]
     assert (code, err) == (0, "") and listed[0]["parameters"] == 120
     module = deep().double()
     for layer in listed:
         rewrite(module, images(), Recipe(gate="hard", at=(layer["name"],)))
-    assert "max_pool2d_with_indices" in run("inspect", "tests.network.test_layers:deep", "--show", "layers")[1]
+    assert "max_pool2d_with_indices" in run("inspect", "tests.networks:deep", "--show", "layers")[1]
 
 
 def test_check_says_how_each_operator_is_treated(run) -> None:
-    code, out, err = run("check", "tests.network.test_layers:deep", "--json")
+    code, out, err = run("check", "tests.networks:deep", "--json")
     report = json.loads(out)
     assert (code, err, report["convertible"], report["failing_module"]) == (0, "", True, None)
     treated = {(one["operator"], one["treatment"]): one["count"] for one in report["operators"]}
     assert treated[("aten.relu.default", "gate")] == 4
     assert treated[("aten.convolution.default", "rule")] == 3
     assert report["totals"]["pool"] == 1 and report["totals"]["unsupported"] == 0
-    code, out, _ = run("check", "tests.network.test_layers:deep", "--at", "body")
+    code, out, _ = run("check", "tests.networks:deep", "--at", "body")
     assert code == 0 and "linear" not in out and "converts" in out
 
 
