@@ -75,6 +75,15 @@ def test_torch_is_imported_behind_its_boundary_alone() -> None:
     assert importers <= NEEDS_TORCH
 
 
+def test_no_test_module_imports_another() -> None:
+    """What several share stands in a conftest.py, or beside them in a module that holds no tests."""
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tests"):
+                names = [*str(node.module).split("."), *(alias.name for alias in node.names)]
+                assert not [name for name in names if name.startswith("test_")], f"{path}:{node.lineno}"
+
+
 # What a module imports takes seconds, so it is done once: each module is imported in a fork of a process that has it.
 IN_FORKS = """
 import importlib, json, os, sys, traceback, warnings
