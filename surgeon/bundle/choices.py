@@ -35,7 +35,7 @@ def choices(kind: type, field: str) -> tuple[str, ...]:
 
 def check_fields(value: Any) -> None:
     """Raise SurgeonError for the first field of the dataclass `value` that its annotation does not allow."""
-    for name, hint in hints(type(value)).items():
+    for name, hint in hints(value.__class__).items():
         held = getattr(value, name)
         if not _allows(hint, held):
             known = _choices(hint)

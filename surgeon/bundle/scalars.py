@@ -16,11 +16,12 @@ def check_scalar(name: str, value: Any) -> Any:
     """Raise SurgeonError unless `value` makes sense as the scalar input `name`; return it."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise SurgeonError(f"{name} is {value!r}, not a number")
+    number, whole = float(value), isinstance(value, numbers.Integral)
     rules = {
-        "temperature": (_TINY <= value <= _HUGE, "a number above 0 that float32 can hold"),
-        "step_size": (-_HUGE <= value <= _HUGE, "a number that float32 can hold; a negative one descends"),
-        "radius": (value > 0, "a number above 0; inf does not limit the perturbation"),
-        "steps": (isinstance(value, numbers.Integral) and value >= 1, "a whole number, 1 or more"),
+        "temperature": (_TINY <= number <= _HUGE, "a number above 0 that float32 can hold"),
+        "step_size": (-_HUGE <= number <= _HUGE, "a number that float32 can hold; a negative one descends"),
+        "radius": (number > 0, "a number above 0; inf does not limit the perturbation"),
+        "steps": (whole and number >= 1, "a whole number, 1 or more"),
     }
     fine, wanted = rules[name]
     if not fine:
