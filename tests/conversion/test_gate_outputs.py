@@ -93,7 +93,7 @@ def test_what_verification_compares(bundle: Path) -> None:
         for line in Bundle.open(bundle).manifest.verification
         if line.artifact == "gates.onnx"
     }
-    assert kinds == {"output", "pullback", "gradient", "before", "soft", "hard", "gap"}
+    assert kinds == {"output", "pullback", "gradient", "pre_activation", "soft", "hard", "gate_gap"}
 
 
 def test_a_wrong_file_does_not_verify(bundle: Path, tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from typing import Any
 
 import pytest
@@ -51,31 +52,43 @@ class Cells(nn.Module):
         return h
 
 
-def networks() -> list[nn.Module]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return [Rows(**options) for options in OPTIONS] + [Cells(True), Cells(False)]
+class Beside(nn.Module):
+    """[N, 2, 3] -> [N, 16]: networks with all of OPTIONS, and cells with a bias and without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList([*(Rows(**options) for options in OPTIONS), Cells(True), Cells(False)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([network(x) for network in self.networks], 1)
 
 
 def sequences(batch: int) -> Tensor:
     return torch.randn(batch, 2, 3, generator=torch.Generator().manual_seed(batch), dtype=torch.float64)
 
 
-@pytest.mark.filterwarnings("ignore:The tensor attributes self.rnn._flat_weights")  # torch.export's, of any nn.RNN
-@pytest.mark.parametrize("place", range(len(OPTIONS) + 2))
-def test_each_step_is_a_gate(place: int) -> None:
-    module, x = networks()[place].double().eval(), sequences(3)
-    g = torch.randn_like(module(x))
-    for recipe in (Recipe(temperature_input="per-gate"), Recipe(gate="guided")):
-        program, pullback = rewrite_program(module, sequences(2), recipe)
-        assert len(pullback.gates) == (8 if place in (2, 3) else 2)
-        temperatures = torch.linspace(0.3, 1.1, len(pullback.gates), dtype=x.dtype)
-        pairs = zip(pullback.gates, temperatures.tolist(), strict=True)
-        each = [(gate.module, value) for gate, value in pairs if gate.rule == "soft"]
+@pytest.mark.filterwarnings("ignore:The tensor attributes self.")  # torch.export's, of any nn.RNN
+@pytest.mark.parametrize(
+    "recipe", [Recipe(temperature_input="per-gate"), Recipe(gate="guided")], ids=["soft", "guided"]
+)
+def test_each_step_is_a_gate(recipe: Recipe) -> None:
+    torch.manual_seed(0)
+    module, x = Beside().double().eval(), sequences(3)
+    program, pullback = rewrite_program(module, sequences(2), recipe)
+    counts = collections.Counter(gate.module.split(".")[1] for gate in pullback.gates)
+    assert counts == {"0": 2, "1": 2, "2": 8, "3": 8, "4": 2, "5": 2}
+    temperatures = torch.linspace(0.3, 1.1, len(pullback.gates), dtype=x.dtype)
+    pairs = zip(pullback.gates, temperatures.tolist(), strict=True)
+    each = [(gate.module, value) for gate, value in pairs if gate.rule == "soft"]
+    graph = explicit_graph(program)
+    widths = [network(x).shape[1] for network in module.networks]
+    for place, cotangent in enumerate(torch.eye(len(widths), dtype=x.dtype)):
+        own = cotangent.repeat_interleave(torch.tensor(widths))
+        g = torch.randn(len(x), len(own), generator=torch.Generator().manual_seed(place), dtype=x.dtype) * own
         output, expected = reference_pullback(module, x, g, recipe=recipe, temperature=each or 1.0)
-        found, pulled = explicit_graph(program)(x, g, *([temperatures] if each else []))
+        found, pulled = graph(x, g, *([temperatures] if each else []))
         assert torch.allclose(found, output) and torch.allclose(output, module(x))
-        assert relative_error(pulled, expected) < 1e-12
+        assert relative_error(pulled, expected) < 1e-12 and expected.any()
 
 
 @pytest.mark.parametrize("options", OPTIONS)
