@@ -139,7 +139,7 @@ class _Curves:
         curves = {}
         for name, (start, end, first, last) in self._ends.items():
             between = exchanged(start, end, map, self._parts)[1:-1]
-            inner = self._probabilities(self._network(between)) if len(between) else []
+            inner: Sequence[float] = [*self._probabilities(self._network(between))] if len(between) else []
             curves[name] = numpy.array([first, *inner, last])
         return curves
 
