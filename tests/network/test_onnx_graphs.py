@@ -248,12 +248,14 @@ HALVED += [
 HALVED += [node("Concat", ["nc", "hw"], ["size"], axis=0)]
 ASYMMETRIC = {"coordinate_transformation_mode": "asymmetric"}
 ANY_SIZE: dict[str, list[onnx.NodeProto]] = {
-    "resizings": [
+    "nearest": [
         node("Resize", ["r", "", "twice"], ["a"]),
         node("Resize", ["a", "", "smaller"], ["b"]),
-        node("Resize", ["b", "", "twice"], ["c"], nearest_mode="ceil", **ASYMMETRIC),
-        node("Resize", ["c", "", "smaller"], ["d"], mode="linear"),
-        node("Resize", ["d", "", "twice"], ["y"], mode="linear", **ASYMMETRIC),
+        node("Resize", ["b", "", "twice"], ["y"], nearest_mode="ceil", **ASYMMETRIC),
+    ],
+    "linear": [
+        node("Resize", ["r", "", "twice"], ["a"], mode="linear", **ASYMMETRIC),
+        node("Resize", ["a", "", "smaller"], ["y"], mode="linear"),
     ],
     "to-sizes": [
         *HALVED,
