@@ -35,7 +35,7 @@ SHELL = {
     "cmake ": "tests/cli/test_examples.py",
     "build/": "tests/cli/test_examples.py",
     "convert ": "ImageMagick",
-    "python findings/": "installs packages, and is no part of CI",
+    "bash findings/": "installs packages, and is no part of CI",
 }
 """How lines begin that no test runs as they are, and why, or by what they are tested."""
 

@@ -1,18 +1,25 @@
-"""torch.export calls copies of a module that has two names: hooks on it are handed an object that is not the module.
+#!/usr/bin/env bash
+# torch.export calls copies of a module that has two names: hooks on it are handed an object that is not the module.
+#
+# A network whose `first` and `second` are one Linear is exported. A hook registered on that module is called, at both
+# places, with a module for its first argument that is another object, though it holds the same parameter. What a hook
+# looks up or keeps by the identity of the module, such as its name in a dictionary, is not found. With one name it is
+# the module itself, and so it is when the network is called without torch.export.
+#
+# Expected: the hook is handed the module that it was registered on.
+set -euo pipefail
 
-A network whose `first` and `second` are one Linear is exported. A hook registered on that module is called, at both
-places, with a module for its first argument that is another object, though it holds the same parameter. What a hook
-looks up or keeps by the identity of the module, such as its name in a dictionary, is not found. With one name it is
-the module itself, and so it is when the network is called without torch.export.
-
-Expected: the hook is handed the module that it was registered on.
-"""
-
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+cd "$folder"
+python3 -m venv venv
+venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.14.1 numpy==2.4.6
+cat > finding.py <<'END'
 from __future__ import annotations
 
-import sandbox
+import json
+import sys
 
-PINS = ("torch==2.14.1", "numpy==2.4.6")
 RECORD = {
     "one name, called": [True],
     "one name, exported": [True],
@@ -59,4 +66,14 @@ def observe() -> dict[str, list[bool]]:
 
 
 if __name__ == "__main__":
-    sandbox.main(__file__, PINS, observe, RECORD)
+    seen = json.loads(json.dumps(observe()))
+    record = json.loads(json.dumps(RECORD))
+    changed = [name for name in {**record, **seen} if seen.get(name) != record.get(name)]
+    for name, value in seen.items():
+        print(f"{name}: {value}")
+    for name in changed:
+        print(f"changed: {name} was {record.get(name)}")
+    print("Changed" if changed else "As recorded, with torch==2.14.1, numpy==2.4.6")
+    sys.exit(bool(changed))
+END
+venv/bin/python -E -s finding.py

@@ -1,18 +1,25 @@
-"""ONNX Runtime's memory pattern, on by default, makes the second run of a session take twice the memory of the first.
+#!/usr/bin/env bash
+# ONNX Runtime's memory pattern, on by default, makes the second run of a session take twice the memory of the first.
+#
+# The first run of a shape takes its buffers from the arena one by one and records them. For the second, ONNX Runtime
+# lays them out as one block, and takes that block beside what the arena holds from the first run, which it never gives
+# back. So a session that is measured in one run needs twice as much from the next run on. `enable_mem_pattern = False`
+# avoids that.
+#
+# Expected: the arena serves the second run from what the first left free.
+set -euo pipefail
 
-The first run of a shape takes its buffers from the arena one by one and records them. For the second, ONNX Runtime
-lays them out as one block, and takes that block beside what the arena holds from the first run, which it never gives
-back. So a session that is measured in one run needs twice as much from the next run on. `enable_mem_pattern = False`
-avoids that.
-
-Expected: the arena serves the second run from what the first left free.
-"""
-
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+cd "$folder"
+python3 -m venv venv
+venv/bin/python -m pip install --quiet --disable-pip-version-check onnxruntime==1.31.1 onnx==1.23.2 numpy==2.4.6
+cat > finding.py <<'END'
 from __future__ import annotations
 
-import sandbox
+import json
+import sys
 
-PINS = ("onnxruntime==1.31.1", "onnx==1.23.2", "numpy==2.4.6")
 RECORD = {
     "second peak over first, default": 2.0,
     "third peak over first, default": 2.0,
@@ -28,11 +35,11 @@ def observe() -> dict[str, float]:
     import sys
     from pathlib import Path
 
-    program = "import onnxruntime_memory_pattern as own, json, sys; print(json.dumps(own.peaks(sys.argv[1] == 'on')))"
+    program = "import finding as own, json, sys; print(json.dumps(own.peaks(sys.argv[1] == 'on')))"
     seen = {}
     for name, state in (("default", "on"), ("enable_mem_pattern = False", "off")):
         # A process for each, since a peak never goes down.
-        environment = {"PYTHONPATH": str(Path(__file__).parent)}
+        environment = {"PYTHONPATH": str(Path.cwd())}
         done = subprocess.run([sys.executable, "-c", program, state], env=environment, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(done.stderr)
@@ -81,4 +88,14 @@ def peaks(pattern: bool) -> list[float]:
 
 
 if __name__ == "__main__":
-    sandbox.main(__file__, PINS, observe, RECORD)
+    seen = json.loads(json.dumps(observe()))
+    record = json.loads(json.dumps(RECORD))
+    changed = [name for name in {**record, **seen} if seen.get(name) != record.get(name)]
+    for name, value in seen.items():
+        print(f"{name}: {value}")
+    for name in changed:
+        print(f"changed: {name} was {record.get(name)}")
+    print("Changed" if changed else "As recorded, with onnxruntime==1.31.1, onnx==1.23.2, numpy==2.4.6")
+    sys.exit(bool(changed))
+END
+venv/bin/python -E -s finding.py

@@ -1,17 +1,24 @@
-"""ONNX Runtime's CPU provider convolves in its blocked layout inside a Loop only if the body itself holds the weight.
+#!/usr/bin/env bash
+# ONNX Runtime's CPU provider convolves in its blocked layout inside a Loop only if the body itself holds the weight.
+#
+# A body may read initializers of the graph around it, and a weight that is used inside and outside stands in a file
+# once, outside. Such a convolution is fused with its activation, but stays in the plain layout (NCHW); the same
+# convolution, its weight among the body's own initializers, is computed in blocks of channels (NCHWc).
+#
+# Expected: a constant is a constant, whichever graph holds it.
+set -euo pipefail
 
-A body may read initializers of the graph around it, and a weight that is used inside and outside stands in a file
-once, outside. Such a convolution is fused with its activation, but stays in the plain layout (NCHW); the same
-convolution, its weight among the body's own initializers, is computed in blocks of channels (NCHWc).
-
-Expected: a constant is a constant, whichever graph holds it.
-"""
-
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+cd "$folder"
+python3 -m venv venv
+venv/bin/python -m pip install --quiet --disable-pip-version-check onnxruntime==1.31.1 onnx==1.23.2 numpy==2.4.6
+cat > finding.py <<'END'
 from __future__ import annotations
 
-import sandbox
+import json
+import sys
 
-PINS = ("onnxruntime==1.31.1", "onnx==1.23.2", "numpy==2.4.6")
 RECORD = {
     "weight in the body": ["nchwc ReorderInput", "nchwc Conv", "nchwc Conv", "nchwc ReorderOutput", "Identity"],
     "weight in the graph around it": ["FusedConv", "Conv", "Identity"],
@@ -60,4 +67,14 @@ def observe() -> dict[str, list[str]]:
 
 
 if __name__ == "__main__":
-    sandbox.main(__file__, PINS, observe, RECORD)
+    seen = json.loads(json.dumps(observe()))
+    record = json.loads(json.dumps(RECORD))
+    changed = [name for name in {**record, **seen} if seen.get(name) != record.get(name)]
+    for name, value in seen.items():
+        print(f"{name}: {value}")
+    for name in changed:
+        print(f"changed: {name} was {record.get(name)}")
+    print("Changed" if changed else "As recorded, with onnxruntime==1.31.1, onnx==1.23.2, numpy==2.4.6")
+    sys.exit(bool(changed))
+END
+venv/bin/python -E -s finding.py

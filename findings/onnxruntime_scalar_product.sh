@@ -1,18 +1,25 @@
-"""ONNX Runtime's CPU provider leaves its blocked layout for a product with a scalar, but not for one of equal shapes.
+#!/usr/bin/env bash
+# ONNX Runtime's CPU provider leaves its blocked layout for a product with a scalar, but not for one of equal shapes.
+#
+# Between convolutions the provider keeps tensors in blocks of channels (NCHWc). `a * b` of two blocked tensors of one
+# shape stays in that layout; so does a product with a scalar that is a constant, which becomes part of the convolution.
+# `a * s` with a scalar that is an input, a cheaper product, is computed outside: one more ReorderOutput, one more
+# ReorderInput.
+#
+# Expected: the cheaper product costs no change of layout either.
+set -euo pipefail
 
-Between convolutions the provider keeps tensors in blocks of channels (NCHWc). `a * b` of two blocked tensors of one
-shape stays in that layout; so does a product with a scalar that is a constant, which becomes part of the convolution.
-`a * s` with a scalar that is an input, a cheaper product, is computed outside: one more ReorderOutput, one more
-ReorderInput.
-
-Expected: the cheaper product costs no change of layout either.
-"""
-
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+cd "$folder"
+python3 -m venv venv
+venv/bin/python -m pip install --quiet --disable-pip-version-check onnxruntime==1.31.1 onnx==1.23.2 numpy==2.4.6
+cat > finding.py <<'END'
 from __future__ import annotations
 
-import sandbox
+import json
+import sys
 
-PINS = ("onnxruntime==1.31.1", "onnx==1.23.2", "numpy==2.4.6")
 RECORD = {
     "nothing between two convolutions": ["ReorderInput", "Conv", "Conv", "ReorderOutput"],
     "a * b, b another convolution": ["ReorderInput", "Conv", "Conv", "Mul", "Conv", "ReorderOutput"],
@@ -67,4 +74,14 @@ def observe() -> dict[str, list[str]]:
 
 
 if __name__ == "__main__":
-    sandbox.main(__file__, PINS, observe, RECORD)
+    seen = json.loads(json.dumps(observe()))
+    record = json.loads(json.dumps(RECORD))
+    changed = [name for name in {**record, **seen} if seen.get(name) != record.get(name)]
+    for name, value in seen.items():
+        print(f"{name}: {value}")
+    for name in changed:
+        print(f"changed: {name} was {record.get(name)}")
+    print("Changed" if changed else "As recorded, with onnxruntime==1.31.1, onnx==1.23.2, numpy==2.4.6")
+    sys.exit(bool(changed))
+END
+venv/bin/python -E -s finding.py
