@@ -16,6 +16,7 @@ the rows by itself.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -63,7 +64,7 @@ def cells(headings: Sequence[str], right: Sequence[str] = (), spare: Sequence[st
     """Columns of rows that are sequences already; `right` and `spare` name some of them, the first to go first."""
     places = {heading: place for place, heading in enumerate(spare, 1)}
     return tuple(
-        Column(heading, lambda row, i=i: row[i], heading in right, places.get(heading, 0))
+        Column(heading, operator.itemgetter(i), heading in right, places.get(heading, 0))
         for i, heading in enumerate(headings)
     )
 
