@@ -1,21 +1,27 @@
-"""Ten small networks with the constructions that people build from: exported with soft gates and verified under ONNX
-Runtime, as every export is, and with hard gates in float64 against autograd."""
+"""Ten small networks with the constructions that people build from, side by side in one graph: with soft gates against
+the oracle, with hard gates against autograd, and under ONNX Runtime where their operators are not tested alone."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import surgeon
 from surgeon.bundle.manifest import Defaults, Model, Recipe
-from surgeon.conversion.rewriting import rewrite
-from surgeon.exporting import export
+from surgeon.conversion.capture.capture import Captured, capture
+from surgeon.conversion.passes.optimise import optimise
+from surgeon.conversion.pullback import PullbackModule
 from surgeon.network.sources import Source
 from surgeon.network.weights import calibrate, varied_input
+from surgeon.verify.oracle.reference import reference_pullback
 from surgeon.verify.verify import relative_error
+from tests.networks import Together
 
 
 class Audio(nn.Module):
@@ -52,29 +58,26 @@ class Film(nn.Module):
 
 
 class UNet(nn.Module):
-    """Down, up by transposed convolutions, and concatenated skips; the output is a map."""
+    """Down, up by transposed convolutions, and a concatenated skip; the output is a map."""
 
     input_shape = (3, 12, 8)
 
     def __init__(self) -> None:
         super().__init__()
-        self.down = nn.ModuleList([self.block(3, 4), self.block(4, 6), self.block(6, 8)])
-        self.up = nn.ModuleList([nn.ConvTranspose2d(6, 4, 2, 2), nn.ConvTranspose2d(8, 6, 3, 2, 1, output_padding=1)])
-        self.join = nn.ModuleList([self.block(8, 4), self.block(12, 6)])
-        self.head = nn.Conv2d(4, 2, 1)
+        self.fine, self.coarse = self.block(3, 4), self.block(4, 6)
+        self.up = nn.ModuleList([nn.ConvTranspose2d(6, 6, 3, 2, 1, output_padding=1), nn.ConvTranspose2d(6, 4, 2, 2)])
+        self.join, self.head = self.block(8, 4), nn.Conv2d(4, 2, 1)
 
     @staticmethod
     def block(c: int, k: int) -> nn.Module:
         return nn.Sequential(nn.Conv2d(c, k, 3, padding=1, bias=False), nn.BatchNorm2d(k), nn.ReLU(inplace=True))
 
     def forward(self, x: Tensor) -> Tensor:
-        skips = []
-        for level, block in enumerate(self.down):
-            x = block(F.max_pool2d(x, 2) if level else x)
-            skips.append(x)
-        for level in (1, 0):
-            x = self.join[level](torch.cat([skips[level], self.up[level](x)], 1))
-        return self.head(x)
+        fine = self.fine(x)
+        x = F.max_pool2d(self.coarse(F.max_pool2d(fine, 2)), 2)
+        for up in self.up:
+            x = up(x)
+        return self.head(self.join(torch.cat([fine, x], 1)))
 
 
 class Dilated(nn.Module):
@@ -185,7 +188,7 @@ class Transformer(nn.Module):
         self.patches = nn.Conv2d(3, 8, 4, 4)
         self.places = nn.Parameter(torch.randn(1, 4, 8))
         layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.1, batch_first=True)
-        self.encoder, self.head = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(8, 3)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False), nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.encoder(self.patches(x).flatten(2).transpose(1, 2) + self.places).mean(1))
@@ -209,6 +212,7 @@ class Normed(nn.Module):
         return self.head(F.layer_norm(y.mean((2, 3)), (6,)))
 
 
+DEFAULTS = Defaults(step_size=1.0, radius=2.0)
 NETWORKS = (Audio, Film, UNet, Dilated, Pools, Interpolated, Padded, Shuffled, Transformer, Normed)
 
 
@@ -225,25 +229,88 @@ def built(network: type[nn.Module]) -> nn.Module:
     return module
 
 
-@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.__name__)
-def test_soft_gates_export_and_verify(network: type[nn.Module], tmp_path: Path) -> None:
-    model = Model(network.__name__, "tests", "random", "none", 0)
-    source = Source(built(network), network.input_shape, None, None, model, 0.3)
-    bundle = export(source, tmp_path / "bundle", Recipe(), Defaults(step_size=1.0, radius=2.0), formats=["onnx"])
+EXPORTED = (Interpolated, Padded, Shuffled, Transformer, Normed)
+"""Those with operators that `test_rules` and `test_derived` do not run under ONNX Runtime one by one."""
+
+
+def together(kinds: Sequence[type[nn.Module]] = NETWORKS) -> Together:
+    return Together({kind.__name__: built(kind) for kind in kinds}, [kind.input_shape for kind in kinds])
+
+
+def inputs(batch: int, kinds: Sequence[type[nn.Module]] = NETWORKS) -> Tensor:
+    """[batch, all elements], each network's as it would be drawn for it alone."""
+    generator = torch.Generator().manual_seed(3)
+    return torch.cat([varied_input(batch, kind.input_shape, generator).flatten(1) for kind in kinds], 1)
+
+
+def source(module: nn.Module) -> Source:
+    model = Model("small", "tests", "random", "none", 0)
+    return Source(module, module.input_shape, None, None, model, 0.3)
+
+
+def several() -> Source:
+    return source(together(EXPORTED))
+
+
+@pytest.mark.parametrize("kind", EXPORTED, ids=lambda kind: kind.__name__)
+def test_artifacts_are_the_oracles(exported, kind: type[nn.Module]) -> None:
+    session = surgeon.load(exported(several, defaults=DEFAULTS))
+    module, x = together(EXPORTED), inputs(3, EXPORTED)
+    read, written = module.places(x)[kind.__name__]
+    alone, share = built(kind), x[:, read].unflatten(1, kind.input_shape)
+    with torch.no_grad():
+        v = torch.randn(alone(share).shape, generator=torch.Generator().manual_seed(4))
+    output, expected = reference_pullback(alone, share, v, recipe=Recipe(), temperature=0.69)
+    cotangent = numpy.zeros((3, *session.output_shape), numpy.float32)
+    cotangent[:, written] = v.flatten(1)
+    found = session.pullback(x.numpy(), cotangent, 0.69)
+    assert relative_error(torch.from_numpy(found.output[:, written]), output.flatten(1)) < 1e-4
+    assert relative_error(torch.from_numpy(found.pullback[:, read]), expected.flatten(1)) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", NETWORKS, ids=lambda kind: kind.__name__)
+def test_soft_gates_export_and_verify(kind: type[nn.Module], tmp_path: Path) -> None:
+    bundle = surgeon.export(source(built(kind)), tmp_path / "bundle", Recipe(), DEFAULTS, formats=["onnx"])
     lines = [line for line in bundle.manifest.verification if line.artifact == "pullback.onnx"]
     assert {line.condition for line in lines} - {"batch 1, T 0.3, tuned"} == {"batch 1, T 0.3", "batch 3, T 0.69"}
     assert all(line.error < 1e-4 for line in lines)
 
 
-@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.__name__)
-def test_hard_gates_are_the_gradient(network: type[nn.Module]) -> None:
-    module, generator = built(network).double(), torch.Generator().manual_seed(3)
-    example, x = (varied_input(batch, network.input_shape, generator).double() for batch in (2, 3))
-    leaf = x.clone().requires_grad_()
+@pytest.fixture(scope="module")
+def captured() -> tuple[Together, Captured]:
+    """All of them in float64, and their graph."""
+    module = together().double()
+    captured = capture(module, inputs(2).double())
+    optimise(captured.graph)
+    return module, captured
+
+
+@pytest.mark.parametrize("kind", NETWORKS, ids=lambda kind: kind.__name__)
+def test_soft_gates_are_the_oracles(captured: tuple[Together, Captured], kind: type[nn.Module]) -> None:
+    module, graph = captured
+    x, alone = inputs(3).double(), built(kind).double()
+    read, written = module.places(x)[kind.__name__]
+    share = x[:, read].unflatten(1, kind.input_shape)
+    v = torch.randn(alone(share).shape, generator=torch.Generator().manual_seed(4), dtype=x.dtype)
+    output, expected = reference_pullback(alone, share, v, recipe=Recipe(), temperature=0.69)
+    cotangent = torch.zeros(module(x).shape, dtype=x.dtype)
+    cotangent[:, written] = v.flatten(1)
+    found, pulled = PullbackModule(graph, Recipe())(x, cotangent, torch.tensor(0.69, dtype=x.dtype))
+    assert expected.norm() > 1e-3
+    assert relative_error(found[:, written], output.flatten(1)) < 1e-6  # instance norm computes in float32
+    assert relative_error(pulled[:, read], expected.flatten(1)) < (1e-6 if kind is Normed else 1e-8)
+
+
+@pytest.mark.parametrize("kind", NETWORKS, ids=lambda kind: kind.__name__)
+def test_hard_gates_are_the_gradient(captured: tuple[Together, Captured], kind: type[nn.Module]) -> None:
+    module, graph = captured
+    leaf = inputs(3).double().requires_grad_()
     output = module(leaf)
-    v = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+    v = torch.randn(output.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     (gradient,) = torch.autograd.grad(output, leaf, v)
-    assert gradient.norm() > 1e-3
-    found, pulled = rewrite(module, example, Recipe(gate="hard"))(x, v)
-    assert relative_error(found, output.detach()) < 1e-6  # instance norm keeps its statistics in the default precision
-    assert relative_error(pulled, gradient) < 1e-6 if network is Normed else relative_error(pulled, gradient) < 1e-8
+    read, written = module.places(leaf)[kind.__name__]
+    assert gradient[:, read].norm() > 1e-3
+    found, pulled = PullbackModule(graph, Recipe(gate="hard"))(leaf.detach(), v)
+    assert relative_error(found[:, written], output[:, written].detach()) < 1e-6  # instance norm computes in float32
+    assert relative_error(pulled[:, read], gradient[:, read]) < (1e-6 if kind is Normed else 1e-8)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import onnx_ir
 import onnxruntime
 import pytest
 import torch
@@ -19,7 +19,9 @@ from surgeon.conversion.capture.capture import capture
 from surgeon.conversion.pullback import PullbackModule
 from surgeon.conversion.rewriting import rewrite_program
 from surgeon.conversion.rules.derived import DerivedRule, OperatorCall
+from surgeon.conversion.writers.translation import translate
 from surgeon.errors import ConversionError
+from tests.networks import Side
 
 aten = torch.ops.aten
 HARD = Recipe(gate="hard", pool="hard")
@@ -137,17 +139,6 @@ EXPORTED = (
 )
 
 
-class Side(nn.Module):
-    """Functions of one input side by side: [N, …] -> [N, their elements]."""
-
-    def __init__(self, functions: list[Callable[[Tensor], Tensor]]) -> None:
-        super().__init__()
-        self.functions = functions
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([function(x).flatten(1) for function in self.functions], 1)
-
-
 def network(names: Iterable[str]) -> nn.Module:
     return Side([FUNCTIONS[name] for name in names]).eval()
 
@@ -190,11 +181,8 @@ def pulled_by_torch() -> dict[str, tuple[Tensor, Tensor]]:
 def pulled_by_onnx_runtime() -> dict[str, tuple[Tensor, Tensor]]:
     x = image(3, torch.float32)
     program, _ = rewrite_program(network(EXPORTED), image(BATCH, torch.float32), HARD)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own; not under test
-        exported = torch.onnx.export(program, (), dynamo=True, opset_version=18, verbose=False)
-    assert exported is not None
-    content = exported.model_proto.SerializeToString()
+    model = translate(program, (), None, ["input", "cotangent"], ["output", "pullback"], 18)
+    content = onnx_ir.to_proto(model).SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     names = [port.name for port in session.get_inputs()]
     fed = [value.numpy() for value in together(EXPORTED, x)]

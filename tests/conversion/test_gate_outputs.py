@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import sys
 from pathlib import Path
 
 import numpy
+import onnx
+import PIL.Image
 import pytest
 import torch
+from onnx import TensorProto
+from onnx.external_data_helper import ExternalDataInfo
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -24,6 +29,9 @@ from surgeon.conversion.probe import GateProbe
 from surgeon.conversion.rewriting import rewrite_program
 from surgeon.errors import SurgeonError
 from surgeon.exporting import export
+from surgeon.network.sources import Source, resolve
+from surgeon.runtime.session import Session
+from surgeon.verify.verify import verify
 from tests import networks
 from tests.direct_gates import differences, direct
 from tests.tiny_bundle import write_tiny
@@ -54,21 +62,22 @@ def residual() -> nn.Module:
     return networks.build(Residual).float()
 
 
+def pictured() -> Source:
+    """The residual network, which takes photos of its own size."""
+    source = resolve(f"{__name__}:residual", preprocess="none")
+    return dataclasses.replace(source, image=Image(height=14, width=12, resize=14))
+
+
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("gates") / "residual"
-    image = Image(height=14, width=12, resize=14)
-    source = surgeon.network.sources.resolve("tests.conversion.test_gate_outputs:residual", preprocess="none")
-    assert source.image is not None
-    source = __import__("dataclasses").replace(source, image=image)
-    return export(source, folder, Recipe(gate_outputs=True), formats=("onnx",)).path
+def bundle(exported) -> Path:
+    return exported(pictured, gate_outputs=True, check=True)
 
 
 @pytest.fixture
 def photo(tmp_path) -> str:
     path = tmp_path / "photo.png"
     pixels = numpy.random.default_rng(0).integers(0, 256, (14, 12, 3), numpy.uint8)
-    __import__("PIL.Image").Image.fromarray(pixels).save(path)
+    PIL.Image.fromarray(pixels).save(path)
     return str(path)
 
 
@@ -96,37 +105,58 @@ def test_what_verification_compares(bundle: Path) -> None:
     assert kinds == {"output", "pullback", "gradient", "pre_activation", "soft", "hard", "gate_gap"}
 
 
-def test_a_wrong_file_does_not_verify(bundle: Path, tmp_path) -> None:
+def test_a_wrong_file_does_not_verify(bundle: Path, copied) -> None:
     """The oracle would see z under another name, and hard gates that are soft."""
-    import onnx
-
-    from surgeon.verify.verify import verify
-
-    copied = Path(__import__("shutil").copytree(bundle, tmp_path / "copied"))
-    model = onnx.load(copied / "gates.onnx", load_external_data=False)
+    folder = copied(bundle)
+    model = onnx.load(folder / "gates.onnx", load_external_data=False)
     swap = {"hard/hardtanh": "soft/hardtanh", "soft/hardtanh": "hard/hardtanh"}
     for value in model.graph.output:
         value.name = swap.get(value.name, value.name)
     for node in model.graph.node:
         node.output[:] = [swap.get(name, name) for name in node.output]
         node.input[:] = [swap.get(name, name) for name in node.input]
-    onnx.save(model, copied / "gates.onnx")
-    lines = [line for line in verify(copied, residual()) if line.artifact == "gates.onnx"]
+    onnx.save(model, folder / "gates.onnx")
+    lines = [line for line in verify(folder, residual()) if line.artifact == "gates.onnx"]
     assert {line.quantity for line in lines if not line.passed} == {"soft/hardtanh", "hard/hardtanh"}
 
 
-def test_weights_are_stored_once(bundle: Path, tmp_path) -> None:
-    plain = export(residual(), tmp_path / "plain", formats=("onnx",), input_shape=Residual.input_shape, check=False)
-    assert (bundle / "weights.bin").stat().st_size == (plain.path / "weights.bin").stat().st_size
-    assert not list(bundle.glob("gates.bin"))
+def test_weights_are_stored_once(bundle: Path) -> None:
+    """gates.onnx reads what pullback.onnx reads, and that is all there is."""
+    pullback, gates = (stored(bundle / name) for name in ("pullback.onnx", "gates.onnx"))
+    assert {file for file, _, _ in pullback} == {"weights.bin"} and gates and gates <= pullback
+    assert [path.name for path in bundle.glob("*.bin")] == ["weights.bin"]
+    assert max(end for _, _, end in pullback) == (bundle / "weights.bin").stat().st_size
 
 
-@pytest.mark.parametrize("name", sorted(networks.NETWORKS))
-def test_verified_on_all_kinds_of_gates(name: str, tmp_path) -> None:
-    network = networks.NETWORKS[name]
-    module = networks.build(network).float()
-    recipe = Recipe(gate_outputs=True, temperature_input="per-gate", edges="both")
-    export(module, tmp_path / "it", recipe, formats=("onnx",), input_shape=network.input_shape)
+def stored(path: Path) -> set[tuple[str, int, int]]:
+    """(file, first byte, end) of each tensor that lies outside of the ONNX file."""
+    graph = onnx.load(path, load_external_data=False).graph
+    infos = [ExternalDataInfo(tensor) for tensor in graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
+    return {(info.location, info.offset or 0, (info.offset or 0) + info.length) for info in infos}
+
+
+def every_kind() -> nn.Module:
+    kinds = networks.NETWORKS.values()
+    modules = {kind.__name__: networks.build(kind).float() for kind in kinds}
+    return networks.Together(modules, [kind.input_shape for kind in kinds])
+
+
+def test_verified_on_all_kinds_of_gates(exported) -> None:
+    bundle = exported(every_kind, gate_outputs=True, temperature_input="per-gate", edges="both", check=True)
+    manifest = Bundle.open(bundle).manifest
+    operators = (
+        "relu",
+        "hardtanh",
+        "clamp",
+        "leaky_relu",
+        "prelu",
+        "max_pool2d_with_indices",
+        "max_pool3d_with_indices",
+    )
+    assert {site.op for site in manifest.gates} == {f"aten.{name}.default" for name in operators}
+    lines = [line for line in manifest.verification if line.artifact == "gates.onnx"]
+    assert {line.quantity for line in lines} >= {f"soft/{site.node}" for site in manifest.gates}
+    assert all(line.passed for line in manifest.verification)
 
 
 def test_at_zero_a_hard_gate_is_shut() -> None:
@@ -177,8 +207,6 @@ def test_the_command_prints_and_plots(bundle: Path, photo: str, tmp_path, capfd)
 
 
 def test_interruption_keeps_what_is_done(bundle: Path, photo: str, capfd, monkeypatch) -> None:
-    from surgeon.runtime.session import Session
-
     real, calls = Session.gates, []
 
     def stopped(*arguments: object) -> object:

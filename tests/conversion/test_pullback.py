@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 import surgeon
 from surgeon.analysis.inspect.convertibility import check
 from surgeon.bundle.manifest import Recipe
-from surgeon.conversion.capture.capture import capture
+from surgeon.conversion.capture.capture import Captured, capture
 from surgeon.conversion.passes.optimise import optimise
 from surgeon.conversion.pullback import PullbackModule
 from surgeon.conversion.rewriting import rewrite
@@ -117,12 +118,17 @@ PLANTED: dict[str, tuple[object, Callable[..., Any]]] = {
 RULES_BEFORE = RULES[aten.max_pool2d_with_indices.default].backward
 
 
+@functools.cache
+def captured_stem() -> Captured:
+    return capture(build(Stem), example(Stem))
+
+
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_mistake_is_caught(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     operator, wrong = PLANTED[name]
     monkeypatch.setitem(RULES, operator, Rule(wrong, RULES[operator].kind))
     kind = Stem
-    pullback = PullbackModule(capture(build(kind), example(kind)), Recipe())
+    pullback = PullbackModule(captured_stem(), Recipe())
     assert error(build(kind), pullback, example(kind), Recipe(), 0.5) > 1e-3
 
 
@@ -158,6 +164,5 @@ def test_zennit_agrees_on_guided_backpropagation() -> None:
     module, x = build(Stem), example(Stem)
     v = torch.randn(module(x).shape, dtype=x.dtype)
     _, expected = attribution.Gradient(module, composites.GuidedBackprop())(x.clone(), v)
-    captured = capture(build(Stem), x)
-    _, pulled = PullbackModule(captured, RECIPES["guided"])(x, v)
+    _, pulled = PullbackModule(captured_stem(), RECIPES["guided"])(x, v)
     assert (pulled - expected).norm() < 1e-10 * expected.norm()
