@@ -65,8 +65,9 @@ class LoadedArtifacts:
         return self._forward
 
     def takes_temperature(self, name: str) -> bool:
-        """Whether the artifact `name` has the input, as exported."""
-        return any(port.name == "temperature" for port in self._bundle.manifest.artifacts[name].inputs)
+        """Whether the bundle holds the artifact `name`, and it takes a temperature, as exported."""
+        artifact = self._bundle.manifest.artifacts.get(name)
+        return artifact is not None and any(port.name == "temperature" for port in artifact.inputs)
 
     def off_device(self) -> dict[str, tuple[str, ...]]:
         """The nodes of each artifact, of those that were run, that were left to the CPU beside a GPU."""

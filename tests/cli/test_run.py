@@ -293,7 +293,7 @@ def test_sections_are_chosen_by_name(surgeon, bundles):
     assert told["gates"][0]["rule"] == "soft" and told["classes"][2] == "tiger cat"
     assert set(json.loads(surgeon("inspect", bundles / "soft", "--show", "all", "--json")[1])) == {"path", *SECTIONS}
     code, _, err = surgeon("inspect", bundles / "soft", "--show", "layers,weights")
-    assert code == 2 and "'weights' is not one of overview," in err and err.count("\n") == 1
+    assert code == 2 and "'weights' is not one of 'overview'," in err and err.count("\n") == 1
     code, _, err = surgeon("inspect", bundles / "soft" / "pullback.onnx", "--show", "verification")
     assert code == 1 and "has no section verification" in err and err.count("\n") == 1
 

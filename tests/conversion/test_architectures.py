@@ -297,7 +297,7 @@ def test_soft_gates_are_the_oracles(captured: tuple[Together, Captured], kind: t
     cotangent = torch.zeros(module(x).shape, dtype=x.dtype)
     cotangent[:, written] = v.flatten(1)
     found, pulled = PullbackModule(graph, Recipe())(x, cotangent, torch.tensor(0.69, dtype=x.dtype))
-    assert expected.norm() > 1e-3
+    assert expected.norm() > 1e-4  # random networks can vanish, and then nothing is proved
     assert relative_error(found[:, written], output.flatten(1)) < 1e-6  # instance norm computes in float32
     assert relative_error(pulled[:, read], expected.flatten(1)) < (1e-6 if kind is Normed else 1e-8)
 
