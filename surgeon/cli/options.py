@@ -139,7 +139,7 @@ def group(heading: str, *decorators: Decorator) -> Decorator:
 def field(kind: type, name: str, help: str, **options: Any) -> Decorator:
     """An option for the field `name` of the dataclass `kind`: its choices and its default are the field's."""
     offered = choices(kind, name)
-    default = next(known.default for known in dataclasses.fields(kind) if known.name == name)  # type: ignore[arg-type]
+    default = next(known.default for known in dataclasses.fields(kind) if known.name == name)
     shown = {"default": default, "show_default": True} if default else {}
     kinds = {"type": click.Choice(offered)} if offered else {}
     return click.option("--" + name.replace("_", "-"), help=help, **{**kinds, **shown, **options})

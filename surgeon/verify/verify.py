@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from surgeon.bundle.folder import Bundle
-from surgeon.bundle.manifest import Artifact, Comparison, Manifest, Recipe
+from surgeon.bundle.manifest import Artifact, Comparison, Manifest, Precision, Recipe
 from surgeon.bundle.ports import GATE_GAP, HARD, PRE_ACTIVATION
 from surgeon.errors import OptionError, ProviderError, SurgeonError, VerificationError, first_line
 from surgeon.network.inputs import example
@@ -155,7 +155,7 @@ def verify(
     return tuple(lines)
 
 
-def _precision(artifact: Artifact, recipe: Recipe, device: Device) -> tuple[str, str]:
+def _precision(artifact: Artifact, recipe: Recipe, device: Device) -> tuple[Precision, str]:
     """The precision whose tolerances hold for `artifact` on `device`, and a note on it for the lines."""
     if recipe.precision == "fp32" and artifact.format == "onnx":
         if device.tf32:

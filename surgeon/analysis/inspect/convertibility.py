@@ -150,7 +150,8 @@ def _run_rules(pullback: PullbackModule, example: Example) -> None:
     extra_inputs = tuple(extra_examples[place] for place in pullback.used_inputs)
     try:
         with shapes_alone, torch.no_grad():
-            cotangent = torch.ones((first.shape[0], *pullback.output_shape), dtype=first.dtype)
+            shape: Any = (first.shape[0], *pullback.output_shape)
+            cotangent = torch.ones(shape, dtype=first.dtype)
             pullback(first, cotangent, torch.ones((), dtype=first.dtype), extra_inputs)
     except (RuntimeError, ValueError, TypeError) as error:
         raise ConversionError(

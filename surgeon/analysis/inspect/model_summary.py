@@ -199,7 +199,7 @@ class _GateWatch(TorchDispatchMode):
     complete: bool = True  # whether `gates` are all of them
 
     def __post_init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.complete = self.complete and (self.inside > 0 or _is_no_gate(func))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from surgeon.analysis.inspect.grouping import count, layers, named, summed
-from surgeon.analysis.inspect.inspection import SECTIONS, FileReport, Inspection, nothing_fits, operators
+from surgeon.analysis.inspect.inspection import SECTIONS, FileReport, Inspection, OperatorCount, nothing_fits, operators
 from surgeon.analysis.inspect.structure import ROLES, UNMARKED, figure_text
 from surgeon.bundle.manifest import GateSite, Manifest, Port
 from surgeon.cli.reports.tables import Column, bytes_text, cells, counts_text, facts_table, shape_text, table_of
@@ -176,13 +176,8 @@ class FileSections:
         known = [name for name in PROVIDERS if any(count.providers[name] for count in counts)]
         columns = (
             Column("operator", lambda count: count.operator),
-            *(
-                Column(
-                    "count" if roles == [UNMARKED] else role, lambda count, role=role: count.counts.get(role, ""), True
-                )
-                for role in roles
-            ),
-            *(Column(name, lambda count, name=name: count.providers[name] or "?") for name in known),
+            *(Column("count" if roles == [UNMARKED] else role, _count_of(role), True) for role in roles),
+            *(Column(name, _support_by(name)) for name in known),
         )
         yield table_of(f"operators of {file.name}", columns, counts)
 
@@ -281,3 +276,11 @@ def _port(port: Port) -> tuple[str, str, str, str, str]:
     values = port.default if isinstance(port.default, tuple) else () if port.default is None else (port.default,)
     default = ", ".join(dict.fromkeys(f"{value:g}" for value in values))
     return port.name, port.dtype, shape_text(port.shape), default, port.meaning
+
+
+def _count_of(role: str) -> Callable[[OperatorCount], object]:
+    return lambda count: count.counts.get(role, "")
+
+
+def _support_by(provider: str) -> Callable[[OperatorCount], object]:
+    return lambda count: count.providers[provider] or "?"

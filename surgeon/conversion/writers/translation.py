@@ -52,7 +52,7 @@ def translate(
 
     A program is used up: it may be changed in place.
     """
-    options = {
+    options: dict[str, Any] = {
         "dynamo": True,
         "opset_version": opset,
         "input_names": list(inputs),
