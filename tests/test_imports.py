@@ -15,7 +15,7 @@ ORDER = (
     *("errors", "bundle", "runtime", "network", "conversion", "verify", "exporting", "app", "analysis", "cli"),
     *("__main__",),
 )
-TORCH_ROOMS = {"network", "conversion", "verify", "exporting"}
+TORCH_PACKAGES = {"network", "conversion", "verify", "exporting"}
 # Of `analysis`, the modules that convert a network, or run one, as well.
 TORCH_IN_ANALYSIS = {
     "surgeon.analysis.bench.baselines",
@@ -46,22 +46,24 @@ def imports(module: str) -> Iterator[str]:
                 yield name if name in SOURCES else node.module
 
 
-def room(module: str) -> str:
+def package(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
 IMPORTS = {module: set(imports(module)) for module in sorted(SOURCES)}
 OWN = {module: (names & set(SOURCES)) - {module} for module, names in IMPORTS.items()}
-NEEDS_TORCH = {module for module in SOURCES if room(module) in TORCH_ROOMS} | TORCH_IN_ANALYSIS
+NEEDS_TORCH = {module for module in SOURCES if package(module) in TORCH_PACKAGES} | TORCH_IN_ANALYSIS
 
 
 def test_every_folder_has_its_place_in_the_order() -> None:
-    assert {room(module) for module in SOURCES} - {"", "examples"} == set(ORDER)
+    assert {package(module) for module in SOURCES} - {"", "examples"} == set(ORDER)
 
 
 def test_imports_run_one_way() -> None:
     ranks = {name: rank for rank, name in enumerate(("", *ORDER))}
-    upwards = {f"{m} -> {name}" for m, names in OWN.items() for name in names if ranks[room(m)] < ranks[room(name)]}
+    upwards = {
+        f"{m} -> {name}" for m, names in OWN.items() for name in names if ranks[package(m)] < ranks[package(name)]
+    }
     assert not upwards
 
 

@@ -116,8 +116,8 @@ def verify(
     ONNX files run on `device` with its `provider_options`, as `surgeon.load` has it, and on the CPU once more as that
     tunes them; TorchScript runs on the CPU. Under TF32, fp32 is held to what fp16 is, and the lines say so.
     `graph` is the captured network, where the recipe's layers are nodes; without it, the network is captured again.
-    `progress` is called with each line as it is known. A line over its tolerance raises nothing here: see `require`. Raises
-    VerificationError where an artifact does not run, or where the pullback is zero, so that nothing is proved,
+    `progress` is called with each line as it is known. A line over its tolerance raises nothing here: see `require`.
+    Raises VerificationError where an artifact does not run, or where the pullback is zero, so that nothing is proved,
     ProviderError for a device that is not there, and OptionError for an option that it does not take.
     """
     folder, place = Path(folder), Device(device, provider_options or {})

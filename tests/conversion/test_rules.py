@@ -98,7 +98,9 @@ def test_soft_pools_are_the_slow_rule(operator: OpOverload, temperature: float) 
         call = sample.call(2)
         g = cotangents(operator, call)
         (found,) = pull(operator, call, g, gate("soft", temperature))
-        assert relative(found, oracles.soft_max_pool_of(operator, call.args, g[0], temperature)) < 1e-11
+        # exp(x / T) multiplies the rounding of x by 1 / T.
+        bound = 1e-12 * max(1, 0.3 / temperature)
+        assert relative(found, oracles.soft_max_pool_of(operator, call.args, g[0], temperature)) < bound
 
 
 class SideBySide(nn.Module):
