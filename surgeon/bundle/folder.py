@@ -107,4 +107,4 @@ def _where(folder: Path) -> str:
     usual = Path("exported") / folder.name
     if folder != usual and (usual / MANIFEST).is_file():
         return f"Did you mean {usual}?"
-    return f"Make one with `surgeon export MODEL -o {folder}`"
+    return f"Make one with `surgeon export SOURCE -o {folder}`"

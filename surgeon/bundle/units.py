@@ -106,7 +106,7 @@ def find_label(wanted: str, labels: Sequence[str]) -> int:
         raise SurgeonError(f"{wanted!r} names {len(found)} classes: {several}", "Give a longer name, or the index")
     known = {name: f"{index} {labels[index]}" for index, parts in enumerate(names) for name in parts}
     near = list(dict.fromkeys(known[name] for name in difflib.get_close_matches(key, known, n=3, cutoff=0.5)))
-    remedy = f"The nearest are: {', '.join(near)}" if near else "`surgeon inspect BUNDLE` lists the classes"
+    remedy = f"The nearest are: {', '.join(near)}" if near else "`surgeon inspect BUNDLE --show classes` lists them"
     raise SurgeonError(f"no class is named {wanted!r}", remedy)
 
 

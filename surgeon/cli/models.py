@@ -6,20 +6,21 @@ import click
 
 from surgeon.cli import options
 
+EXAMPLES = """\b
+Examples:
+  surgeon models
+  surgeon models resnet
+  surgeon models 'vgg*_bn' --json"""
 
-@click.command("models", short_help="List the models that can be named.")
+
+@click.command("models", epilog=EXAMPLES, short_help="List the models that can be named.")
 @click.argument("pattern", default="*")
 @options.as_json
 def command(pattern: str, as_json: bool) -> None:
-    r"""List the models whose name fits PATTERN: a part of a name, or shell wildcards.
+    """List the models whose name fits PATTERN: a part of a name, or shell wildcards.
 
     Networks whose gates are "none" convert too, but their pullback is the ordinary gradient. Those that take
     3,FRAMES,HEIGHT,WIDTH are for films, in [-1, 1] as pictures are. Name your own networks `package.module:factory`.
-
-    \b
-    surgeon models
-    surgeon models resnet
-    surgeon models 'vgg*_bn' --json
     """
     import dataclasses
 

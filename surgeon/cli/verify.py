@@ -14,12 +14,23 @@ if TYPE_CHECKING:
     from surgeon.bundle.folder import Bundle
     from surgeon.bundle.manifest import Comparison
 
+EXAMPLES = """\b
+Examples:
+  surgeon verify exported/lite0
+  surgeon verify exported/mine --source mypackage.models:make --weights trained.pth
+  surgeon verify exported/lite0 --integrity"""
 
-@click.command("verify", short_help="Compare a bundle's artifacts with PyTorch's autograd.")
+
+@click.command("verify", epilog=EXAMPLES, short_help="Compare a bundle's artifacts with PyTorch's autograd.")
 @options.bundle
 @click.option("--source", metavar="SOURCE", help="The network to compare with.  [default: what the manifest names]")
 @click.option("--weights", metavar="FILE|NAME|random", help="Its weights.  [default: what the manifest names]")
-@click.option("--tolerance", type=options.number(above=0), help="Relative L2 error allowed.  [default: by quantity]")
+@click.option(
+    "--tolerance",
+    type=options.number(above=0),
+    metavar="E",
+    help="Relative L2 error allowed.  [default: by quantity]",
+)
 @click.option("--integrity", is_flag=True, help="Check the files against the manifest and nothing more (no torch).")
 @options.device
 @options.provider_options
@@ -36,15 +47,10 @@ def command(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    r"""Check the files of BUNDLE against its manifest, then run its artifacts against PyTorch's autograd.
+    """Check the files of BUNDLE against its manifest, then run its artifacts against PyTorch's autograd.
 
     The network is built again from the manifest, which knows a weights file by name only: give its place with
     --weights. Exit code 3 where an artifact is off by more than its tolerance.
-
-    \b
-    surgeon verify exported/lite0
-    surgeon verify exported/mine --source mypackage.models:make --weights trained.pth
-    surgeon verify exported/lite0 --integrity
     """
     from surgeon.bundle.folder import Bundle
 

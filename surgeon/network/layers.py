@@ -147,7 +147,7 @@ def no_layer(name: str, known: Iterable[str]) -> SurgeonError:
     near = difflib.get_close_matches(name, listed, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
     return SurgeonError(
-        f"the network has no layer {name!r}", f"{hint}`surgeon inspect MODEL --show layers` lists what there is"
+        f"the network has no layer {name!r}", f"{hint}`surgeon inspect SOURCE --show layers` lists the names"
     )
 
 

@@ -75,7 +75,7 @@ COMMANDS = [(page, line) for page, line in LINES if line.startswith("surgeon ")]
 
 
 def needs_torch(text: str) -> bool:
-    return bool(re.search(r"\btorch\b|surgeon\.(export|rewrite)|surgeon (check|export|models|bench)|MODEL", text))
+    return bool(re.search(r"\btorch\b|surgeon\.(export|rewrite)|surgeon (check|export|models|bench)|SOURCE", text))
 
 
 def runs(command: str) -> bool:
