@@ -20,7 +20,15 @@ Examples:
 
 @click.command("app", epilog=EXAMPLES)
 @click.argument("bundles", nargs=-1, metavar="[BUNDLE...]", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("exported/app"), show_default=True)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    default=Path("exported/app"),
+    show_default=True,
+    help="The site's folder.",
+)
 @click.option(
     "--photo",
     "photos",

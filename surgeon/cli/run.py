@@ -38,7 +38,15 @@ Examples:
 @options.device
 @options.provider_options
 @options.threads
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("exported/pictures"), show_default=True)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    default=Path("exported/pictures"),
+    show_default=True,
+    help="The folder that the pictures go into.",
+)
 @options.silent
 @options.as_json
 def command(

@@ -90,7 +90,7 @@ def test_every_field_of_a_recipe_is_checked():
         ({"temperature": "0.3"}, "temperature cannot be '0.3'. Give a number"),
         ({"step_size": math.nan}, "step_size is nan. Give a number that float32 can hold; a negative one descends"),
         ({"radius": -1}, "radius is -1. Give a number above 0; inf does not limit the perturbation"),
-        ({"steps": 0}, "steps is 0. Give a whole number, 1 or more"),
+        ({"steps": 0}, "steps is 0. Give a whole number, 1 or more, that int64 can hold"),
         ({"steps": True}, "steps cannot be True. Give a whole number"),
         ({"steps": 2.0}, "steps cannot be 2.0. Give a whole number"),
     ],
