@@ -79,7 +79,7 @@ def export(
     defaults = defaults or Defaults(temperature=source.temperature)
     _refuse(recipe, formats, shard_size)
     if single_file and shard_size is not None:
-        raise SurgeonError("a single file has its weights inside, and none in chunks", "Give one of the two")
+        raise SurgeonError("a single file has its weights inside, and none in shards", "Give one of the two")
     if recipe.dynamic_size and source.image is None:
         raise SurgeonError("the input is not a picture, whose height and width could be free", sizes.REMEDY)
     if recipe.gate_scope == "modules" and source.model.weights == IN_FILE:

@@ -1,4 +1,4 @@
-"""Weights stored as halves and in chunks: against the same files with their weights rounded by numpy."""
+"""Weights stored as halves and in shards: against the same files with their weights rounded by numpy."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def plain(exported) -> Path:
 
 @pytest.fixture(scope="module")
 def verified(exported) -> Path:
-    """Of halves, in chunks."""
+    """Of halves, in shards."""
     return exported(network, gate_outputs=True, weights_dtype="fp16", check=True, options=SHAPE | {"shard_size": 1})
 
 
@@ -106,12 +106,12 @@ def test_halves_take_half(plain: Path, halves: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["pullback.onnx", "ascent.onnx", "gates.onnx"])
-def test_chunks_hold_what_one_file_held(plain: Path, sharded: Path, name: str) -> None:
+def test_shards_hold_what_one_file_held(plain: Path, sharded: Path, name: str) -> None:
     for one, other in zip(answers(str(plain / name), name), answers(str(sharded / name), name), strict=True):
         numpy.testing.assert_array_equal(one, other)
 
 
-def test_chunks_are_no_larger_than_asked(sharded: Path) -> None:
+def test_shards_are_no_larger_than_asked(sharded: Path) -> None:
     sizes = {path.name: path.stat().st_size for path in sharded.glob("*.bin")}
     assert sorted(sizes) == [f"weights-{number}.bin" for number in range(1, len(sizes) + 1)] and len(sizes) > 1
     model = onnx.load(sharded / "pullback.onnx", load_external_data=False)
@@ -150,7 +150,7 @@ def test_what_does_not_fit_is_refused(plain: Path, tmp_path: Path) -> None:
     with pytest.raises(SurgeonError, match="too large for float16"):
         store_again(large, WEIGHTS, True, None)
     refused = tmp_path / "refused"
-    with pytest.raises(SurgeonError, match="none in chunks"):
+    with pytest.raises(SurgeonError, match="none in shards"):
         export(network(), refused / "two", shard_size=1, single_file=True, **SHAPE)
     for choice in ({"weights_dtype": "fp16"}, {"scalars": "required"}):
         with pytest.raises(SurgeonError, match="about ONNX files"):

@@ -72,9 +72,9 @@ def described(settings: Settings, methods: Sequence[Method]) -> str:
     smooth = [f"SmoothGrad of {m.facts['samples']}, σ {m.facts['level']:g}" for m in methods if "samples" in m.facts]
     parts = [
         f"map {settings.map}",
-        f"curves in {settings.curve_points} parts",
-        f"infidelity of {settings.perturbations} changes ({what})",
-        f"sensitivity of {settings.samples} draws, r {settings.radius:g}",
+        f"curves in {settings.curve_points} steps",
+        f"infidelity of {settings.perturbations} perturbations ({what})",
+        f"sensitivity of {settings.samples} samples, r {settings.radius:g}",
         f"{settings.others} other classes",
         *smooth,
         f"seed {settings.seed}",
