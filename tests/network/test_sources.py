@@ -15,7 +15,7 @@ from surgeon.cli import group
 from surgeon.errors import SurgeonError
 from surgeon.network import catalogue, preprocessing
 from surgeon.network.sources import AS_MADE, Source, resolve, resolve_again
-from surgeon.network.weights import load_weights, varied_input
+from surgeon.network.weights import calibrate, load_weights, varied_input
 
 SMALL = {"weights": "random", "input_shape": (3, 64, 64)}
 
@@ -361,3 +361,11 @@ def test_the_command_lists_models() -> None:
     assert told["models"][0]["name"] == "densenet121"
     table = CliRunner().invoke(group, ["models", "densenet121"], catch_exceptions=False).stdout
     assert "8.0 M" in table and "IMAGENET1K_V1" in table
+
+
+def test_calibration_leaves_batch_norms_in_evaluation_mode_with_their_own_momentum() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.3), nn.ReLU(), nn.BatchNorm2d(4))
+    calibrate(network.eval(), (3, 8, 8), 0)
+    first, second = network[1], network[3]
+    assert (first.momentum, second.momentum) == (0.3, 0.1) and not (first.training or second.training)
+    assert first.running_var.min() > 0 and not first.running_mean.equal(torch.zeros(4))
