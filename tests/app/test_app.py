@@ -103,6 +103,13 @@ def test_the_step_takes_every_input_and_keeps_its_weights(written: Path) -> None
     assert (written / "models/digits/weights.bin").read_bytes() == (DIGITS / "weights.bin").read_bytes()
 
 
+def test_the_policy_lets_the_page_load_from_its_own_host_alone() -> None:
+    rules = dict(rule.split(" ", 1) for rule in CONTENT_SECURITY_POLICY.split("; "))
+    assert rules.pop("default-src") == rules.pop("base-uri") == rules.pop("form-action") == "'none'"
+    sources = {source for rule in rules.values() for source in rule.split()}
+    assert sources == {"'self'", "'wasm-unsafe-eval'", "blob:", "data:"}
+
+
 def test_the_page_runs_nothing_but_its_own_files(written: Path) -> None:
     text = (written / "index.html").read_text()
     assert f'http-equiv="Content-Security-Policy" content="{CONTENT_SECURITY_POLICY}"' in text
